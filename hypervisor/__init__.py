@@ -1,0 +1,1 @@
+"""The hypervisor layer: one abstract interface, backends behind it, no knowledge of the wire."""

@@ -1,0 +1,157 @@
+"""The interface every hypervisor backend implements.
+
+The core is small on purpose: what every backend can do for every VM. Powers that only some have (snapshots, hot-plug,
+migration) become ABCs of their own and are announced in `Capabilities`.
+
+The rules that hold for every method, and that the shared contract suite (tests/contract) checks on every backend:
+
+* Nothing blocks the event loop. Nothing is cached that another tool could change behind our back.
+* Methods may be called twice. Where the VM is already as asked (`create` with the same configuration, `delete` of a VM
+  that is gone, `force_stop` of a stopped one), the call succeeds and does nothing; every other wrong state is
+  `WrongState`.
+* Calls for different VMs may run at once; the caller serialises calls for the same VM.
+* Recovery is part of the contract: after `close` and `open` in a new process, every VM defined before is known, and a
+  VM that ran goes on running untouched.
+* Every method may raise `Unavailable`; `VmNotFound` is raised for an unknown id except where said otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from hypervisor.types import Capabilities, Console, ConsoleLog, Health, VmConfig, VmEvent, VmStatus
+
+Listener = Callable[[VmEvent], None]
+
+
+class Hypervisor(ABC):
+    """One hypervisor on one host."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect and learn what exists.
+
+        Raises:
+            Unavailable: the backend cannot be reached.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the backend. VMs go on running. Safe to call twice."""
+
+    @abstractmethod
+    async def capabilities(self) -> Capabilities:
+        """Say what this backend on this host can do."""
+
+    @abstractmethod
+    async def health(self) -> Health:
+        """Ask the backend for a sign of life; never raises."""
+
+    @abstractmethod
+    async def create(self, config: VmConfig) -> None:
+        """Define a VM; it stays off. Idempotent for the same configuration.
+
+        Raises:
+            VmExists: the id is taken by a VM configured otherwise.
+            Refused: the backend does not accept the configuration.
+        """
+
+    @abstractmethod
+    async def reconfigure(self, config: VmConfig) -> None:
+        """Replace the definition of a VM that is off; takes effect at its next start. Idempotent.
+
+        Raises:
+            WrongState: it is not off.
+            Refused: the backend does not accept the configuration; the old one stays.
+        """
+
+    @abstractmethod
+    async def delete(self, vm_id: str) -> None:
+        """Remove the definition and whatever the backend keeps for it (console log, NVRAM); disk images stay.
+
+        Succeeds if the VM does not exist.
+
+        Raises:
+            WrongState: it is neither off nor saved.
+        """
+
+    @abstractmethod
+    async def start(self, vm_id: str) -> None:
+        """Start from off, or continue from a saved state.
+
+        Raises:
+            WrongState: it runs or is paused.
+            Refused: the backend could not start it (a missing bridge, no memory); it stays off.
+        """
+
+    @abstractmethod
+    async def stop(self, vm_id: str, timeout_s: float) -> None:
+        """Ask the guest to shut down (ACPI power button) and wait until it is off. Succeeds if it is off.
+
+        Raises:
+            GuestDidNotStop: the guest still runs after `timeout_s` seconds.
+            WrongState: it is paused, so the guest cannot react.
+        """
+
+    @abstractmethod
+    async def force_stop(self, vm_id: str) -> None:
+        """Pull the plug. Succeeds if it is off; drops a saved state."""
+
+    @abstractmethod
+    async def reboot(self, vm_id: str) -> None:
+        """Ask the guest to reboot where it can hear, else reset it.
+
+        Raises:
+            WrongState: it is not running.
+        """
+
+    @abstractmethod
+    async def pause(self, vm_id: str) -> None:
+        """Stop the vCPUs; memory stays allocated.
+
+        Raises:
+            WrongState: it is not running.
+        """
+
+    @abstractmethod
+    async def resume(self, vm_id: str) -> None:
+        """Let the vCPUs of a paused VM run again.
+
+        Raises:
+            WrongState: it is not paused.
+        """
+
+    @abstractmethod
+    async def status(self, vm_id: str) -> VmStatus:
+        """Say what the VM is now."""
+
+    @abstractmethod
+    async def list(self) -> Sequence[VmStatus]:
+        """Every VM on this host, also those LimiQuantix did not define; no order."""
+
+    @abstractmethod
+    async def console(self, vm_id: str) -> Console:
+        """Say where the graphical console listens.
+
+        Raises:
+            ConsoleAbsent: the VM has none, or is not running.
+        """
+
+    @abstractmethod
+    async def read_console_log(self, vm_id: str, offset: int, max_bytes: int) -> ConsoleLog:
+        """Read what the guest wrote to its serial console.
+
+        Args:
+            offset: first byte wanted, from 0; beyond the end, or from before the log was rotated, the answer is empty
+                and `next_offset` is the log's end.
+            max_bytes: 1 to 1,048,576.
+        """
+
+    @abstractmethod
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` in the event loop for each event from now on; it must not block.
+
+        Returns:
+            A function that ends the subscription.
+        """

@@ -1,0 +1,10 @@
+"""Descriptor of the protovalidate rules for the google.protobuf runtime.
+
+Generated `*_pb2` modules import this name. protovalidate ships the rules for its own runtime only, so the descriptor is
+taken from the installed package instead of keeping a second copy that could disagree with the interpreter of the rules.
+"""
+
+from google.protobuf import descriptor_pool, timestamp_pb2, duration_pb2, field_mask_pb2, descriptor_pb2  # noqa: F401
+from protovalidate import FieldPathPb
+
+DESCRIPTOR = descriptor_pool.Default().AddSerializedFile(FieldPathPb.desc().file.proto.to_binary())

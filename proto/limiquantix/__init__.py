@@ -1,0 +1,1 @@
+"""The LimiQuantix contract: generated messages, the shared error vocabulary and what is needed to speak gRPC."""

@@ -1,0 +1,188 @@
+"""The one vocabulary of refusals that every LimiQuantix program speaks.
+
+An error has a code (what a client may do about it), a stable `reason` (what a program may test for), a message for the
+person reading it and metadata with the facts the message was made from. Transports encode it in one place:
+`limiquantix.rpc.status` for gRPC, `controlplane.api.http` for JSON. Nothing here knows a transport.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+
+class Code(enum.IntEnum):
+    """Canonical status codes; numbers are those of google.rpc.Code."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class Reason(enum.StrEnum):
+    """Stable, machine-readable cause of an error, sent as `ErrorInfo.reason` (AIP-193)."""
+
+    FIELD_VIOLATIONS = "FIELD_VIOLATIONS"
+    MALFORMED_REQUEST = "MALFORMED_REQUEST"
+    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"  # noqa: S105 - not a secret
+    VM_NOT_FOUND = "VM_NOT_FOUND"
+    VM_NAME_TAKEN = "VM_NAME_TAKEN"
+    VM_STATE_FORBIDS = "VM_STATE_FORBIDS"
+    VM_EXISTS_WITH_OTHER_CONFIG = "VM_EXISTS_WITH_OTHER_CONFIG"
+    NODE_NOT_FOUND = "NODE_NOT_FOUND"
+    NODE_NOT_PLACED = "NODE_NOT_PLACED"
+    NO_NODE_FITS = "NO_NODE_FITS"
+    NODE_UNREACHABLE = "NODE_UNREACHABLE"
+    CONSOLE_ABSENT = "CONSOLE_ABSENT"
+    GUEST_DID_NOT_STOP = "GUEST_DID_NOT_STOP"
+    HYPERVISOR_UNAVAILABLE = "HYPERVISOR_UNAVAILABLE"
+    HYPERVISOR_REFUSED = "HYPERVISOR_REFUSED"
+    STORAGE_FULL = "STORAGE_FULL"
+    DISK_IMAGE_FAILED = "DISK_IMAGE_FAILED"
+    CONCURRENT_CHANGE = "CONCURRENT_CHANGE"
+    STATE_UNAVAILABLE = "STATE_UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One fault of a request; `field` is a path in proto names (`spec.disks[0].size_gib`), "" the whole message."""
+
+    field: str
+    description: str
+
+
+class ApiError(Exception):
+    """A refusal that can cross the wire. Raise one of its subclasses, never this class itself.
+
+    Args:
+        reason: stable cause, see `Reason`.
+        message: what is wrong and what to do about it, one or two sentences.
+        metadata: the facts behind the message; goes to every caller, so never a secret or a path outside storage.
+        violations: every faulty field; only with `InvalidArgument`.
+        retry_after_s: when a retry makes sense; None if the server cannot tell.
+    """
+
+    code: ClassVar[Code] = Code.UNKNOWN
+
+    def __init__(
+        self,
+        reason: Reason | str,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[FieldViolation] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = str(reason)
+        self.message = message
+        self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.reason}: {self.message})"
+
+
+class InvalidArgument(ApiError):
+    """The request itself is wrong, whatever the state of the system; sending it again cannot help."""
+
+    code = Code.INVALID_ARGUMENT
+
+    @classmethod
+    def from_violations(cls, violations: Sequence[FieldViolation]) -> InvalidArgument:
+        """Name every fault at once: a caller should not have to find them one by one."""
+        listed = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
+        return cls(Reason.FIELD_VIOLATIONS, listed, violations=violations)
+
+
+class NotFound(ApiError):
+    """The named thing does not exist, or the caller may not know that it does."""
+
+    code = Code.NOT_FOUND
+
+
+class AlreadyExists(ApiError):
+    """A thing with that name or id exists."""
+
+    code = Code.ALREADY_EXISTS
+
+
+class FailedPrecondition(ApiError):
+    """The system is not in the state this call needs; the message names the state."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class ResourceExhausted(ApiError):
+    """No room or no quota; the message says of what, and how much is missing."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class Aborted(ApiError):
+    """Lost a race against another caller; reading again and repeating the call makes sense."""
+
+    code = Code.ABORTED
+
+
+class Unavailable(ApiError):
+    """A part that is needed does not answer now; the same call may work later."""
+
+    code = Code.UNAVAILABLE
+
+
+class DeadlineExceeded(ApiError):
+    """The work did not finish in time. It may have happened: look before repeating."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class Unimplemented(ApiError):
+    """Documented, but not in this version."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class Internal(ApiError):
+    """A defect of ours. The message carries a correlation id and nothing of the inside."""
+
+    code = Code.INTERNAL
+
+
+ERROR_CLASSES: Mapping[Code, type[ApiError]] = MappingProxyType(
+    {
+        cls.code: cls
+        for cls in (
+            InvalidArgument,
+            NotFound,
+            AlreadyExists,
+            FailedPrecondition,
+            ResourceExhausted,
+            Aborted,
+            Unavailable,
+            DeadlineExceeded,
+            Unimplemented,
+            Internal,
+        )
+    }
+)

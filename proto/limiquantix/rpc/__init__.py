@@ -1,0 +1,1 @@
+"""What every process needs to speak the contract over gRPC: status, validation, call pipeline, servers, channels."""

@@ -1,0 +1,153 @@
+"""A grpc.aio server as every LimiQuantix daemon runs it: pipeline, health, reflection, TLS, bounded messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from limiquantix.errors import ApiError
+from limiquantix.rpc.pipeline import CallPipeline
+from limiquantix.rpc.status import to_status
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""Bound of one message: a full page of 1,000 VMs with large specs is about 4 MiB."""
+
+MAX_CONCURRENT_CALLS = 1_000
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second server on the same port silently takes half of the calls
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of one side; with `ca_path` the other side must show a certificate of that CA."""
+
+    cert_path: Path
+    key_path: Path
+    ca_path: Path | None = None
+
+
+class AddressInUse(Exception):
+    """The listen address cannot be bound; the message names it."""
+
+
+class PipelineInterceptor(grpc.aio.ServerInterceptor):
+    """Puts every call of the server's own services through the pipeline; health and reflection pass untouched."""
+
+    def __init__(self, pipeline: CallPipeline, services: Sequence[str]) -> None:
+        self._pipeline = pipeline
+        self._prefixes = tuple(f"/{service}/" for service in services)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of one method."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(self._prefixes):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Any:
+        async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+            try:
+                return await self._pipeline.unary(method, request, lambda: behaviour(request, context))
+            except ApiError as error:
+                await context.abort_with_status(rpc_status.to_status(to_status(error)))
+                raise AssertionError("abort_with_status returned") from error
+
+        return call
+
+    def _stream(self, method: str, behaviour: Callable[..., AsyncIterator[Message]]) -> Any:
+        async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
+            try:
+                async for response in self._pipeline.stream(method, request, lambda: behaviour(request, context)):
+                    yield response
+            except ApiError as error:
+                await context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+        return call
+
+
+class RpcServer:
+    """Owns one listening gRPC server.
+
+    Args:
+        add_services: registers the servicers, e.g. `lambda s: add_VMServiceServicer_to_server(vm, s)`.
+        services: their full names, for health, reflection and the pipeline.
+    """
+
+    def __init__(
+        self,
+        pipeline: CallPipeline,
+        services: Sequence[str],
+        add_services: Callable[[grpc.aio.Server], None],
+        tls: TlsFiles | None = None,
+    ) -> None:
+        self._services = tuple(services)
+        self._tls = tls
+        self._server = grpc.aio.server(
+            interceptors=[PipelineInterceptor(pipeline, services)],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+        )
+        add_services(self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, address: str) -> int:
+        """Listen on "host:port" (port 0 takes a free one) and serve.
+
+        Returns:
+            The port it listens on.
+
+        Raises:
+            AddressInUse: the address cannot be bound.
+        """
+        try:
+            if self._tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, server_credentials(self._tls))
+        except RuntimeError as error:
+            raise AddressInUse(f"cannot listen on {address}: is another process using it?") from error
+        await self._server.start()
+        for service in ("", *self._services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return int(port)
+
+    async def stop(self, grace_s: float) -> None:
+        """Tell health watchers, let running calls finish for `grace_s`, then cut them off. Safe to call twice."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Load a server's certificate; clients must show one too when a CA is given."""
+    return grpc.ssl_server_credentials(
+        [(tls.key_path.read_bytes(), tls.cert_path.read_bytes())],
+        root_certificates=tls.ca_path.read_bytes() if tls.ca_path else None,
+        require_client_auth=tls.ca_path is not None,
+    )

@@ -1,0 +1,52 @@
+"""Check a request against the protovalidate rules of its .proto file.
+
+The rules stand in the contract, so a client in any language can check the same things before it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import protovalidate
+from google.protobuf.message import Message
+
+from limiquantix.errors import FieldViolation, InvalidArgument
+
+Check = Callable[[Message], Iterable[FieldViolation]]
+
+_validator = protovalidate.Validator()
+
+
+def _field_path(violation: protovalidate.Violation) -> str:
+    field = violation.proto.field
+    if field is None:
+        return ""
+    path = ""
+    for element in field.elements:
+        path += ("." if path else "") + element.field_name
+        if element.subscript is not None:
+            key = element.subscript.value
+            path += f"[{key}]" if isinstance(key, int) else f'["{key}"]'
+    return path
+
+
+def violations_of(request: Message) -> list[FieldViolation]:
+    """List every rule the message breaks, in field order; empty if it is sound."""
+    return [
+        FieldViolation(_field_path(v), v.proto.message or v.proto.rule_id)
+        for v in _validator.collect_violations(request)
+    ]
+
+
+def validate(request: Message, checks: Mapping[type[Message], Check]) -> None:
+    """Raise `InvalidArgument` with every fault of the request.
+
+    Args:
+        checks: rules that a .proto file cannot state, by request type; their findings join those of the contract.
+    """
+    violations = violations_of(request)
+    check = checks.get(type(request))
+    if check is not None:
+        violations.extend(check(request))
+    if violations:
+        raise InvalidArgument.from_violations(violations)
