@@ -1,0 +1,92 @@
+"""Every refusal of the control plane, one function each: reason, message and metadata are made in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from limiquantix.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+    Reason,
+    ResourceExhausted,
+    Unavailable,
+)
+
+
+def vm_not_found(vm_id: str) -> NotFound:
+    """No VM has that id."""
+    return NotFound(Reason.VM_NOT_FOUND, f"VM {vm_id} does not exist", metadata={"vm_id": vm_id})
+
+
+def vm_name_taken(name: str, project_id: str) -> AlreadyExists:
+    """Names are unique within a project."""
+    return AlreadyExists(
+        Reason.VM_NAME_TAKEN,
+        f"project {project_id} already has a VM named {name!r}; choose another name",
+        metadata={"name": name, "project_id": project_id},
+    )
+
+
+def vm_state_forbids(vm_id: str, operation: str, state: str, allowed: Sequence[str], hint: str) -> FailedPrecondition:
+    """The VM's power state does not allow the operation."""
+    message = f"cannot {operation} VM {vm_id} while it is {state}; it must be {' or '.join(allowed)}"
+    return FailedPrecondition(
+        Reason.VM_STATE_FORBIDS,
+        f"{message}: {hint}" if hint else message,
+        metadata={"vm_id": vm_id, "state": state, "allowed": ",".join(allowed)},
+    )
+
+
+def node_not_found(node_id: str) -> NotFound:
+    """No node has that id."""
+    return NotFound(Reason.NODE_NOT_FOUND, f"node {node_id} does not exist", metadata={"node_id": node_id})
+
+
+def vm_not_placed(vm_id: str) -> FailedPrecondition:
+    """The VM is on no node."""
+    return FailedPrecondition(
+        Reason.NODE_NOT_PLACED, f"VM {vm_id} is on no node, so there is nothing to act on", metadata={"vm_id": vm_id}
+    )
+
+
+def no_node_fits(summary: str, per_node: Sequence[tuple[str, str]]) -> ResourceExhausted:
+    """No node can take the VM; `per_node` has (host name, reason) for each one there is."""
+    return ResourceExhausted(
+        Reason.NO_NODE_FITS, summary, metadata={f"node.{hostname}": reason for hostname, reason in per_node}
+    )
+
+
+def node_has_no_agent(hostname: str) -> Unavailable:
+    """The node never said where its daemon listens."""
+    return Unavailable(
+        Reason.NODE_UNREACHABLE,
+        f"node {hostname} has no agent endpoint; its daemon must register again",
+        metadata={"node": hostname},
+    )
+
+
+def page_token_invalid() -> InvalidArgument:
+    """A page token that this server did not make, or made for another query."""
+    return InvalidArgument(
+        Reason.PAGE_TOKEN_INVALID,
+        "page_token does not belong to this query; begin again without it",
+        violations=[FieldViolation("page_token", "does not belong to this query")],
+    )
+
+
+def concurrent_change(kind: str, record_id: str) -> Aborted:
+    """The row changed between reading and writing it."""
+    return Aborted(
+        Reason.CONCURRENT_CHANGE,
+        f"{kind} {record_id} was changed by another caller at the same time; read it again and repeat the call",
+        metadata={"kind": kind, "id": record_id},
+    )
+
+
+def state_unavailable(detail: str) -> Unavailable:
+    """The database does not answer."""
+    return Unavailable(Reason.STATE_UNAVAILABLE, f"the database does not answer: {detail}", retry_after_s=1.0)

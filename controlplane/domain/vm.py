@@ -1,0 +1,121 @@
+"""The VM record and the rules of its life.
+
+`VmSpec`, the contract's message, is the document of what a VM should be: it is stored and passed as it is. Around it
+stand the few fields that decisions need. Records are frozen; a change makes a new one with `dataclasses.replace`, and
+the message inside is never modified in place.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from controlplane.domain import errors
+from limiquantix.compute.v1.vm_pb2 import VM_ORIGIN_CONTROL_PLANE, CpuConfig, VMOrigin, VmSpec, VmStatus
+
+DEFAULT_PROJECT_ID = "00000000-0000-0000-0000-000000000001"
+
+PowerState = VmStatus.PowerState
+"""The contract's enum of power states; values are plain ints in records."""
+
+BYTES_PER_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """One VM as the control plane knows it.
+
+    `power_state` is what the host last reported (PROVISIONING until it first did), never what was wished.
+    `reported_change_count` orders such reports: one with a smaller count than the stored one is old and dropped.
+    `version` counts changes of the row; an update of a stale record is refused.
+    """
+
+    id: str
+    name: str
+    project_id: str
+    spec: VmSpec
+    node_id: str
+    power_state: VmStatus.PowerState.ValueType
+    created_at: datetime
+    updated_at: datetime
+    state_changed_at: datetime
+    last_seen_at: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    folder_id: str = ""
+    created_by: str = ""
+    origin: VMOrigin.ValueType = VM_ORIGIN_CONTROL_PLANE
+    is_managed: bool = True
+    error_message: str = ""
+    lost_reason: str = ""
+    reported_change_count: int = 0
+    version: int = 1
+
+    @property
+    def vcpu_count(self) -> int:
+        """vCPUs this VM claims on its node, running or not."""
+        return vcpu_count(self.spec.cpu)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory this VM claims on its node, running or not."""
+        return self.spec.memory.size_mib * BYTES_PER_MIB
+
+
+def vcpu_count(cpu: CpuConfig) -> int:
+    """Count vCPUs: cores x sockets x threads, where 0 means 1."""
+    return max(cpu.cores, 1) * max(cpu.sockets, 1) * max(cpu.threads_per_core, 1)
+
+
+class PowerOperation(enum.Enum):
+    """What a caller may ask of a VM's power; the value completes the sentence "cannot ... VM"."""
+
+    START = "start"
+    STOP = "stop"
+    REBOOT = "reboot"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DELETE = "delete"
+    RESIZE = "change CPU or memory of"
+    RECONFIGURE = "change devices of"
+
+
+_OFF = frozenset({PowerState.STOPPED, PowerState.SUSPENDED, PowerState.CRASHED})
+_ALIVE = frozenset({PowerState.RUNNING, PowerState.PAUSED})
+
+ALLOWED_FROM: Mapping[PowerOperation, frozenset[int]] = {
+    PowerOperation.START: _OFF,
+    PowerOperation.STOP: _ALIVE,
+    PowerOperation.REBOOT: frozenset({PowerState.RUNNING}),
+    PowerOperation.PAUSE: frozenset({PowerState.RUNNING}),
+    PowerOperation.RESUME: frozenset({PowerState.PAUSED}),
+    PowerOperation.DELETE: _OFF | {PowerState.LOST, PowerState.UNKNOWN},
+    PowerOperation.RESIZE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
+    PowerOperation.RECONFIGURE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
+}
+"""States each operation may begin in (behaviour of the documented system, section 2)."""
+
+_HINTS: Mapping[PowerOperation, str] = {
+    PowerOperation.DELETE: "stop it first or set force",
+    PowerOperation.RESIZE: "stop it first",
+    PowerOperation.RECONFIGURE: "stop it first",
+}
+
+
+def require_state(vm: Vm, operation: PowerOperation) -> None:
+    """Check that the operation may begin now.
+
+    Raises:
+        FailedPrecondition: names the state the VM is in and those it would have to be in.
+    """
+    allowed = ALLOWED_FROM[operation]
+    if vm.power_state not in allowed:
+        raise errors.vm_state_forbids(
+            vm.id,
+            operation.value,
+            PowerState.Name(vm.power_state),
+            sorted(PowerState.Name(state) for state in allowed),  # type: ignore[arg-type]
+            _HINTS.get(operation, ""),
+        )
