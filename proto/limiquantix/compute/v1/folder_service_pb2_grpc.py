@@ -28,7 +28,12 @@ if _version_not_supported:
 
 
 class FolderServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Folders of a project.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field, an unknown folder
+    with NOT_FOUND. Every error carries a google.rpc.ErrorInfo with a stable reason. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -69,40 +74,52 @@ class FolderServiceStub(object):
 
 
 class FolderServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Folders of a project.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field, an unknown folder
+    with NOT_FOUND. Every error carries a google.rpc.ErrorInfo with a stable reason. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     def CreateFolder(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Make a folder. ALREADY_EXISTS if its parent has one of that name.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetFolder(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read one folder.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFolders(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read folders, filtered, in pages of a stable order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateFolder(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Rename, move, describe or label a folder; empty fields stay as they are. Moving it below itself is
+        FAILED_PRECONDITION.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteFolder(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Delete a folder. FAILED_PRECONDITION if it is not empty, unless `force`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetFolderTree(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read a folder with all that is below it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -149,7 +166,12 @@ def add_FolderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FolderService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Folders of a project.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field, an unknown folder
+    with NOT_FOUND. Every error carries a google.rpc.ErrorInfo with a stable reason. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     @staticmethod
     def CreateFolder(request,

@@ -28,7 +28,12 @@ if _version_not_supported:
 
 
 class NodeServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Nodes: registration and reports by the node daemons, administration by people.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field, an unknown node
+    with NOT_FOUND. Every error carries a google.rpc.ErrorInfo with a stable reason. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -149,136 +154,165 @@ class NodeServiceStub(object):
 
 
 class NodeServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Nodes: registration and reports by the node daemons, administration by people.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field, an unknown node
+    with NOT_FOUND. Every error carries a google.rpc.ErrorInfo with a stable reason. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     def RegisterNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Announce a host and get its node back, with the id to use from now on. Idempotent: a known host name is the same
+        node coming back, and keeps its id, its phase if an operator set one, and its VMs.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read one node.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read nodes, filtered, in pages of a stable order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Change role or scheduling. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DecommissionNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Forget a node. FAILED_PRECONDITION while VMs are placed on it, unless `force`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EnableNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """End maintenance. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DisableNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Begin maintenance: no new VMs, those there go on. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Move all VMs to other nodes and begin maintenance. VMs that cannot move are failures, or are stopped with `force`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddTaint(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add a taint, or replace the one with the same key. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveTaint(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Remove a taint. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateLabels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add, replace and remove labels. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateHeartbeat(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Say that the host lives, and what it uses. NOT_FOUND means: register again.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SyncNodeVMs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Report the VMs of a host in brief. `SyncFullState` says more.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SyncFullState(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Report everything that is on a host. VMs missing from it become LOST, unknown ones are adopted. Idempotent; a
+        report older than one already taken changes nothing.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def NotifyVMChange(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Report one change of one VM at once. Idempotent; see `VMStatusReport.state_change_count`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def NotifyStorageChange(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Report one change of one storage pool at once. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNodeMetrics(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read a node's measures of now.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListNodeEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read what happened to a node, newest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send the node now and after every change.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchNodes(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send every matching node now, as ADDED, then each change.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamNodeMetrics(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send a node's measures at an interval.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send what happens, as it happens.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -405,7 +439,12 @@ def add_NodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NodeService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Nodes: registration and reports by the node daemons, administration by people.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field, an unknown node
+    with NOT_FOUND. Every error carries a google.rpc.ErrorInfo with a stable reason. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     @staticmethod
     def RegisterNode(request,

@@ -28,7 +28,14 @@ if _version_not_supported:
 
 
 class VMServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Virtual machines: life cycle, snapshots, devices, consoles, guests.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field; an unknown id with
+    NOT_FOUND; a call that the VM's power state forbids with FAILED_PRECONDITION naming that state; a host that does not
+    answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
+    google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
+    this release fail with UNIMPLEMENTED.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -229,232 +236,281 @@ class VMServiceStub(object):
 
 
 class VMServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Virtual machines: life cycle, snapshots, devices, consoles, guests.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field; an unknown id with
+    NOT_FOUND; a call that the VM's power state forbids with FAILED_PRECONDITION naming that state; a host that does not
+    answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
+    google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
+    this release fail with UNIMPLEMENTED.
+    """
 
     def CreateVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Place a VM on a node, make its disks and define it there. It is STOPPED afterwards, unless `start_on_create`.
+        Errors: ALREADY_EXISTS if the project has a VM of that name, RESOURCE_EXHAUSTED if no node fits, with the reason of
+        each node. After an error nothing is left behind. Not idempotent, but the name guards against making a VM twice.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read one VM.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVMs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read VMs, filtered, in pages. The order is stable, so a VM is neither skipped nor repeated while others come and
+        go.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Change the configuration, labels or description. CPU and memory can be changed only while the VM is not running.
+        Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Delete a VM and the disks that were made for it. A running VM needs `force`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Power on, from STOPPED, SUSPENDED or CRASHED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RebootVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Restart the guest, from RUNNING.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stop the vCPUs and keep the memory, from RUNNING.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Let the vCPUs go on, from PAUSED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SuspendVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Save the memory to disk and power off, from RUNNING; `StartVM` continues there.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Save the disks' state, and the memory's if asked for.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read the snapshots of a VM, parents before children.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevertToSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Put the VM back to a snapshot; what came after it is lost.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Remove a snapshot and keep the VM's present state.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MigrateVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Move a VM to another node, running (`live`) or stopped. On failure it stays where it was.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConsole(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Say where the graphical console is, while the VM is RUNNING or PAUSED. FAILED_PRECONDITION if it has none.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloneVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Make a new VM from an existing one, with new ids and MAC addresses.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConvertToTemplate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Make a stopped VM a template, which can be cloned but not started.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachDisk(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add a disk, while the VM runs if its hypervisor can.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachDisk(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Take a disk away; its image stays.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResizeDisk(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Grow a disk. Shrinking is refused with INVALID_ARGUMENT.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachNIC(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add a network card, while the VM runs if its hypervisor can.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachNIC(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Take a network card away.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachCDROM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add a CD-ROM drive to a stopped VM.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachCDROM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Take a CD-ROM drive away from a stopped VM.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MountISO(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Put a medium into a drive, in place of the one that is in it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EjectISO(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Take the medium out of a drive. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVMEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read what happened to a VM, newest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send the VM now and after every change, until it is deleted.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamMetrics(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send the VM's use of resources at an interval.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchVMs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send every matching VM now, as ADDED, then each change.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PingAgent(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ask the guest agent whether it is there.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExecuteScript(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Run a command inside the guest, by its agent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadGuestFile(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read a file of the guest, by its agent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WriteGuestFile(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Write a file of the guest, by its agent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GuestShutdown(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Shut down or reboot the guest, by its agent. Returns once the agent has accepted.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConsoleLog(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read what the guest wrote to its serial console, whether the VM runs or not.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -661,7 +717,14 @@ def add_VMServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VMService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Virtual machines: life cycle, snapshots, devices, consoles, guests.
+
+    Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field; an unknown id with
+    NOT_FOUND; a call that the VM's power state forbids with FAILED_PRECONDITION naming that state; a host that does not
+    answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
+    google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
+    this release fail with UNIMPLEMENTED.
+    """
 
     @staticmethod
     def CreateVM(request,

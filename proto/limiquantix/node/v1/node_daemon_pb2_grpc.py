@@ -27,7 +27,15 @@ if _version_not_supported:
 
 
 class NodeDaemonServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Runs on every host; the control plane is its caller.
+
+    The host owns what really is: methods act on the hypervisor and return when it has acted. Calls about one VM run one
+    after the other. Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field; an
+    unknown VM with NOT_FOUND; a call that the VM's power state forbids with FAILED_PRECONDITION naming that state; a
+    hypervisor that does not answer with UNAVAILABLE. Paths must lie inside the storage path of the daemon's
+    configuration, symbolic links resolved; others are refused with INVALID_ARGUMENT. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -278,292 +286,351 @@ class NodeDaemonServiceStub(object):
 
 
 class NodeDaemonServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Runs on every host; the control plane is its caller.
+
+    The host owns what really is: methods act on the hypervisor and return when it has acted. Calls about one VM run one
+    after the other. Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field; an
+    unknown VM with NOT_FOUND; a call that the VM's power state forbids with FAILED_PRECONDITION naming that state; a
+    hypervisor that does not answer with UNAVAILABLE. Paths must lie inside the storage path of the daemon's
+    configuration, symbolic links resolved; others are refused with INVALID_ARGUMENT. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     def HealthCheck(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Say whether daemon and hypervisor work. Never fails for a sick hypervisor: `healthy` is false then.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNodeInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read what the host has and can do.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Make the disk images and define the VM, without starting it. Idempotent: repeated with the same content it changes
+        nothing; with other content it fails with ALREADY_EXISTS. After an error nothing is left behind.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Power on, from STOPPED, SUSPENDED or CRASHED. Idempotent: a running VM is left alone.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop; it then
+        still runs. Idempotent: a stopped VM is left alone.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForceStopVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Cut the power. Idempotent: a stopped VM is left alone.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RebootVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Restart the guest, from RUNNING.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stop the vCPUs and keep the memory, from RUNNING. Idempotent: a paused VM is left alone.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Let the vCPUs go on, from PAUSED. Idempotent: a running VM is left alone.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Power off, undefine, and delete the images made for the VM. Idempotent: an unknown VM is success.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVMStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read one VM's state from the hypervisor.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVMs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read the state of every VM on the host, also of those that something else defined.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConsole(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Say where the VM's console listens, while it is RUNNING or PAUSED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Save the VM's state.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevertSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Put the VM back to a snapshot; what came after it is lost.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Remove a snapshot and keep the VM's present state.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read the snapshots of a VM, parents before children.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachDisk(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add a disk.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachDisk(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Take a disk away; its image stays.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachNIC(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Add a network card.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachNIC(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Take a network card away.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ChangeMedia(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Put a medium into a CD-ROM drive, or take it out.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PrepareMigration(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Get ready, on the target, for a VM that is about to arrive.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReceiveMigration(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Let the VM in, on the target, that the token was made for.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MigrateVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send a VM away, on the source, and report progress. On failure it stays.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamMetrics(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send measures of the host and its VMs at an interval.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Send what happens on the host, as the hypervisor tells it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadImage(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Fetch an image into the storage and report progress. Goes on if the caller leaves.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDownloadStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read how far a download is.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelDownload(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stop a download and delete what it has fetched. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InitStoragePool(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Mount or open a storage pool. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DestroyStoragePool(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Unmount or close a storage pool; its contents stay. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStoragePoolInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read one pool's capacity and place.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListStoragePools(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read all pools that are ready on this host.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListStoragePoolFiles(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read a directory of a pool.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateVolume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Make a volume. Idempotent: the same volume twice is success.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVolume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Delete a volume. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResizeVolume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Grow a volume. Shrinking is refused with INVALID_ARGUMENT.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloneVolume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Copy a volume within its pool.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetVolumeAttachInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Say how a VM gets at a volume.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateVolumeSnapshot(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Save a volume's state.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetOVSStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Say whether Open vSwitch and OVN work.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureNetworkPort(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Make a network port for a VM's card, or change it. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteNetworkPort(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Remove a network port. Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNetworkPortStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read one port's state and counters.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListNetworkPorts(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read all ports of this host.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConsoleLog(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Read what the guest wrote to its serial console, whether the VM runs or not.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReconfigureVM(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
+        Idempotent.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -820,7 +887,15 @@ def add_NodeDaemonServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NodeDaemonService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Runs on every host; the control plane is its caller.
+
+    The host owns what really is: methods act on the hypervisor and return when it has acted. Calls about one VM run one
+    after the other. Common to all methods: a faulty request fails with INVALID_ARGUMENT and names every faulty field; an
+    unknown VM with NOT_FOUND; a call that the VM's power state forbids with FAILED_PRECONDITION naming that state; a
+    hypervisor that does not answer with UNAVAILABLE. Paths must lie inside the storage path of the daemon's
+    configuration, symbolic links resolved; others are refused with INVALID_ARGUMENT. Methods not in this release fail
+    with UNIMPLEMENTED.
+    """
 
     @staticmethod
     def HealthCheck(request,
