@@ -1,0 +1,122 @@
+"""Keep the mock's VMs in one JSON file, so that they outlive the process as real ones do.
+
+The file is replaced atomically and never half written; a kill -9 at any moment leaves the old or the new one. Power
+loss is no concern of a simulation, so nothing is flushed to the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypervisor.errors import Unavailable
+from hypervisor.types import PowerState, VmConfig
+
+FORMAT_VERSION = 1
+
+RecordT = TypeVar("RecordT")
+
+
+@dataclasses.dataclass(slots=True)
+class MockVm:
+    """What the mock remembers of one VM; the only mutable record of the hypervisor layer, owned by `MockHypervisor`.
+
+    `run_before_s` is guest time of this boot up to `running_since_s` (Unix time; None while the vCPUs stand still).
+    `cpu_before_s` is CPU time used up to `load_since_s`, from where `load` (share of all vCPUs, 0 to 1) has held.
+    `past_log` is the console output of earlier boots, `log_base` the count of bytes dropped before it.
+    """
+
+    config: VmConfig
+    state: PowerState = PowerState.STOPPED
+    is_managed: bool = True
+    started_at_s: float | None = None
+    running_since_s: float | None = None
+    run_before_s: float = 0.0
+    load: float = 0.1
+    load_since_s: float = 0.0
+    cpu_before_s: float = 0.0
+    past_log: str = ""
+    log_base: int = 0
+    console_port: int = 0
+
+
+def encode(record: object) -> Any:
+    """Turn a record of dataclasses, enums, paths and tuples into JSON values."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    if isinstance(record, enum.Enum):
+        return record.value
+    if isinstance(record, Path):
+        return str(record)
+    if isinstance(record, tuple):
+        return [encode(item) for item in record]
+    return record
+
+
+def decode(kind: type[RecordT], value: Any) -> RecordT:
+    """Build `kind` from what `encode` made of it.
+
+    Raises:
+        TypeError, KeyError, ValueError: the value does not have that shape.
+    """
+    return typing.cast(RecordT, _decode(kind, value))
+
+
+def _decode(kind: Any, value: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _decode(next(part for part in typing.get_args(kind) if part is not types.NoneType), value)
+    if origin is tuple:
+        return tuple(_decode(typing.get_args(kind)[0], item) for item in value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _decode(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    if isinstance(kind, type) and issubclass(kind, enum.Enum | Path):
+        return kind(value)
+    if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+        raise TypeError(f"expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def load(path: Path) -> dict[str, MockVm]:
+    """Read every VM, by id; an absent file holds none. Blocks.
+
+    Raises:
+        Unavailable: the file cannot be read or is not one of ours; it is left as it is.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if document["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version is {document['format_version']!r}, not {FORMAT_VERSION}")
+        vms = [decode(MockVm, value) for value in document["vms"]]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unavailable(
+            f"the mock's state file {path} cannot be used ({error}); move it away to start empty"
+        ) from error
+    return {vm.config.vm_id: vm for vm in vms}
+
+
+def save(path: Path, encoded_vms: typing.Iterable[str]) -> None:
+    """Replace the file by these VMs, each already JSON text. Blocks.
+
+    Raises:
+        Unavailable: the file cannot be written; the old one stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f'{{"format_version": {FORMAT_VERSION}, "vms": [\n' + ",\n".join(encoded_vms) + "\n]}\n")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise Unavailable(f"the mock's state file {path} cannot be written: {error.strerror}") from error
