@@ -8,6 +8,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo
 from limiquantix.compute.v1.node_service_pb2 import ListNodesRequest, RegisterNodeRequest, UpdateHeartbeatRequest
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, DiskDevice, MemoryConfig, NetworkInterface, VmSpec
 from limiquantix.compute.v1.vm_service_pb2 import CreateVMRequest, ListVMsRequest, StopVMRequest, UpdateVMRequest
@@ -260,3 +261,20 @@ def test_node_request_with_a_path_that_climbs_is_refused() -> None:
         "spec.cdroms[0].iso_path",
         "spec.direct_boot.kernel_path",
     }
+
+
+@pytest.mark.parametrize(
+    ("address", "is_taken"),
+    [
+        ({}, False),
+        ({"management_ip": "10.0.0.1"}, True),
+        ({"agent_endpoint": "host-1.example:9090"}, True),
+        ({"management_ip": "host-1"}, False),
+        ({"agent_endpoint": "host-1"}, False),
+        ({"agent_endpoint": "[::1%" + "z" * 400 + "]:9090"}, False),
+    ],
+)
+def test_registration_needs_an_address_to_reach_the_host(address: dict[str, str], is_taken: bool) -> None:
+    request = RegisterNodeRequest(hostname="h1", cpu_info=CpuInfo(), memory_info=MemoryInfo(), **address)  # type: ignore[arg-type]
+
+    assert (violations_of(request) == []) is is_taken

@@ -781,7 +781,7 @@ class NodeStatus(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         UNKNOWN: NodeStatus._Phase.ValueType  # 0
         PENDING: NodeStatus._Phase.ValueType  # 1
-        """Registered, but no heartbeat yet."""
+        """Registered, but not yet seen alive."""
         READY: NodeStatus._Phase.ValueType  # 2
         """Sends heartbeats and takes VMs."""
         NOT_READY: NodeStatus._Phase.ValueType  # 3
@@ -798,7 +798,7 @@ class NodeStatus(_message.Message):
 
     UNKNOWN: NodeStatus.Phase.ValueType  # 0
     PENDING: NodeStatus.Phase.ValueType  # 1
-    """Registered, but no heartbeat yet."""
+    """Registered, but not yet seen alive."""
     READY: NodeStatus.Phase.ValueType  # 2
     """Sends heartbeats and takes VMs."""
     NOT_READY: NodeStatus.Phase.ValueType  # 3
@@ -988,7 +988,7 @@ class MemoryAllocation(_message.Message):
     used_bytes: _builtins.int
     """Measured use of the host's memory."""
     available_bytes: _builtins.int
-    """`allocatable_bytes` not yet allocated."""
+    """Measured: what the host has, less what is used."""
     def __init__(
         self,
         *,

@@ -98,7 +98,7 @@ Global___StorageChangeEventType: _TypeAlias = StorageChangeEventType  # noqa: Y0
 
 @_typing.final
 class RegisterNodeRequest(_message.Message):
-    """What a host says of itself."""
+    """What a host says of itself. It needs a `management_ip` or an `agent_endpoint`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -136,7 +136,7 @@ class RegisterNodeRequest(_message.Message):
     hostname: _builtins.str
     """Identifies the host."""
     management_ip: _builtins.str
-    """IPv4 or IPv6 address; empty takes the address that the call came from, where it is known."""
+    """IPv4 or IPv6 address."""
     agent_endpoint: _builtins.str
     """"host:port" at which the control plane reaches the daemon; empty means port 9090 of `management_ip`."""
     @_builtins.property
@@ -631,7 +631,7 @@ class UpdateHeartbeatRequest(_message.Message):
     load_5m: _builtins.float
     load_15m: _builtins.float
     state_hash: _builtins.str
-    """Digest of the host's inventory. If it is not the one of the last sync, the answer asks for a full sync."""
+    """Digest of the host's inventory, to notice when it differs from the last sync; empty if the host keeps none."""
     @_builtins.property
     def storage_pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoragePoolStatusReport]: ...
     def __init__(
@@ -1257,7 +1257,7 @@ class SyncFullStateResponse(_message.Message):
     acknowledged: _builtins.bool
     vms_reconciled: _builtins.int
     vms_discovered: _builtins.int
-    """Adopted as HOST_DISCOVERED."""
+    """On the host, unknown here."""
     vms_lost: _builtins.int
     """Known here, missing there."""
     pools_reconciled: _builtins.int
@@ -1358,7 +1358,9 @@ class VMChangeAck(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.bool
     action: _builtins.str
-    """What the host should do about it; empty if nothing."""
+    """What was done: "UPDATED", "LOST", "STALE" (a newer report is known), "UNKNOWN" (no such VM) or "MISPLACED" (it
+    belongs to another node).
+    """
     error: _builtins.str
     def __init__(
         self,
@@ -1418,7 +1420,7 @@ class StorageChangeAck(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.bool
     action: _builtins.str
-    """What the host should do about it; empty if nothing."""
+    """What was done."""
     error: _builtins.str
     def __init__(
         self,

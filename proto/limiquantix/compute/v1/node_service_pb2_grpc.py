@@ -254,8 +254,8 @@ class NodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SyncFullState(self, request, context):
-        """Report everything that is on a host. VMs missing from it become LOST, unknown ones are adopted. Idempotent; a
-        report older than one already taken changes nothing.
+        """Report everything that is on a host. VMs of this node that are missing become LOST; VMs that belong to another node
+        are conflicts. Idempotent; of each VM, a report older than one already taken is ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,8 +69,8 @@ class NodeServiceStub:
     SyncNodeVMs: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.SyncNodeVMsRequest, _node_service_pb2.SyncNodeVMsResponse]
     """Report the VMs of a host in brief. `SyncFullState` says more."""
     SyncFullState: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.SyncFullStateRequest, _node_service_pb2.SyncFullStateResponse]
-    """Report everything that is on a host. VMs missing from it become LOST, unknown ones are adopted. Idempotent; a
-    report older than one already taken changes nothing.
+    """Report everything that is on a host. VMs of this node that are missing become LOST; VMs that belong to another node
+    are conflicts. Idempotent; of each VM, a report older than one already taken is ignored.
     """
     NotifyVMChange: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.VMChangeNotification, _node_service_pb2.VMChangeAck]
     """Report one change of one VM at once. Idempotent; see `VMStatusReport.state_change_count`."""
@@ -128,8 +128,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     SyncNodeVMs: _aio.UnaryUnaryMultiCallable[_node_service_pb2.SyncNodeVMsRequest, _node_service_pb2.SyncNodeVMsResponse]  # type: ignore[assignment]
     """Report the VMs of a host in brief. `SyncFullState` says more."""
     SyncFullState: _aio.UnaryUnaryMultiCallable[_node_service_pb2.SyncFullStateRequest, _node_service_pb2.SyncFullStateResponse]  # type: ignore[assignment]
-    """Report everything that is on a host. VMs missing from it become LOST, unknown ones are adopted. Idempotent; a
-    report older than one already taken changes nothing.
+    """Report everything that is on a host. VMs of this node that are missing become LOST; VMs that belong to another node
+    are conflicts. Idempotent; of each VM, a report older than one already taken is ignored.
     """
     NotifyVMChange: _aio.UnaryUnaryMultiCallable[_node_service_pb2.VMChangeNotification, _node_service_pb2.VMChangeAck]  # type: ignore[assignment]
     """Report one change of one VM at once. Idempotent; see `VMStatusReport.state_change_count`."""
@@ -268,8 +268,8 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_service_pb2.SyncFullStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_service_pb2.SyncFullStateResponse, _abc.Awaitable[_node_service_pb2.SyncFullStateResponse]]:
-        """Report everything that is on a host. VMs missing from it become LOST, unknown ones are adopted. Idempotent; a
-        report older than one already taken changes nothing.
+        """Report everything that is on a host. VMs of this node that are missing become LOST; VMs that belong to another node
+        are conflicts. Idempotent; of each VM, a report older than one already taken is ignored.
         """
 
     @_abc_1.abstractmethod

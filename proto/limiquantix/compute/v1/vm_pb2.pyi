@@ -208,7 +208,10 @@ Global___VirtualMachine: _TypeAlias = VirtualMachine  # noqa: Y015
 
 @_typing.final
 class VmSpec(_message.Message):
-    """The desired configuration of a VM. It is stored and returned as it was sent, ids and defaults filled in."""
+    """The desired configuration of a VM. It is stored and returned as it was sent, with ids and MAC addresses filled in and
+    the display password left out. What a release cannot build it refuses with INVALID_ARGUMENT, naming the field;
+    nothing is left out in silence.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -809,7 +812,7 @@ class DiskDevice(_message.Message):
     volume_id: _builtins.str
     """UUID of an existing volume to attach; empty makes a new image."""
     size_gib: _builtins.int
-    """GiB, at most 64 TiB in all. With a backing file, 0 takes the size of that file."""
+    """GiB, at most 64 TiB. With a backing file, 0 takes the size of that file."""
     bus: Global___DiskDevice.BusType.ValueType
     provisioning: Global___DiskDevice.ProvisioningType.ValueType
     boot_index: _builtins.int
@@ -866,7 +869,7 @@ class CdromDevice(_message.Message):
     boot_index: _builtins.int
     """1 boots first; 0 leaves the order to `BootConfig.boot_order`."""
     connected: _builtins.bool
-    """Whether the medium lies in the drive when the VM starts."""
+    """Whether a medium is in the drive; true with any iso_path."""
     def __init__(
         self,
         *,
@@ -1558,11 +1561,11 @@ class DisplayConfig(_message.Message):
     DISPLAYS_FIELD_NUMBER: _builtins.int
     type: Global___DisplayConfig.DisplayType.ValueType
     listen_address: _builtins.str
-    """Accepted for compatibility: consoles listen on the host's loopback address, whatever stands here."""
+    """Empty or a loopback address; consoles listen on the host's loopback address only."""
     port: _builtins.int
     """TCP port on the host; 0 takes a free one."""
     password: _builtins.str
-    """At most 8 characters, which is all that VNC checks; empty makes a random one."""
+    """At most 8 characters, which is all that VNC checks; empty makes a random one. Never returned but by `GetConsole`."""
     tls_enabled: _builtins.bool
     gpu: Global___DisplayConfig.GpuType.ValueType
     video_memory_mib: _builtins.int

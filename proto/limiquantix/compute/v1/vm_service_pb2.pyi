@@ -158,7 +158,7 @@ class ListVMsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first. Only valid with the same filters."""
     order_by: _builtins.str
-    """Field to sort by, with " desc" behind it for the reverse; empty means order of creation."""
+    """Empty or "created_at": oldest first, which is the only order of this release."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that a VM must have, with these values."""
@@ -250,16 +250,16 @@ class UpdateVMRequest(_message.Message):
     id: _builtins.str
     description: _builtins.str
     @_builtins.property
-    def spec(self) -> _vm_pb2.VmSpec:
-        """New values; `update_mask` says which of them count."""
-
+    def spec(self) -> _vm_pb2.VmSpec: ...
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Paths to change, such as "spec.memory.size_mib" or "labels". Empty changes whatever the request has set."""
+        """Paths to take from this request, such as "spec.memory.size_mib" or "labels"; "*" takes everything. Empty takes
+        every field that is filled in.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Replaces all labels."""
+        """All labels, not only new ones."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class DeleteVMRequest(_message.Message):
     force: _builtins.bool
     """Power a running VM off first."""
     delete_volumes: _builtins.bool
-    """Also delete attached volumes that were not made for this VM."""
+    """Also delete volumes of storage pools that are attached; images made for the VM go in any case."""
     remove_from_inventory_only: _builtins.bool
     """Forget the VM and leave what is on the host alone."""
     def __init__(
@@ -343,9 +343,9 @@ class StopVMRequest(_message.Message):
     TIMEOUT_SEC_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     force: _builtins.bool
-    """Cut the power instead of asking the guest."""
+    """Cut the power when the time is up."""
     timeout_sec: _builtins.int
-    """Seconds to wait for the guest, at most 3,600; 0 means 30."""
+    """Seconds that the guest gets, at most 3,600. 0 means 30 without `force`, and with it that the guest is not asked."""
     def __init__(
         self,
         *,
@@ -371,7 +371,7 @@ class RebootVMRequest(_message.Message):
     FORCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     force: _builtins.bool
-    """Reset the machine instead of asking the guest."""
+    """Cut the power and start again, instead of asking the guest."""
     def __init__(
         self,
         *,

@@ -270,8 +270,9 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVM(self, request, context):
-        """Change the configuration, labels or description. CPU and memory can be changed only while the VM is not running.
-        Idempotent.
+        """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
+        only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
+        RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -292,7 +293,8 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StopVM(self, request, context):
-        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop.
+        """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
+        fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,15 +54,18 @@ class VMServiceStub:
     go.
     """
     UpdateVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateVMRequest, _vm_pb2.VirtualMachine]
-    """Change the configuration, labels or description. CPU and memory can be changed only while the VM is not running.
-    Idempotent.
+    """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
+    only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
+    RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
     """
     DeleteVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.DeleteVMRequest, _empty_pb2.Empty]
     """Delete a VM and the disks that were made for it. A running VM needs `force`."""
     StartVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.StartVMRequest, _vm_pb2.VirtualMachine]
     """Power on, from STOPPED, SUSPENDED or CRASHED."""
     StopVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.StopVMRequest, _vm_pb2.VirtualMachine]
-    """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop."""
+    """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
+    fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+    """
     RebootVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.RebootVMRequest, _vm_pb2.VirtualMachine]
     """Restart the guest, from RUNNING."""
     PauseVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.PauseVMRequest, _vm_pb2.VirtualMachine]
@@ -150,15 +153,18 @@ class VMServiceAsyncStub(VMServiceStub):
     go.
     """
     UpdateVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Change the configuration, labels or description. CPU and memory can be changed only while the VM is not running.
-    Idempotent.
+    """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
+    only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
+    RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
     """
     DeleteVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.DeleteVMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Delete a VM and the disks that were made for it. A running VM needs `force`."""
     StartVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.StartVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Power on, from STOPPED, SUSPENDED or CRASHED."""
     StopVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.StopVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop."""
+    """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
+    fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+    """
     RebootVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.RebootVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Restart the guest, from RUNNING."""
     PauseVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.PauseVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
@@ -267,8 +273,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.UpdateVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Change the configuration, labels or description. CPU and memory can be changed only while the VM is not running.
-        Idempotent.
+        """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
+        only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
+        RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -293,7 +300,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.StopVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop."""
+        """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
+        fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+        """
 
     @_abc_1.abstractmethod
     def RebootVM(

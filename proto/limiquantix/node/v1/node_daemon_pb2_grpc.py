@@ -326,8 +326,8 @@ class NodeDaemonServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StopVM(self, request, context):
-        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop; it then
-        still runs. Idempotent: a stopped VM is left alone.
+        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. If it has not within the time, the call fails
+        with the reason GUEST_DID_NOT_STOP and the VM runs on. Idempotent: a stopped VM is left alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,8 +53,8 @@ class NodeDaemonServiceStub:
     StartVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]
     """Power on, from STOPPED, SUSPENDED or CRASHED. Idempotent: a running VM is left alone."""
     StopVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.StopVMRequest, _empty_pb2.Empty]
-    """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop; it then
-    still runs. Idempotent: a stopped VM is left alone.
+    """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. If it has not within the time, the call fails
+    with the reason GUEST_DID_NOT_STOP and the VM runs on. Idempotent: a stopped VM is left alone.
     """
     ForceStopVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]
     """Cut the power. Idempotent: a stopped VM is left alone."""
@@ -169,8 +169,8 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     StartVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Power on, from STOPPED, SUSPENDED or CRASHED. Idempotent: a running VM is left alone."""
     StopVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.StopVMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop; it then
-    still runs. Idempotent: a stopped VM is left alone.
+    """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. If it has not within the time, the call fails
+    with the reason GUEST_DID_NOT_STOP and the VM runs on. Idempotent: a stopped VM is left alone.
     """
     ForceStopVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Cut the power. Idempotent: a stopped VM is left alone."""
@@ -312,8 +312,8 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.StopVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. DEADLINE_EXCEEDED if it did not stop; it then
-        still runs. Idempotent: a stopped VM is left alone.
+        """Ask the guest to shut down and wait for it, from RUNNING or PAUSED. If it has not within the time, the call fails
+        with the reason GUEST_DID_NOT_STOP and the VM runs on. Idempotent: a stopped VM is left alone.
         """
 
     @_abc_1.abstractmethod
