@@ -1,0 +1,1 @@
+"""Talking to node daemons: the interface services see, and the gRPC pool behind it."""

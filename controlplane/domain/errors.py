@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from controlplane.domain.node import Capacity, Node
 from limiquantix.errors import (
     Aborted,
     AlreadyExists,
@@ -57,6 +58,20 @@ def no_node_fits(summary: str, per_node: Sequence[tuple[str, str]]) -> ResourceE
     """No node can take the VM; `per_node` has (host name, reason) for each one there is."""
     return ResourceExhausted(
         Reason.NO_NODE_FITS, summary, metadata={f"node.{hostname}": reason for hostname, reason in per_node}
+    )
+
+
+def no_room_to_grow(vm_id: str, growth: Capacity, node: Node | None) -> ResourceExhausted:
+    """The VM's node cannot hold the larger size."""
+    room = "which is gone"
+    if node is not None:
+        vcpus = node.capacity.vcpus - node.allocated.vcpus
+        memory_mib = (node.capacity.memory_bytes - node.allocated.memory_bytes) // 2**20
+        room = f"which has {max(vcpus, 0)} vCPUs and {max(memory_mib, 0)} MiB free"
+    return ResourceExhausted(
+        Reason.NO_NODE_FITS,
+        f"VM {vm_id} needs {growth.vcpus} more vCPUs and {growth.memory_bytes // 2**20} more MiB on its node, {room}",
+        metadata={"vm_id": vm_id},
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain import errors
@@ -119,3 +119,21 @@ def require_state(vm: Vm, operation: PowerOperation) -> None:
             sorted(PowerState.Name(state) for state in allowed),  # type: ignore[arg-type]
             _HINTS.get(operation, ""),
         )
+
+
+def observed(vm: Vm, state: VmStatus.PowerState.ValueType, change_count: int, now: datetime) -> Vm:
+    """Return the VM as its host reports it. The last error stays until an operation succeeds."""
+    return replace(
+        vm,
+        power_state=state,
+        state_changed_at=now if state != vm.power_state else vm.state_changed_at,
+        last_seen_at=now,
+        reported_change_count=change_count,
+        lost_reason="",
+        updated_at=now if state != vm.power_state else vm.updated_at,
+    )
+
+
+def lost(vm: Vm, reason: str, now: datetime) -> Vm:
+    """Return the VM as gone from its host without our doing."""
+    return replace(vm, power_state=PowerState.LOST, lost_reason=reason, state_changed_at=now, updated_at=now)

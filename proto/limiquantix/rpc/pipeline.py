@@ -15,7 +15,15 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from limiquantix.errors import ApiError, Code, DeadlineExceeded, Internal, Reason, Unimplemented
+from limiquantix.errors import (
+    ApiError,
+    Code,
+    DeadlineExceeded,
+    FieldViolation,
+    Internal,
+    Reason,
+    Unimplemented,
+)
 from limiquantix.rpc.validation import Check, validate
 
 _log = logging.getLogger(__name__)
@@ -52,8 +60,17 @@ class CallPipeline:
         self._checks = checks
         self._observer = observer
 
-    async def unary(self, method: str, request: Message, handler: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
+    async def unary(
+        self,
+        method: str,
+        request: Message,
+        handler: Callable[[], Awaitable[ResponseT]],
+        found: Sequence[FieldViolation] = (),
+    ) -> ResponseT:
         """Validate the request and await the handler.
+
+        Args:
+            found: faults that decoding found already, reported together with those found here.
 
         Raises:
             ApiError: always of a class that a transport can encode; nothing else leaves but cancellation.
@@ -61,7 +78,7 @@ class CallPipeline:
         started_s = time.monotonic()
         code = OK_CODE
         try:
-            validate(request, self._checks)
+            validate(request, self._checks, found)
             return await handler()
         except asyncio.CancelledError:
             code = Code.CANCELLED
@@ -74,13 +91,17 @@ class CallPipeline:
             self._observer.call_finished(method, code, time.monotonic() - started_s)
 
     async def stream(
-        self, method: str, request: Message, handler: Callable[[], AsyncIterator[ResponseT]]
+        self,
+        method: str,
+        request: Message,
+        handler: Callable[[], AsyncIterator[ResponseT]],
+        found: Sequence[FieldViolation] = (),
     ) -> AsyncIterator[ResponseT]:
         """Validate the request and pass the handler's messages on; errors as in `unary`."""
         started_s = time.monotonic()
         code = OK_CODE
         try:
-            validate(request, self._checks)
+            validate(request, self._checks, found)
             async for response in handler():
                 yield response
         except (asyncio.CancelledError, GeneratorExit):

@@ -5,7 +5,7 @@ The rules stand in the contract, so a client in any language can check the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import protovalidate
 from google.protobuf.message import Message
@@ -38,13 +38,14 @@ def violations_of(request: Message) -> list[FieldViolation]:
     ]
 
 
-def validate(request: Message, checks: Mapping[type[Message], Check]) -> None:
+def validate(request: Message, checks: Mapping[type[Message], Check], found: Sequence[FieldViolation] = ()) -> None:
     """Raise `InvalidArgument` with every fault of the request.
 
     Args:
         checks: rules that a .proto file cannot state, by request type; their findings join those of the contract.
+        found: faults known already, reported first.
     """
-    violations = violations_of(request)
+    violations = [*found, *violations_of(request)]
     check = checks.get(type(request))
     if check is not None:
         violations.extend(check(request))

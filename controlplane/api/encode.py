@@ -1,0 +1,105 @@
+"""Records to the contract's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from controlplane.domain.node import Node
+from controlplane.domain.vm import Vm
+from limiquantix.compute.v1 import node_pb2, vm_pb2
+from limiquantix.node.v1 import node_daemon_pb2 as node_v1
+
+HARDWARE_VERSION = "q35"
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """Encode a moment, microseconds kept."""
+    encoded = Timestamp()
+    encoded.FromDatetime(moment)
+    return encoded
+
+
+def virtual_machine(vm: Vm) -> vm_pb2.VirtualMachine:
+    """Encode a VM. The console's password is a secret and leaves only through `GetConsole`."""
+    message = vm_pb2.VirtualMachine(
+        id=vm.id,
+        name=vm.name,
+        project_id=vm.project_id,
+        labels=vm.labels,
+        description=vm.description,
+        hardware_version=HARDWARE_VERSION,
+        spec=vm.spec,
+        created_at=timestamp(vm.created_at),
+        updated_at=timestamp(vm.updated_at),
+        created_by=vm.created_by,
+        folder_id=vm.folder_id,
+        origin=vm.origin,
+        is_managed=vm.is_managed,
+    )
+    message.spec.display.ClearField("password")
+    if message.spec.display.ByteSize() == 0 and not vm.spec.HasField("display"):
+        message.spec.ClearField("display")
+    status = message.status
+    status.state = vm.power_state
+    status.node_id = vm.node_id
+    status.error_message = vm.error_message
+    status.lost_reason = vm.lost_reason
+    status.state_changed_at.CopyFrom(timestamp(vm.state_changed_at))
+    if vm.last_seen_at is not None:
+        status.last_seen_at.CopyFrom(timestamp(vm.last_seen_at))
+    status.resource_usage.memory_allocated_bytes = vm.memory_bytes
+    return message
+
+
+def node(record: Node, vm_ids: Sequence[str]) -> node_pb2.Node:
+    """Encode a node with the ids of the VMs placed on it."""
+    message = node_pb2.Node(
+        id=record.id,
+        hostname=record.hostname,
+        management_ip=record.management_ip,
+        labels=record.labels,
+        annotations=record.annotations,
+        spec=record.spec,
+        created_at=timestamp(record.created_at),
+        updated_at=timestamp(record.updated_at),
+    )
+    message.spec.memory.allocatable_bytes = record.capacity.memory_bytes
+    message.spec.agent.endpoint = record.agent_endpoint
+    status = message.status
+    status.phase = record.phase
+    status.vm_ids.extend(vm_ids)
+    status.system.CopyFrom(record.system)
+    status.error_message = record.error_message
+    if record.last_heartbeat_at is not None:
+        status.last_heartbeat.CopyFrom(timestamp(record.last_heartbeat_at))
+    _resources(record, status.resources)
+    return message
+
+
+def _resources(record: Node, resources: node_pb2.ResourceAllocation) -> None:
+    usage = record.usage
+    resources.cpu.allocated_vcpus = record.allocated.vcpus
+    resources.cpu.allocatable_vcpus = record.capacity.vcpus
+    resources.cpu.usage_percent = usage.cpu_percent
+    resources.memory.allocated_bytes = record.allocated.memory_bytes
+    resources.memory.allocatable_bytes = record.capacity.memory_bytes
+    resources.memory.used_bytes = usage.memory_used_bytes
+    resources.memory.available_bytes = max(usage.memory_total_bytes - usage.memory_used_bytes, 0)
+    resources.storage.local_used_bytes = usage.disk_used_bytes
+    resources.storage.local_total_bytes = usage.disk_total_bytes
+
+
+_CONSOLE_TYPES = {"vnc": vm_pb2.ConsoleInfo.CONSOLE_TYPE_VNC, "spice": vm_pb2.ConsoleInfo.CONSOLE_TYPE_SPICE}
+
+
+def console(info: node_v1.ConsoleInfoResponse) -> vm_pb2.ConsoleInfo:
+    """Encode where a console listens; the address is one of the VM's host, not of the control plane."""
+    return vm_pb2.ConsoleInfo(
+        console_type=_CONSOLE_TYPES.get(info.type, vm_pb2.ConsoleInfo.CONSOLE_TYPE_UNSPECIFIED),
+        host=info.host,
+        port=info.port,
+        password=info.password,
+    )

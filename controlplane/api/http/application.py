@@ -1,0 +1,73 @@
+"""The whole HTTP side as one ASGI application: Connect services, plain endpoints, CORS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount
+from starlette.types import ASGIApp
+
+from controlplane.api.http.connect import IGNORED_FIELDS_HEADER, ServiceApplication, report_ignored_fields
+
+_CORS_MAX_AGE_S = 7_200
+
+_CONNECT_HEADERS = (
+    "content-type",
+    "connect-protocol-version",
+    "connect-timeout-ms",
+    "grpc-timeout",
+    "x-grpc-web",
+    "x-user-agent",
+    "authorization",
+)
+_EXPOSED_HEADERS = ("grpc-status", "grpc-message", "grpc-status-details-bin", IGNORED_FIELDS_HEADER)
+
+
+def build_application(
+    services: Iterable[ServiceApplication], routes: Iterable[BaseRoute], cors_origins: Sequence[str]
+) -> ASGIApp:
+    """Assemble the application.
+
+    Args:
+        cors_origins: origins whose pages may call the API from a browser; none by default.
+    """
+    mounts = [Mount(service.path, app=_keeping_path(service)) for service in services]
+    middleware = []
+    if cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=list(_CONNECT_HEADERS),
+                expose_headers=list(_EXPOSED_HEADERS),
+                max_age=_CORS_MAX_AGE_S,
+            )
+        )
+    application = Starlette(
+        routes=[*routes, *mounts], middleware=middleware, exception_handlers={404: _not_found, 500: _server_error}
+    )
+    return report_ignored_fields(application)
+
+
+def _keeping_path(service: ServiceApplication) -> ASGIApp:
+    """Undo what mounting does to the path: Connect looks its methods up by the full one."""
+
+    async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+        await service({**scope, "root_path": ""}, receive, send)
+
+    return app
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    message = f"{request.url.path} does not exist; RPCs are POST /<package>.<Service>/<Method>"
+    return JSONResponse({"code": "unimplemented", "message": message}, status_code=404)
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    return JSONResponse({"code": "internal", "message": "internal error; the server's log has it"}, status_code=500)

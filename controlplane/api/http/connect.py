@@ -1,0 +1,165 @@
+"""The gRPC servicers as Connect endpoints: one adapter made from the descriptors, no code a method.
+
+`POST /<package>.<Service>/<Method>` with `application/json` or `application/proto`; gRPC-Web works on the same paths.
+Every call goes through the same pipeline as over gRPC, so both transports answer alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from connectrpc.code import Code as ConnectCode
+from connectrpc.errors import ConnectError, ErrorDetail
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from protobuf.wkt import Any as AnyMessage
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
+
+from controlplane.api.http.json_codec import BinaryCodec, DecodeNotes, StrictJsonCodec, decode_notes
+from limiquantix.errors import ApiError, Code, FieldViolation
+from limiquantix.rpc.pipeline import CallPipeline
+from limiquantix.rpc.server import MAX_MESSAGE_BYTES
+from limiquantix.rpc.status import to_status
+
+IGNORED_FIELDS_HEADER = "limiquantix-ignored-fields"
+
+_CONNECT_CODES = {code: ConnectCode[code.name if code is not Code.CANCELLED else "CANCELED"] for code in Code}
+
+
+class ConnectContext:
+    """A Connect call as servicers see any call, see `CallContext`."""
+
+    def __init__(self, context: RequestContext[Any, Any]) -> None:
+        self._context = context
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """Request headers, keys in lower case."""
+        return [(key.lower(), value) for key, value in self._context.request_headers.allitems()]
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline the caller set with `Connect-Timeout-Ms`."""
+        remaining_ms = self._context.timeout_ms
+        return None if remaining_ms is None else remaining_ms / 1000
+
+    def set_code(self, code: object) -> None:
+        """Called by generated methods nobody filled, just before they raise NotImplementedError, which says it all."""
+
+    def set_details(self, details: str) -> None:
+        """See `set_code`."""
+
+
+def to_connect_error(error: ApiError) -> ConnectError:
+    """Encode an error with the same details that gRPC carries."""
+    details = [
+        ErrorDetail(AnyMessage(type_url=packed.type_url, value=packed.value)) for packed in to_status(error).details
+    ]
+    return ConnectError(_CONNECT_CODES[error.code], error.message, details)
+
+
+class ServiceApplication(ConnectASGIApplication[Any]):
+    """One service as an ASGI application below `path`."""
+
+    def __init__(self, descriptor: ServiceDescriptor, servicer: object, pipeline: CallPipeline) -> None:
+        self._path = f"/{descriptor.full_name}"
+        endpoints = {
+            f"{self._path}/{method.name}": _endpoint(method, getattr(servicer, method.name), pipeline)
+            for method in descriptor.methods
+        }
+        super().__init__(
+            service=servicer,
+            endpoints=lambda _: endpoints,
+            read_max_bytes=MAX_MESSAGE_BYTES,
+            codecs=[BinaryCodec(), _ApiJsonCodec()],
+        )
+
+    @property
+    def path(self) -> str:
+        """Where the service is mounted."""
+        return self._path
+
+
+class _ApiJsonCodec(StrictJsonCodec):
+    """Raises decoding faults in Connect's own terms, since decoding happens outside the pipeline."""
+
+    def decode(self, data: bytes | bytearray, message_class: type[Any]) -> Any:
+        try:
+            return super().decode(data, message_class)
+        except ApiError as error:
+            raise to_connect_error(error) from error
+
+
+def _endpoint(method: MethodDescriptor, behaviour: Callable[..., Any], pipeline: CallPipeline) -> Any:
+    name = f"/{method.containing_service.full_name}/{method.name}"
+    info: MethodInfo[Any, Any] = MethodInfo(
+        name=method.name,
+        service_name=method.containing_service.full_name,
+        input=GetMessageClass(method.input_type),
+        output=GetMessageClass(method.output_type),
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=StreamType.SERVER_STREAM if method.server_streaming else StreamType.UNARY,
+    )
+    if method.server_streaming:
+        return Endpoint.server_stream(info, _stream(name, behaviour, pipeline))
+    return Endpoint.unary(info, _unary(name, behaviour, pipeline))
+
+
+def _decode_faults() -> Sequence[FieldViolation]:
+    notes = decode_notes.get()
+    return notes.faults if notes is not None else ()
+
+
+def _unary(
+    name: str, behaviour: Callable[..., Awaitable[Message]], pipeline: CallPipeline
+) -> Callable[[Message, RequestContext[Any, Any]], Awaitable[Message]]:
+    async def call(request: Message, context: RequestContext[Any, Any]) -> Message:
+        adapted = ConnectContext(context)
+        try:
+            return await pipeline.unary(name, request, lambda: behaviour(request, adapted), _decode_faults())
+        except ApiError as error:
+            raise to_connect_error(error) from error
+
+    return call
+
+
+def _stream(
+    name: str, behaviour: Callable[..., AsyncIterator[Message]], pipeline: CallPipeline
+) -> Callable[[Message, RequestContext[Any, Any]], AsyncIterator[Message]]:
+    async def call(request: Message, context: RequestContext[Any, Any]) -> AsyncIterator[Message]:
+        adapted = ConnectContext(context)
+        try:
+            async for response in pipeline.stream(name, request, lambda: behaviour(request, adapted), _decode_faults()):
+                yield response
+        except ApiError as error:
+            raise to_connect_error(error) from error
+
+    return call
+
+
+def report_ignored_fields(app: ASGIApp) -> ASGIApp:
+    """Wrap an application so that its answers name the request fields that were not understood."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        notes = DecodeNotes()
+        token = decode_notes.set(notes)
+
+        async def send_with_header(message: AsgiMessage) -> None:
+            if message["type"] == "http.response.start" and notes.ignored:
+                value = ",".join(notes.ignored).encode("ascii", "backslashreplace")
+                message["headers"] = [*message.get("headers", ()), (IGNORED_FIELDS_HEADER.encode(), value)]
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_header)
+        finally:
+            decode_notes.reset(token)
+
+    return wrapped

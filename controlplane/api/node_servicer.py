@@ -1,0 +1,63 @@
+"""NodeService on the wire: decode, call the service, encode."""
+
+from __future__ import annotations
+
+from controlplane.api import encode
+from controlplane.services.heartbeats import HeartbeatService
+from controlplane.services.host_reports import HostReportService
+from controlplane.services.nodes import NodeService
+from controlplane.services.page_tokens import encode_cursor
+from limiquantix.compute.v1 import node_pb2
+from limiquantix.compute.v1 import node_service_pb2 as api
+from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceServicer
+from limiquantix.rpc.pipeline import CallContext
+
+
+class NodeServicer(NodeServiceServicer):
+    """Methods not defined here are documented but not in this version; they answer UNIMPLEMENTED."""
+
+    def __init__(self, nodes: NodeService, heartbeats: HeartbeatService, reports: HostReportService) -> None:
+        self._nodes = nodes
+        self._heartbeats = heartbeats
+        self._reports = reports
+
+    async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
+        registered = await self._nodes.register(request)
+        return encode.node(*await self._nodes.get(registered.id))
+
+    async def GetNode(self, request: api.GetNodeRequest, context: CallContext) -> node_pb2.Node:
+        return encode.node(*await self._nodes.get(request.id))
+
+    async def ListNodes(self, request: api.ListNodesRequest, context: CallContext) -> api.ListNodesResponse:
+        page = await self._nodes.list(request)
+        return api.ListNodesResponse(
+            nodes=[encode.node(node, page.vm_ids.get(node.id, ())) for node in page.nodes],
+            next_page_token=encode_cursor(page.next_cursor, request),
+            total_count=page.total_count,
+        )
+
+    async def UpdateHeartbeat(
+        self, request: api.UpdateHeartbeatRequest, context: CallContext
+    ) -> api.UpdateHeartbeatResponse:
+        return await self._heartbeats.heartbeat(request)
+
+    async def NotifyVMChange(self, request: api.VMChangeNotification, context: CallContext) -> api.VMChangeAck:
+        return api.VMChangeAck(acknowledged=True, action=await self._reports.vm_changed(request))
+
+    async def SyncFullState(self, request: api.SyncFullStateRequest, context: CallContext) -> api.SyncFullStateResponse:
+        outcome = await self._reports.full_state(request)
+        return api.SyncFullStateResponse(
+            acknowledged=True,
+            vms_reconciled=outcome.reconciled,
+            vms_discovered=len(outcome.unknown),
+            vms_lost=len(outcome.lost),
+            conflicts=[
+                api.SyncConflict(
+                    resource_type="vm",
+                    resource_id=vm_id,
+                    conflict_type="MISPLACED",
+                    message=f"VM {vm_id} is placed on node {node_id} but exists here too",
+                )
+                for vm_id, node_id in outcome.misplaced
+            ],
+        )

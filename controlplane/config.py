@@ -1,0 +1,160 @@
+"""Configuration of the control plane: a YAML file, `LIMIQUANTIX_*` environment variables, command-line flags.
+
+Later sources win. Unknown keys are errors: a misspelt safety setting must not be ignored. Nested settings are written
+`LIMIQUANTIX_HTTP__LISTEN_ADDRESS` in the environment.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from controlplane.scheduler.scores import Strategy
+
+DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/controlplane.yaml")
+DEFAULT_DATABASE_URL = "sqlite:////var/lib/limiquantix/controlplane/limiquantix.db"
+
+
+class LogStyle(enum.StrEnum):
+    """How log lines look."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+def _check_address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f'{value!r} is not "host:port" (port 0 takes a free one)')
+    return f"{host or '127.0.0.1'}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TlsSettings(_Section):
+    """PEM files; `ca_path` makes clients show a certificate of that CA."""
+
+    enabled: bool = False
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    ca_path: Path | None = None
+
+
+class ListenSettings(_Section):
+    """One listener. Loopback by default: nothing on it speaks TLS unless told to."""
+
+    listen_address: str
+
+    _address = field_validator("listen_address")(_check_address)
+
+
+class HttpSettings(ListenSettings):
+    """Connect/JSON API, health and metrics."""
+
+    listen_address: str = "127.0.0.1:8080"
+    cors_origins: list[str] = Field(default_factory=list)
+
+
+class GrpcSettings(ListenSettings):
+    """The same services over gRPC."""
+
+    listen_address: str = "127.0.0.1:8081"
+    tls: TlsSettings = TlsSettings()
+
+
+class DatabaseSettings(_Section):
+    """Where state lives."""
+
+    url: str = DEFAULT_DATABASE_URL
+
+
+class SchedulerSettings(_Section):
+    """Placement; ratios below 1 keep part of each host free."""
+
+    strategy: Strategy = Strategy.SPREAD
+    cpu_overcommit_ratio: Annotated[float, Field(gt=0, le=64)] = 2.0
+    memory_overcommit_ratio: Annotated[float, Field(gt=0, le=16)] = 1.5
+    reserved_cores: Annotated[int, Field(ge=0, le=1024)] = 1
+    reserved_memory_mib: Annotated[int, Field(ge=0)] = 1024
+
+
+class NodeSettings(_Section):
+    """What is expected of node daemons, and how they are called."""
+
+    heartbeat_interval_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    tls: TlsSettings = TlsSettings()
+
+
+class LogSettings(_Section):
+    """Logging to standard error."""
+
+    level: str = "info"
+    style: LogStyle = LogStyle.JSON
+
+
+class ControlPlaneConfig(BaseSettings):
+    """Everything the control plane can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LIMIQUANTIX_", env_nested_delimiter="__", extra="forbid", frozen=True, yaml_file=None
+    )
+
+    http: HttpSettings = HttpSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    nodes: NodeSettings = NodeSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags over environment over file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+class ConfigFileMissing(Exception):
+    """A configuration file was named that does not exist."""
+
+
+def load_config(path: Path | None, overrides: dict[str, Any]) -> ControlPlaneConfig:
+    """Read the configuration.
+
+    Args:
+        path: the file named on the command line; None takes the default path, which need not exist.
+        overrides: values of command-line flags, nested as in the file.
+
+    Raises:
+        ConfigFileMissing: the named file does not exist.
+        pydantic.ValidationError: a value is wrong or a key unknown.
+    """
+    if path is not None and not path.is_file():
+        raise ConfigFileMissing(f"configuration file {path} does not exist")
+    file = path or (DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.is_file() else None)
+
+    class _FromFile(ControlPlaneConfig):
+        model_config = SettingsConfigDict(yaml_file=file)
+
+    return _FromFile(**overrides)

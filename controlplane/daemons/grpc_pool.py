@@ -1,0 +1,129 @@
+"""Node daemons over gRPC: one channel a node, kept while the node's endpoint stays the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+
+from controlplane.domain import errors
+from controlplane.domain.node import Node
+from limiquantix.node.v1 import node_daemon_pb2 as node_v1
+from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub, NodeDaemonServiceStub
+from limiquantix.rpc.channel import open_channel
+from limiquantix.rpc.server import TlsFiles
+from limiquantix.rpc.status import from_rpc_error
+
+ResponseT = TypeVar("ResponseT")
+
+_CLOSE_GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimeouts:
+    """How long to wait for a daemon, in seconds.
+
+    `query_s` for reads, `power_s` for start, pause and the like, `create_s` where disk images are made or removed.
+    A graceful stop gets the guest's own time and `power_s` on top.
+    """
+
+    query_s: float = 5.0
+    power_s: float = 60.0
+    create_s: float = 300.0
+
+
+class GrpcNodeDaemon:
+    """One node's daemon behind one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel, peer: str, timeouts: CallTimeouts) -> None:
+        self._stub: NodeDaemonServiceAsyncStub = NodeDaemonServiceStub(channel)
+        self._peer = peer
+        self._timeouts = timeouts
+
+    async def _call(self, call: Awaitable[ResponseT]) -> ResponseT:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, peer=self._peer) from error
+
+    async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> None:
+        await self._call(self._stub.CreateVM(request, timeout=self._timeouts.create_s))
+
+    async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
+        await self._call(self._stub.ReconfigureVM(request, timeout=self._timeouts.power_s))
+
+    async def delete_vm(self, vm_id: str) -> None:
+        await self._call(self._stub.DeleteVM(_vm(vm_id), timeout=self._timeouts.create_s))
+
+    async def start_vm(self, vm_id: str) -> None:
+        await self._call(self._stub.StartVM(_vm(vm_id), timeout=self._timeouts.power_s))
+
+    async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
+        request = node_v1.StopVMRequest(vm_id=vm_id, timeout_seconds=timeout_s)
+        await self._call(self._stub.StopVM(request, timeout=timeout_s + self._timeouts.power_s))
+
+    async def force_stop_vm(self, vm_id: str) -> None:
+        await self._call(self._stub.ForceStopVM(_vm(vm_id), timeout=self._timeouts.power_s))
+
+    async def reboot_vm(self, vm_id: str) -> None:
+        await self._call(self._stub.RebootVM(_vm(vm_id), timeout=self._timeouts.power_s))
+
+    async def pause_vm(self, vm_id: str) -> None:
+        await self._call(self._stub.PauseVM(_vm(vm_id), timeout=self._timeouts.power_s))
+
+    async def resume_vm(self, vm_id: str) -> None:
+        await self._call(self._stub.ResumeVM(_vm(vm_id), timeout=self._timeouts.power_s))
+
+    async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
+        return await self._call(self._stub.GetVMStatus(_vm(vm_id), timeout=self._timeouts.query_s))
+
+    async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
+        return await self._call(self._stub.GetConsole(_vm(vm_id), timeout=self._timeouts.query_s))
+
+    async def console_log(self, request: node_v1.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
+        return await self._call(self._stub.GetConsoleLog(request, timeout=self._timeouts.query_s))
+
+
+def _vm(vm_id: str) -> node_v1.VMIdRequest:
+    return node_v1.VMIdRequest(vm_id=vm_id)
+
+
+class GrpcDaemonPool:
+    """Channels to all nodes, opened on first use and replaced when a node moves to another endpoint."""
+
+    def __init__(self, timeouts: CallTimeouts, tls: TlsFiles | None = None) -> None:
+        self._timeouts = timeouts
+        self._tls = tls
+        self._open: dict[str, tuple[str, grpc.aio.Channel, GrpcNodeDaemon]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def daemon(self, node: Node) -> GrpcNodeDaemon:
+        """Return the daemon of a node, see `DaemonPool`."""
+        if not node.agent_endpoint:
+            raise errors.node_has_no_agent(node.hostname)
+        known = self._open.get(node.id)
+        if known is not None:
+            endpoint, channel, daemon = known
+            if endpoint == node.agent_endpoint:
+                return daemon
+            self._close_later(channel)
+        channel = open_channel(node.agent_endpoint, self._tls)
+        daemon = GrpcNodeDaemon(channel, f"node {node.hostname} ({node.agent_endpoint})", self._timeouts)
+        self._open[node.id] = (node.agent_endpoint, channel, daemon)
+        return daemon
+
+    def _close_later(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close(_CLOSE_GRACE_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close every channel; calls in flight get a second to finish."""
+        for _, channel, _ in self._open.values():
+            self._close_later(channel)
+        self._open.clear()
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_CLOSE_GRACE_S * 3)

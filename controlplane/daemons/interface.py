@@ -1,0 +1,83 @@
+"""A node daemon as the services see it.
+
+Every call carries a deadline of its own and raises `limiquantix.errors.ApiError`: what the daemon refused comes back as
+the daemon put it; a daemon that does not answer is `Unavailable` or, when the work may have begun, `DeadlineExceeded`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from controlplane.domain.node import Node
+from limiquantix.node.v1.node_daemon_pb2 import (
+    ConsoleInfoResponse,
+    CreateVMOnNodeRequest,
+    GetConsoleLogRequest,
+    GetConsoleLogResponse,
+    ReconfigureVMRequest,
+    VMStatusResponse,
+)
+
+
+class NodeDaemon(Protocol):
+    """The daemon of one node. All calls are idempotent on its side, see the contract."""
+
+    async def create_vm(self, request: CreateVMOnNodeRequest) -> None:
+        """Make the disk images and define the VM, off."""
+        ...
+
+    async def reconfigure_vm(self, request: ReconfigureVMRequest) -> None:
+        """Replace the definition of a VM that is off."""
+        ...
+
+    async def delete_vm(self, vm_id: str) -> None:
+        """Remove the definition and the images; fine if there are none."""
+        ...
+
+    async def start_vm(self, vm_id: str) -> None:
+        """Start it."""
+        ...
+
+    async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
+        """Ask the guest to shut down and wait up to `timeout_s`."""
+        ...
+
+    async def force_stop_vm(self, vm_id: str) -> None:
+        """Pull the plug."""
+        ...
+
+    async def reboot_vm(self, vm_id: str) -> None:
+        """Reboot the guest."""
+        ...
+
+    async def pause_vm(self, vm_id: str) -> None:
+        """Stop its vCPUs."""
+        ...
+
+    async def resume_vm(self, vm_id: str) -> None:
+        """Let its vCPUs run again."""
+        ...
+
+    async def vm_status(self, vm_id: str) -> VMStatusResponse:
+        """Ask what the VM is now."""
+        ...
+
+    async def console(self, vm_id: str) -> ConsoleInfoResponse:
+        """Ask where its graphical console listens on the host."""
+        ...
+
+    async def console_log(self, request: GetConsoleLogRequest) -> GetConsoleLogResponse:
+        """Read a piece of its serial console's log."""
+        ...
+
+
+class DaemonPool(Protocol):
+    """Finds the daemon of a node."""
+
+    def daemon(self, node: Node) -> NodeDaemon:
+        """Return the daemon of a node; connects at the first call on it.
+
+        Raises:
+            Unavailable: the node has no agent endpoint.
+        """
+        ...

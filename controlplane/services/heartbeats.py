@@ -1,0 +1,121 @@
+"""Signs of life: taken in at once, stored together, and their absence noticed.
+
+A heartbeat says how loaded a host is and that it lives. It never touches what is claimed there nor a phase that an
+operator chose. Usage is stored in batches: hundreds of nodes cost one transaction an interval, not one each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import structlog
+
+from controlplane.domain import errors
+from controlplane.domain.node import Heartbeat, NodeUsage, Phase
+from controlplane.services.host_reports import SyncTracker
+from controlplane.state.interface import Store, Transaction
+from limiquantix.compute.v1 import node_service_pb2 as api
+from limiquantix.errors import ApiError
+
+_log = structlog.get_logger(__name__)
+
+MISSED_BEFORE_NOT_READY = 3
+"""Intervals without a heartbeat after which a node is NOT_READY: one lost packet or a slow second is no outage."""
+
+_REVIVED_PHASES = frozenset({Phase.UNKNOWN, Phase.PENDING, Phase.NOT_READY, Phase.OFFLINE})
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatConfig:
+    """Intervals in seconds: what daemons are told, and how often their heartbeats are written down."""
+
+    interval_s: int = 30
+    flush_interval_s: float = 2.0
+
+
+class HeartbeatService:
+    """Takes heartbeats and runs the loop that stores them and looks for silent nodes."""
+
+    def __init__(self, store: Store, syncs: SyncTracker, now: Callable[[], datetime], config: HeartbeatConfig) -> None:
+        self._store = store
+        self._syncs = syncs
+        self._now = now
+        self._config = config
+        self._started_at = now()
+        self._pending: dict[str, Heartbeat] = {}
+
+    async def heartbeat(self, request: api.UpdateHeartbeatRequest) -> api.UpdateHeartbeatResponse:
+        """Take note of a node's sign of life; a node that was thought silent is READY again.
+
+        Raises:
+            NotFound: no such node; its daemon must register.
+        """
+        now = self._now()
+        node = await self._store.read(lambda tx: tx.get_node(request.node_id))
+        if node is None:
+            raise errors.node_not_found(request.node_id)
+        self._pending[node.id] = Heartbeat(node.id, now, _usage_of(request))
+        if node.phase in _REVIVED_PHASES:
+            await self._revive(node.id)
+        return api.UpdateHeartbeatResponse(
+            acknowledged=True,
+            server_time_unix=int(now.timestamp()),
+            heartbeat_interval_secs=self._config.interval_s,
+            request_full_sync=self._syncs.is_due(node.id),
+        )
+
+    async def _revive(self, node_id: str) -> None:
+        async def make_ready(tx: Transaction) -> None:
+            await tx.record_heartbeats([self._pending[node_id]])
+            node = await tx.get_node(node_id)
+            if node is not None and node.phase in _REVIVED_PHASES:
+                await tx.update_node(replace(node, phase=Phase.READY, error_message="", updated_at=self._now()))
+
+        await self._store.run(make_ready)
+        _log.info("node_ready_again", node_id=node_id)
+
+    async def flush(self) -> None:
+        """Store the heartbeats taken since the last time, and mark the nodes that fell silent."""
+        taken, self._pending = self._pending, {}
+        now = self._now()
+        patience = timedelta(seconds=self._config.interval_s * MISSED_BEFORE_NOT_READY)
+        # Nobody could be heard while this process was not running, so silence counts from its start.
+        heard_before = now - patience if now - self._started_at > patience else None
+
+        async def store(tx: Transaction) -> list[str]:
+            await tx.record_heartbeats(list(taken.values()))
+            return [] if heard_before is None else list(await tx.mark_silent_nodes(heard_before, now))
+
+        try:
+            silent = await self._store.run(store)
+        except ApiError:
+            self._pending = taken | self._pending
+            raise
+        for node_id in silent:
+            _log.warning("node_silent", node_id=node_id, silent_for_s=patience.total_seconds())
+
+    async def run(self) -> None:
+        """Flush every interval until cancelled; a database that is away for a while loses nothing."""
+        while True:
+            await asyncio.sleep(self._config.flush_interval_s)
+            try:
+                await self.flush()
+            except ApiError as error:
+                _log.warning("heartbeats_not_stored", reason=error.reason, message=error.message)
+
+
+def _usage_of(request: api.UpdateHeartbeatRequest) -> NodeUsage:
+    return NodeUsage(
+        cpu_percent=request.cpu_usage_percent,
+        memory_used_bytes=request.memory_used_mib * 2**20,
+        memory_total_bytes=request.memory_total_mib * 2**20,
+        disk_used_bytes=request.disk_used_bytes,
+        disk_total_bytes=request.disk_total_bytes,
+        running_vm_count=request.running_vm_count,
+        load_1m=request.load_1m,
+        load_5m=request.load_5m,
+        load_15m=request.load_15m,
+    )

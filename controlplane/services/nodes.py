@@ -1,0 +1,159 @@
+"""Nodes: registration and reading. What nodes say afterwards is in `heartbeats` and `host_reports`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from controlplane.domain import errors
+from controlplane.domain.node import CapacityPolicy, Node, Phase
+from controlplane.domain.query import Cursor, NodeFilter
+from controlplane.services.host_reports import SyncTracker
+from controlplane.services.page_tokens import decode_cursor, page_limit
+from controlplane.state.interface import Store, Transaction
+from limiquantix.compute.v1 import node_service_pb2 as api
+from limiquantix.compute.v1.node_pb2 import NodeSpec
+
+_log = structlog.get_logger(__name__)
+
+DEFAULT_AGENT_PORT = 9090
+
+_KEPT_PHASES = frozenset({Phase.MAINTENANCE, Phase.DRAINING})
+"""Phases an operator chose; a node coming back does not end them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePage:
+    """One page of nodes with the ids of the VMs placed on each."""
+
+    nodes: Sequence[Node]
+    vm_ids: dict[str, list[str]]
+    next_cursor: Cursor | None
+    total_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeService:
+    """The use cases of nodes."""
+
+    store: Store
+    capacity_policy: CapacityPolicy
+    syncs: SyncTracker
+    now: Callable[[], datetime]
+
+    async def register(self, request: api.RegisterNodeRequest) -> Node:
+        """Take a host in, or take it back: a known host name is the same node, with the same id. Idempotent.
+
+        A node that comes back keeps the phase, labels and scheduling an operator gave it; facts about the host are
+        replaced by those it reports.
+        """
+        node = await self.store.run(lambda tx: self._register(tx, request))
+        self.syncs.forget(node.id)
+        _log.info("node_registered", node_id=node.id, hostname=node.hostname, endpoint=node.agent_endpoint)
+        return node
+
+    async def _register(self, tx: Transaction, request: api.RegisterNodeRequest) -> Node:
+        now = self.now()
+        endpoint = request.agent_endpoint or f"{request.management_ip}:{DEFAULT_AGENT_PORT}"
+        capacity = self.capacity_policy.capacity_of(request.cpu_info, request.memory_info)
+        known = await tx.get_node_by_hostname(request.hostname)
+        if known is None:
+            node = Node(
+                id=str(uuid.uuid4()),
+                hostname=request.hostname,
+                management_ip=request.management_ip,
+                agent_endpoint=endpoint,
+                spec=self._new_spec(request),
+                phase=Phase.READY,
+                capacity=capacity,
+                created_at=now,
+                updated_at=now,
+                labels=dict(request.labels),
+                system=request.system,
+                last_heartbeat_at=now,
+            )
+            await tx.insert_node(node)
+            return node
+        return await tx.update_node(
+            replace(
+                known,
+                management_ip=request.management_ip,
+                agent_endpoint=endpoint,
+                spec=_with_facts(known.spec, request),
+                phase=known.phase if known.phase in _KEPT_PHASES else Phase.READY,
+                capacity=capacity,
+                labels={**request.labels, **known.labels},
+                system=request.system,
+                error_message="",
+                updated_at=now,
+            )
+        )
+
+    def _new_spec(self, request: api.RegisterNodeRequest) -> NodeSpec:
+        spec = _with_facts(NodeSpec(), request)
+        spec.role.CopyFrom(request.role)
+        if not request.HasField("role"):
+            spec.role.compute = True
+        spec.scheduling.schedulable = True
+        spec.scheduling.taints.extend(request.taints)
+        policy = self.capacity_policy
+        spec.scheduling.overcommit.cpu_ratio = policy.cpu_overcommit_ratio
+        spec.scheduling.overcommit.memory_ratio = policy.memory_overcommit_ratio
+        spec.scheduling.reserved.cpu_cores = policy.reserved_cores
+        spec.scheduling.reserved.memory_bytes = policy.reserved_memory_bytes
+        return spec
+
+    async def get(self, node_id: str) -> tuple[Node, list[str]]:
+        """Read one node and the ids of the VMs placed on it.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+
+        async def read(tx: Transaction) -> tuple[Node, list[str]]:
+            node = await tx.get_node(node_id)
+            if node is None:
+                raise errors.node_not_found(node_id)
+            return node, (await tx.vm_ids_by_node([node_id])).get(node_id, [])
+
+        return await self.store.read(read)
+
+    async def list(self, request: api.ListNodesRequest) -> NodePage:
+        """Read one page of nodes, oldest first.
+
+        Raises:
+            InvalidArgument: the page token belongs to another query.
+        """
+        wanted = NodeFilter(
+            labels=dict(request.labels),
+            phases=frozenset(request.phases),
+            compute_only=request.compute_only,
+            storage_only=request.storage_only,
+            control_plane_only=request.control_plane_only,
+        )
+        after = decode_cursor(request.page_token, request)
+
+        async def read(tx: Transaction) -> NodePage:
+            page = await tx.list_nodes(wanted, after, page_limit(request.page_size))
+            vm_ids = await tx.vm_ids_by_node([node.id for node in page.items])
+            return NodePage(page.items, vm_ids, page.next_cursor, page.total_count)
+
+        return await self.store.read(read)
+
+
+def _with_facts(spec: NodeSpec, request: api.RegisterNodeRequest) -> NodeSpec:
+    """Copy a node's spec with what the host reports of itself."""
+    new = NodeSpec()
+    new.CopyFrom(spec)
+    new.cpu.CopyFrom(request.cpu_info)
+    new.memory.CopyFrom(request.memory_info)
+    for name, devices in (("storage", request.storage_devices), ("network", request.network_devices)):
+        new.ClearField(name)  # type: ignore[arg-type]
+        getattr(new, name).extend(devices)
+    new.agent.version = request.system.agent_version
+    new.agent.endpoint = request.agent_endpoint
+    return new
