@@ -132,13 +132,16 @@ class PrivateLibvirt:
             raise PrivateLibvirtError(f"the private libvirt daemon below {self._data_dir} runs already")
         daemon = self._require()
         until_s = time.monotonic() + timeout_s
-        await asyncio.to_thread(self._data_dir.mkdir, mode=0o755, parents=True, exist_ok=True)
-        lock = await self._lock(until_s)
         try:
-            await asyncio.to_thread(self._prepare, daemon)
-            self._reaper = await self._spawn(daemon, lock)
-        finally:
-            os.close(lock)  # the reaper has its own copy now
+            await asyncio.to_thread(self._data_dir.mkdir, mode=0o755, parents=True, exist_ok=True)
+            lock = await self._lock(until_s)
+            try:
+                await asyncio.to_thread(self._prepare, daemon)
+                self._reaper = await self._spawn(daemon, lock)
+            finally:
+                os.close(lock)  # the reaper has its own copy now
+        except OSError as error:
+            raise PrivateLibvirtError(f"cannot lay out a libvirt daemon below {self._data_dir}: {error}") from error
         try:
             await self._wait_until_it_answers(until_s)
             if self._bridge is not None:
