@@ -152,6 +152,11 @@ async def test_private_libvirt_directory_too_deep_for_sockets_works_and_leaves_n
     assert not libvirt.socket.parent.exists()
 
 
+async def test_private_libvirt_directory_with_signs_of_addresses_in_its_name_is_reached(tmp_path: Path) -> None:
+    async with private_libvirt(tmp_path / "my data&x=%41?#") as libvirt:
+        assert "libvirt" in await virsh(libvirt.uri, "version")
+
+
 async def test_private_libvirt_second_one_on_the_directory_is_refused(libvirt: PrivateLibvirt, tmp_path: Path) -> None:
     second = private_libvirt(tmp_path / "data")
 

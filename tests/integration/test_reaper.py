@@ -81,6 +81,21 @@ def test_reaper_stopped_ends_an_orphan_that_ignores_sigterm_and_cleans_up_last(t
     assert cleaned.exists()
 
 
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_reaper_told_to_stop_tells_the_command(sent: signal.Signals, received: signal.Signals) -> None:
+    script = "trap 'exit 42' " + received.name.removeprefix("SIG") + "; echo ready; while :; do sleep 0.01; done"
+    with subprocess.Popen(reaper_command(["sh", "-c", script]), stdout=subprocess.PIPE, text=True) as reaper:
+        assert reaper.stdout is not None
+        assert reaper.stdout.readline() == "ready\n"
+
+        reaper.send_signal(sent)
+
+        assert reaper.wait(timeout=20) == 42
+
+
 def test_reaper_command_gone_without_a_request_to_stop_leaves_its_orphans_running() -> None:
     words = reaper_command(python(ORPHAN_THAT_IGNORES_SIGTERM))
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as reaper:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import quote
 
 from controlplane.cli.dev.leftovers import add_bridge, leftovers_command, remove_bridge
 from controlplane.cli.dev.libvirt_choice import SYSTEM_BIN_PATH, find_daemon, libvirt_answers
@@ -96,7 +97,7 @@ class PrivateLibvirt:
     @property
     def uri(self) -> str:
         """The libvirt URI that reaches this daemon, from any process of the machine run by root."""
-        return f"qemu+unix:///system?socket={self.socket}"
+        return f"qemu+unix:///system?socket={quote(str(self.socket))}"
 
     @property
     def socket(self) -> Path:

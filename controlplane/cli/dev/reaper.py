@@ -144,7 +144,8 @@ def _watch(pid: int) -> tuple[int, bool]:
         received = signal.sigtimedwait(_WATCHED, wait_s)
         if received is not None and received.si_signo != signal.SIGCHLD:
             if status is None:
-                os.kill(pid, received.si_signo)
+                # To a daemon, SIGHUP says "read your configuration again"; what is meant here is an end.
+                os.kill(pid, signal.SIGTERM if received.si_signo == signal.SIGHUP else received.si_signo)
             if stop_at is None:
                 stop_at = time.monotonic() + COMMAND_GRACE_S
 
