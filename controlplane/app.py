@@ -200,6 +200,7 @@ def _write_ready_file(path: Path, addresses: Addresses) -> None:
 @click.option("--grpc-listen", metavar="HOST:PORT", help="Where the gRPC API listens. Default 127.0.0.1:8081.")
 @click.option("--database-url", metavar="URL", help="Where state lives, e.g. sqlite:///limiquantix.db.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least important level.")
+@click.option("--migrate", "migrate_first", is_flag=True, help="Bring the database up to date before serving.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="File to write the addresses to once serving.")
 @click.version_option(package_name="limiquantix")
 @click.pass_context
@@ -210,6 +211,7 @@ def main(
     grpc_listen: str | None,
     database_url: str | None,
     log_level: str | None,
+    migrate_first: bool,
     ready_file: Path | None,
 ) -> None:
     """Run the LimiQuantix control plane until it is asked to stop.
@@ -232,6 +234,8 @@ def main(
     context.obj = config
     if context.invoked_subcommand is None:
         configure_logging(config.log.level, LogFormat(config.log.style))
+        if migrate_first:
+            _exit_on_failure(lambda: _log.info("database_migrated", revision=migrate(config.database.url)))
         _exit_on_failure(lambda: uvloop.run(serve(config, ready_file)))
 
 

@@ -12,7 +12,7 @@ import grpc
 from controlplane.domain import errors
 from controlplane.domain.node import Node
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
-from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub, NodeDaemonServiceStub
+from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceStub
 from limiquantix.rpc.channel import open_channel
 from limiquantix.rpc.server import TlsFiles
 from limiquantix.rpc.status import from_rpc_error
@@ -39,7 +39,7 @@ class GrpcNodeDaemon:
     """One node's daemon behind one channel."""
 
     def __init__(self, channel: grpc.aio.Channel, peer: str, timeouts: CallTimeouts) -> None:
-        self._stub: NodeDaemonServiceAsyncStub = NodeDaemonServiceStub(channel)
+        self._stub = NodeDaemonServiceStub(channel)
         self._peer = peer
         self._timeouts = timeouts
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from limiquantix.compute.v1.vm_pb2 import (
     UEFI_SECURE_BOOT,
+    BootConfig,
     BootDevice,
     DiskDevice,
     DisplayConfig,
@@ -90,13 +91,35 @@ def _machine(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
         yield FieldViolation(f"{path}.agent.channel", "VSOCK " + _NOT_YET)
     if spec.guest_os.overrides.ByteSize():
         yield FieldViolation(f"{path}.guest_os.overrides", _NOT_YET)
-    if spec.display.type == DisplayConfig.SPICE:
-        yield FieldViolation(f"{path}.display.type", "SPICE " + _NOT_YET)
-    if spec.display.listen_address not in _LOOPBACK:
-        yield FieldViolation(f"{path}.display.listen_address", "consoles listen on the host's loopback address only")
-    for index, device in enumerate(spec.boot.boot_order):
+    yield from _display(spec.display, f"{path}.display")
+    yield from _boot(spec.boot, f"{path}.boot")
+
+
+def _display(display: DisplayConfig, path: str) -> Iterator[FieldViolation]:
+    if display.type == DisplayConfig.SPICE:
+        yield FieldViolation(f"{path}.type", "SPICE " + _NOT_YET)
+    if display.listen_address not in _LOOPBACK:
+        yield FieldViolation(f"{path}.listen_address", "consoles listen on the host's loopback address only")
+    if display.gpu != DisplayConfig.VGA:
+        yield FieldViolation(f"{path}.gpu", "only VGA is supported by this version")
+    if display.displays > 1:
+        yield FieldViolation(f"{path}.displays", "more than one display " + _NOT_YET)
+    for name in ("port", "tls_enabled", "video_memory_mib"):
+        if getattr(display, name):
+            yield FieldViolation(f"{path}.{name}", _NOT_YET)
+
+
+def _boot(boot: BootConfig, path: str) -> Iterator[FieldViolation]:
+    if boot.menu_timeout_sec:
+        yield FieldViolation(f"{path}.menu_timeout_sec", _NOT_YET)
+    for index, device in enumerate(boot.boot_order):
         if device.type == BootDevice.USB:
-            yield FieldViolation(f"{path}.boot.boot_order[{index}].type", "USB " + _NOT_YET)
+            yield FieldViolation(f"{path}.boot_order[{index}].type", "USB " + _NOT_YET)
+        if device.device_id:
+            message = f"{_NOT_YET}; give the device a boot_index instead"
+            yield FieldViolation(f"{path}.boot_order[{index}].device_id", message)
+    if not boot.direct_boot.kernel_path and boot.direct_boot.ByteSize():
+        yield FieldViolation(f"{path}.direct_boot.kernel_path", "is required for a direct boot")
 
 
 def _disk(disk: DiskDevice, path: str) -> Iterator[FieldViolation]:

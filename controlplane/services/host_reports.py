@@ -121,7 +121,7 @@ class HostReportService:
         for vm in await tx.vms_on_node(request.node_id):
             report = reports.pop(vm.id, None)
             if report is None:
-                await self._missing_on_host(tx, vm, outcome)
+                await self._missing_on_host(tx, vm, request.as_of_change_count, outcome)
             else:
                 outcome.reconciled += 1
                 if report.state_change_count >= vm.reported_change_count:
@@ -129,8 +129,9 @@ class HostReportService:
         await self._not_placed_here(tx, list(reports), outcome)
         return outcome
 
-    async def _missing_on_host(self, tx: Transaction, vm: Vm, outcome: SyncOutcome) -> None:
-        if self.operations.is_active(vm.id) or vm.power_state == PowerState.LOST:
+    async def _missing_on_host(self, tx: Transaction, vm: Vm, as_of_count: int, outcome: SyncOutcome) -> None:
+        is_newer_than_list = as_of_count and vm.reported_change_count > as_of_count
+        if self.operations.is_active(vm.id) or vm.power_state == PowerState.LOST or is_newer_than_list:
             return
         if vm.power_state == PowerState.PROVISIONING:
             await tx.delete_vm(vm.id)

@@ -58,7 +58,7 @@ class NodeService:
 
     async def _register(self, tx: Transaction, request: api.RegisterNodeRequest) -> Node:
         now = self.now()
-        endpoint = request.agent_endpoint or f"{request.management_ip}:{DEFAULT_AGENT_PORT}"
+        endpoint = request.agent_endpoint or _default_endpoint(request.management_ip)
         capacity = self.capacity_policy.capacity_of(request.cpu_info, request.memory_info)
         known = await tx.get_node_by_hostname(request.hostname)
         if known is None:
@@ -145,6 +145,11 @@ class NodeService:
         return await self.store.read(read)
 
 
+def _default_endpoint(management_ip: str) -> str:
+    host = f"[{management_ip}]" if ":" in management_ip else management_ip
+    return f"{host}:{DEFAULT_AGENT_PORT}"
+
+
 def _with_facts(spec: NodeSpec, request: api.RegisterNodeRequest) -> NodeSpec:
     """Copy a node's spec with what the host reports of itself."""
     new = NodeSpec()
@@ -155,5 +160,4 @@ def _with_facts(spec: NodeSpec, request: api.RegisterNodeRequest) -> NodeSpec:
         new.ClearField(name)  # type: ignore[arg-type]
         getattr(new, name).extend(devices)
     new.agent.version = request.system.agent_version
-    new.agent.endpoint = request.agent_endpoint
     return new

@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,8 +48,8 @@ MAX_NODES = 50
 def dev(data_dir: Path, hypervisor: str, nodes: int, once: bool, demo: bool, http_port: int, grpc_port: int) -> None:
     """Run a whole cluster on this machine and boot a VM in it.
 
-    Starts a control plane and node daemons on 127.0.0.1, and a private libvirt daemon where no other answers. Ctrl-C ends
-    all of it; VMs and their disks are there again the next time.
+    Starts a control plane and node daemons on 127.0.0.1, and a private libvirt daemon where no other answers. Ctrl-C
+    ends all of it; VMs and their disks are there again the next time.
 
     Example: limiquantix dev --nodes 3
     """
@@ -90,9 +91,9 @@ def _only_one(data_dir: Path) -> Iterator[None]:
         yield
 
 
-async def _until_signalled(work: asyncio.Future[None] | object) -> None:
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run the work; SIGINT or SIGTERM cancels it, and its cleaning up is then left to finish."""
-    task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)

@@ -1128,9 +1128,14 @@ class SyncFullStateRequest(_message.Message):
     VMS_FIELD_NUMBER: _builtins.int
     STORAGE_POOLS_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
+    AS_OF_CHANGE_COUNT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     state_hash: _builtins.str
     """Digest of this inventory, repeated in the heartbeats that follow."""
+    as_of_change_count: _builtins.int
+    """The host's change count when the list was taken: VMs that changed later may be missing from it without being lost.
+    0 if the daemon does not say.
+    """
     @_builtins.property
     def host_info(self) -> Global___HostInfo: ...
     @_builtins.property
@@ -1147,10 +1152,11 @@ class SyncFullStateRequest(_message.Message):
         vms: _abc.Iterable[Global___VMStatusReport] | None = ...,
         storage_pools: _abc.Iterable[Global___StoragePoolStatusReport] | None = ...,
         state_hash: _builtins.str = ...,
+        as_of_change_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host_info", b"host_info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_info", b"host_info", "node_id", b"node_id", "state_hash", b"state_hash", "storage_pools", b"storage_pools", "vms", b"vms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_change_count", b"as_of_change_count", "host_info", b"host_info", "node_id", b"node_id", "state_hash", b"state_hash", "storage_pools", b"storage_pools", "vms", b"vms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
