@@ -1,0 +1,132 @@
+"""Which of the nodes that may take a VM should: points, each with a name, added up.
+
+A scorer is a function from a candidate and a request to points. The strategy gives 0 to 100 and is measured as the
+node would be *after* taking the VM, else a small node looks as good as a large one. Adding a scorer is one function,
+one line in `scorers_for` and one test.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from controlplane.scheduler.snapshot import Candidate, PlacementRequest
+from limiquantix.compute.v1.node_pb2 import Taint
+
+FULL_POINTS = 100.0
+PREFERRED_NODE_POINTS = 20.0
+POOL_POINTS = 10.0
+MAX_POOL_POINTS = 30.0
+SOFT_TAINT_POINTS = -50.0
+"""As much as a preferred node and its pools can gain together: no bonus outweighs a taint, only load does."""
+
+
+class Strategy(enum.StrEnum):
+    """What a cluster should look like; the values are those of the configuration."""
+
+    SPREAD = "spread"
+    """Load even over all nodes: a failed one takes little with it."""
+    PACK = "pack"
+    """Few nodes full, the others empty: room for large VMs, hosts that can sleep."""
+    BALANCED = "balanced"
+    """Half spread, half an even use of CPU and memory: neither is left over without the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePart:
+    """Some of a node's points and what they are for."""
+
+    name: str
+    points: float
+
+
+Score = Callable[[Candidate, PlacementRequest], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A scoring function and the name of its points."""
+
+    name: str
+    score: Score
+
+
+def spread(candidate: Candidate, request: PlacementRequest) -> float:
+    """More points the less of CPU and memory would be claimed, both weighing the same."""
+    return FULL_POINTS - pack(candidate, request)
+
+
+def pack(candidate: Candidate, request: PlacementRequest) -> float:
+    """More points the more of CPU and memory would be claimed, both weighing the same."""
+    return FULL_POINTS / 2 * (_cpu_load_after(candidate, request) + _memory_load_after(candidate, request))
+
+
+def balanced(candidate: Candidate, request: PlacementRequest) -> float:
+    """Points for what would remain, and as many for CPU and memory being claimed to the same degree."""
+    unevenness = abs(_cpu_load_after(candidate, request) - _memory_load_after(candidate, request))
+    return (spread(candidate, request) + FULL_POINTS * (1.0 - unevenness)) / 2
+
+
+def preferred_node(candidate: Candidate, request: PlacementRequest) -> float:
+    """Reward a node that the policy prefers by id or host name."""
+    preferred = request.preferred_nodes
+    return PREFERRED_NODE_POINTS if candidate.id in preferred or candidate.hostname in preferred else 0.0
+
+
+def storage_pools(candidate: Candidate, request: PlacementRequest) -> float:
+    """Reward each of the VM's storage pools that the node reaches, up to a limit."""
+    matching_count = len(request.storage_pool_ids & candidate.storage_pool_ids)
+    return min(matching_count * POOL_POINTS, MAX_POOL_POINTS)
+
+
+def soft_taints(candidate: Candidate, request: PlacementRequest) -> float:
+    """Take points for each PREFER_NO_SCHEDULE taint that the request does not tolerate."""
+    if not candidate.taints:
+        return 0.0
+    return SOFT_TAINT_POINTS * sum(
+        taint.effect == Taint.PREFER_NO_SCHEDULE and not request.tolerates(taint) for taint in candidate.taints
+    )
+
+
+STRATEGIES: Mapping[Strategy, Score] = {
+    Strategy.SPREAD: spread,
+    Strategy.PACK: pack,
+    Strategy.BALANCED: balanced,
+}
+
+
+def scorers_for(strategy: Strategy, request: PlacementRequest) -> tuple[Scorer, ...]:
+    """The scorers that can give points to this request's candidates, strategy first."""
+    scorers = [Scorer(strategy.value, STRATEGIES[strategy]), Scorer("soft taints", soft_taints)]
+    if request.preferred_nodes:
+        scorers.append(Scorer("preferred node", preferred_node))
+    if request.storage_pool_ids:
+        scorers.append(Scorer("storage pools", storage_pools))
+    return tuple(scorers)
+
+
+def totals_of(
+    candidates: Sequence[Candidate], request: PlacementRequest, scorers: tuple[Scorer, ...]
+) -> Sequence[float]:
+    """Each candidate's points in all, the sum of its parts; one scorer after the other, as that is the fastest."""
+    columns = [[scorer.score(candidate, request) for candidate in candidates] for scorer in scorers]
+    return [sum(points) for points in zip(*columns, strict=True)]
+
+
+def parts_of(candidate: Candidate, request: PlacementRequest, scorers: tuple[Scorer, ...]) -> tuple[ScorePart, ...]:
+    """The candidate's points by name; parts of 0 are left out, but for the strategy's."""
+    points = [ScorePart(scorer.name, scorer.score(candidate, request)) for scorer in scorers]
+    return (points[0], *(part for part in points[1:] if part.points != 0.0))
+
+
+def _cpu_load_after(candidate: Candidate, request: PlacementRequest) -> float:
+    """Claimed share of the vCPUs once the request is there, 0.0 to 1.0; a node without any counts as full."""
+    capacity = candidate.capacity.vcpus
+    return (candidate.allocated.vcpus + request.vcpus) / capacity if capacity > 0 else 1.0
+
+
+def _memory_load_after(candidate: Candidate, request: PlacementRequest) -> float:
+    """Claimed share of the memory once the request is there, 0.0 to 1.0; a node without any counts as full."""
+    capacity = candidate.capacity.memory_bytes
+    return (candidate.allocated.memory_bytes + request.memory_bytes) / capacity if capacity > 0 else 1.0
