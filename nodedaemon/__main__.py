@@ -1,0 +1,5 @@
+"""`python -m nodedaemon` is `limiquantix-node`."""
+
+from nodedaemon.app import main
+
+main()

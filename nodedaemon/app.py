@@ -1,0 +1,244 @@
+"""Composition root of the node daemon and its command `limiquantix-node`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+import uvloop
+
+from hypervisor.errors import HypervisorError
+from hypervisor.mock import MockSettings
+from hypervisor.registry import Backend, HypervisorSettings, create_hypervisor
+from hypervisor.types import Accelerator
+from limiquantix.errors import ApiError
+from limiquantix.node.v1.node_daemon_pb2_grpc import add_NodeDaemonServiceServicer_to_server
+from limiquantix.rpc.pipeline import CallPipeline
+from limiquantix.rpc.server import AddressInUse, RpcServer, TlsFiles
+from nodedaemon.change_count import DataDirError, StateChanges, next_boot_number
+from nodedaemon.config import ConfigError, NodeConfig, is_loopback, join_address, load_config, split_address
+from nodedaemon.control_plane import GrpcControlPlane
+from nodedaemon.disk_images import DiskImages
+from nodedaemon.host_report import AGENT_VERSION, HostReport
+from nodedaemon.observer import VmObserver
+from nodedaemon.registration import Registration
+from nodedaemon.reporter import Reporter
+from nodedaemon.servicer import SERVICE, NodeDaemonServicer
+from nodedaemon.storage_paths import StoragePaths
+from nodedaemon.vm_actor import VmActors
+from telemetry.host import UsageSampler
+from telemetry.logs import LogFormat, configure_logging
+from telemetry.metrics import RpcMetrics, build_registry, start_metrics_server
+
+STOP_GRACE_S = 10.0
+"""For calls under way when the daemon is told to end; systemd waits 90 s before it kills."""
+
+_CLOSE_DEADLINE_S = 5.0
+_ENV_PREFIX = "LIMIQUANTIX"
+
+_log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The daemon cannot start; the message says why and what to do."""
+
+
+@click.command(context_settings={"auto_envvar_prefix": _ENV_PREFIX, "help_option_names": ["-h", "--help"]})
+@click.version_option(AGENT_VERSION, prog_name="limiquantix-node")
+@click.option(
+    "--config",
+    "config_path",
+    envvar=f"{_ENV_PREFIX}_CONFIG",
+    type=click.Path(path_type=Path),
+    help="Configuration file; must exist. Default: /etc/limiquantix/node.yaml if it is there.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
+@click.option("--listen", metavar="HOST:PORT", help="Address of the gRPC service. Default: 127.0.0.1:9090.")
+@click.option("--control-plane", metavar="URL", help="gRPC address of the control plane.")
+@click.option("--node-id", metavar="ID", help="Id of this node until the control plane assigns one.")
+@click.option("--register", is_flag=True, default=None, help="Register at the control plane and send heartbeats.")
+@click.option("--libvirt-uri", metavar="URI", help="Default: qemu:///system.")
+@click.option("--dev", is_flag=True, default=None, help="Simulate a hypervisor instead of using libvirt.")
+def main(
+    config_path: Path | None,
+    log_level: str | None,
+    listen: str | None,
+    control_plane: str | None,
+    node_id: str | None,
+    register: bool | None,
+    libvirt_uri: str | None,
+    dev: bool | None,
+) -> None:
+    """Run the node daemon: virtual machines of this host, on behalf of the control plane.
+
+    Each option is also an environment variable (LIMIQUANTIX_LISTEN and so on); any setting of the configuration file is
+    LIMIQUANTIX_SECTION__NAME.
+    """
+    flags: dict[str, dict[str, object]] = {
+        "log": {"level": log_level},
+        "server": {"listen_address": listen},
+        "control_plane": {"address": control_plane, "registration_enabled": register or None},
+        "node": {"id": node_id},
+        "hypervisor": {"libvirt_uri": libvirt_uri, "backend": "mock" if dev else None},
+    }
+    given = {
+        section: {name: value for name, value in values.items() if value is not None}
+        for section, values in flags.items()
+    }
+    try:
+        config = load_config(config_path, given)
+        configure_logging(config.log.level.value, LogFormat(config.log.format))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(config))
+    except (ConfigError, StartError) as error:
+        click.echo(f"limiquantix-node: {error}", err=True)
+        sys.exit(1)
+
+
+async def run(config: NodeConfig) -> None:
+    """Run the daemon until SIGTERM or SIGINT; VMs go on running afterwards.
+
+    Raises:
+        StartError: something it needs is not there.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        try:
+            background = await _start(config, stack)
+        except (HypervisorError, DataDirError, AddressInUse, OSError) as error:
+            raise StartError(str(error)) from error
+        until_stopped = asyncio.create_task(stop.wait(), name="stop")
+        done, _ = await asyncio.wait([until_stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+        until_stopped.cancel()
+        for task in done - {until_stopped}:
+            task.result()  # raises: background work ends only by a defect
+        _log.info("stopping")
+
+
+async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
+    """Start every part, the listening ones last; `stack` undoes it in reverse. Returns what runs in the background."""
+    _warn_of_open_listener(config)
+    boot_number = await asyncio.to_thread(next_boot_number, config.node.data_dir, time.time())
+    hypervisor = create_hypervisor(_hypervisor_settings(config))
+    await hypervisor.open()
+    stack.push_async_callback(hypervisor.close)
+
+    observer = VmObserver(hypervisor, StateChanges(boot_number))
+    with suppress(ApiError, TimeoutError):  # what exists now began before us; if nothing answers, so be it
+        await observer.read_all()
+    paths = StoragePaths(config.hypervisor.storage_path)
+    await asyncio.to_thread(paths.root.mkdir, parents=True, exist_ok=True)
+    report = HostReport(
+        hypervisor,
+        observer,
+        UsageSampler(paths.root),
+        hostname=config.node.hostname or socket.gethostname(),
+        labels=config.node.labels,
+        node_id=config.node.id,
+    )
+    actors = VmActors(config.limits.concurrent_operations, config.limits.queued_operations_per_vm)
+    stack.push_async_callback(actors.close, STOP_GRACE_S)
+    # The generated stub calls every method abstract; those not overridden answer UNIMPLEMENTED.
+    servicer = NodeDaemonServicer(  # type: ignore[abstract]
+        hypervisor, observer, actors, DiskImages(paths), paths, report
+    )
+
+    registry = build_registry()
+    host, _ = split_address(config.server.listen_address)
+    metrics_address = join_address(host, config.server.metrics_port)
+    try:
+        metrics = start_metrics_server(metrics_address, registry)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {metrics_address}: {error.strerror}") from error
+    stack.push_async_callback(asyncio.to_thread, metrics.stop)
+    server = RpcServer(
+        CallPipeline({}, RpcMetrics(registry)),
+        [SERVICE],
+        lambda s: add_NodeDaemonServiceServicer_to_server(servicer, s),
+        _tls_files(config),
+    )
+    port = await server.start(config.server.listen_address)
+    stack.push_async_callback(server.stop, STOP_GRACE_S)
+    report.serve_at(config.server.listen_address, port, config.server.advertise_address)
+    _log.info(
+        "listening",
+        grpc_address=join_address(host, port),
+        metrics_address=join_address(host, metrics.port),
+        backend=config.hypervisor.backend,
+        storage_path=str(paths.root),
+    )
+    return _start_reporting(config, stack, hypervisor.subscribe, observer, report)
+
+
+def _start_reporting(
+    config: NodeConfig, stack: AsyncExitStack, subscribe: Any, observer: VmObserver, report: HostReport
+) -> list[asyncio.Task[None]]:
+    """Start registration and reporting if the configuration asks for it."""
+    if not config.control_plane.registration_enabled:
+        return []
+    control_plane = GrpcControlPlane(config.control_plane.address, _tls_files(config))
+    stack.push_async_callback(control_plane.close)
+    reporter = Reporter(observer, control_plane, report.full_state)
+    stack.callback(subscribe(reporter.on_event))
+    registration = Registration(control_plane, report, reporter, float(config.control_plane.heartbeat_interval_secs))
+    tasks = [
+        asyncio.create_task(reporter.run(), name="reporter"),
+        asyncio.create_task(registration.run(), name="registration"),
+    ]
+    stack.push_async_callback(_cancel, tasks)
+    return tasks
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=_CLOSE_DEADLINE_S)
+
+
+def _hypervisor_settings(config: NodeConfig) -> HypervisorSettings:
+    mock, accelerator = config.hypervisor.mock, config.hypervisor.accelerator
+    return HypervisorSettings(
+        backend=Backend(config.hypervisor.backend),
+        libvirt_uri=config.hypervisor.libvirt_uri,
+        console_log_dir=config.node.data_dir / "console",
+        accelerator=None if accelerator == "auto" else Accelerator(accelerator),
+        mock=MockSettings(
+            vcpu_count=mock.vcpu_count,
+            memory_mib=mock.memory_mib,
+            boot_s=mock.boot_secs,
+            shutdown_s=mock.shutdown_secs,
+            state_path=config.node.data_dir / "mock-vms.json",
+        ),
+    )
+
+
+def _tls_files(config: NodeConfig) -> TlsFiles | None:
+    tls = config.tls
+    if not tls.enabled or tls.cert_path is None or tls.key_path is None:
+        return None
+    return TlsFiles(tls.cert_path, tls.key_path, tls.ca_path)
+
+
+def _warn_of_open_listener(config: NodeConfig) -> None:
+    address = config.server.listen_address
+    if not config.tls.enabled and not is_loopback(address):
+        _log.warning(
+            "plaintext_listener",
+            grpc_address=address,
+            advice="whoever reaches this port commands every VM of this host; set tls.enabled or listen on 127.0.0.1",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Configuration of the node daemon: flags, over `LIMIQUANTIX_*` environment, over a YAML file, over these defaults.
+
+Nothing speaks TLS until `tls.enabled` is set, and whoever reaches the gRPC port commands every VM of the host. That is
+why the defaults listen on the loopback address only, where the documented system opens 0.0.0.0.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/node.yaml")
+DEFAULT_CONTROL_PLANE_PORT = 8081
+MAX_HEARTBEAT_INTERVAL_S = 3600
+_ENV_PREFIX = "LIMIQUANTIX_"
+_NESTED = "__"
+_HOSTNAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$"
+_LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names every faulty setting."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split "host:port" or "[v6]:port"; ValueError says what is wrong."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"must be host:port with a port from 0 to 65535, not {address!r}")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"an IPv6 address needs brackets, [::1]:9090, not {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Join host and port, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _control_plane_address(url: str) -> str:
+    """Reduce a URL or address to "host:port"; the scheme is only there because people write one."""
+    scheme, separator, rest = url.rpartition("://")
+    if separator and scheme not in ("http", "https", "grpc", "grpcs"):
+        raise ValueError(f"must be host:port, http://host:port or https://host:port, not {url!r}")
+    address = rest.rstrip("/")
+    if not address:
+        return ""
+    if ":" not in address.rpartition("]")[2]:
+        address = f"{address}:{DEFAULT_CONTROL_PLANE_PORT}"
+    host, port = split_address(address)
+    if not host or not port or "/" in host:
+        raise ValueError(f"must name a host and a port, not {url!r}")
+    return address
+
+
+class LogLevel(enum.StrEnum):
+    """How important a log line must be to be written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NodeSection(_Section):
+    """Who this node is. `id` is what it calls itself until the control plane assigns one; `hostname` "" asks the OS."""
+
+    id: Annotated[str, Field(max_length=255)] = ""
+    hostname: Annotated[str, Field(max_length=253, pattern=f"^$|{_HOSTNAME_PATTERN}")] = ""
+    labels: Annotated[
+        dict[Annotated[str, Field(pattern=_LABEL_PATTERN, max_length=128)], Annotated[str, Field(max_length=255)]],
+        Field(max_length=64),
+    ] = {}
+    data_dir: Path = Path("/var/lib/limiquantix/node")
+    """What the daemon itself remembers: its boot number, the mock's VMs, console logs."""
+
+
+class ServerSection(_Section):
+    """Where the daemon listens; port 0 takes a free one. Metrics are served on the same host address."""
+
+    listen_address: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:9090"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9091
+    advertise_address: Annotated[str, AfterValidator(lambda a: a and _listen_address(a))] = ""
+    """What the control plane shall call instead of the address found, for hosts behind NAT; port 0 is the real one."""
+
+
+class MockSection(_Section):
+    """The host that the mock backend simulates."""
+
+    vcpu_count: Annotated[int, Field(ge=1, le=65536)] = 16
+    memory_mib: Annotated[int, Field(ge=1, le=2**30)] = 65536
+    boot_secs: Annotated[float, Field(ge=0, le=3600)] = 0.3
+    shutdown_secs: Annotated[float, Field(ge=0, le=3600)] = 0.1
+
+
+class HypervisorSection(_Section):
+    """Which backend runs the VMs, and where their images are. `accelerator` auto tries KVM and falls back to TCG."""
+
+    backend: Literal["mock", "libvirt", "cloudhypervisor"] = "libvirt"
+    libvirt_uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
+    storage_path: Path = Path("/var/lib/limiquantix/images")
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    mock: MockSection = MockSection()
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> HypervisorSection:
+        if self.backend == "cloudhypervisor":
+            raise ValueError("backend cloudhypervisor is documented but not in this version; use libvirt or mock")
+        return self
+
+
+class ControlPlaneSection(_Section):
+    """Where the control plane is ("" for none), and whether to register there."""
+
+    address: Annotated[str, AfterValidator(_control_plane_address)] = ""
+    registration_enabled: bool = False
+    heartbeat_interval_secs: Annotated[int, Field(ge=1, le=MAX_HEARTBEAT_INTERVAL_S)] = 30
+
+
+class TlsSection(_Section):
+    """PEM files for both directions; with `ca_path` each side must show a certificate of that CA."""
+
+    enabled: bool = False
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    ca_path: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_files(self) -> TlsSection:
+        if self.enabled and (self.cert_path is None or self.key_path is None):
+            raise ValueError("tls.enabled needs tls.cert_path and tls.key_path")
+        return self
+
+
+class LimitsSection(_Section):
+    """Bounds of concurrent work."""
+
+    concurrent_operations: Annotated[int, Field(ge=1, le=1024)] = 16
+    queued_operations_per_vm: Annotated[int, Field(ge=1, le=1024)] = 16
+
+
+class LogSection(_Section):
+    """What is logged, and how."""
+
+    level: LogLevel = LogLevel.INFO
+    format: Literal["json", "console"] = "json"
+
+
+class NodeConfig(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, env_nested_delimiter=_NESTED, extra="forbid", frozen=True)
+
+    node: NodeSection = NodeSection()
+    server: ServerSection = ServerSection()
+    hypervisor: HypervisorSection = HypervisorSection()
+    control_plane: ControlPlaneSection = ControlPlaneSection()
+    tls: TlsSection = TlsSection()
+    limits: LimitsSection = LimitsSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _check_registration(self) -> NodeConfig:
+        if self.control_plane.registration_enabled and not self.control_plane.address:
+            raise ValueError("registration needs control_plane.address (flag --control-plane)")
+        return self
+
+
+class _SectionEnvironment(EnvSettingsSource):
+    """`LIMIQUANTIX_SECTION__NAME` only: `LIMIQUANTIX_CONTROL_PLANE` is the flag's variable, not a JSON section."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self.env_vars = {name: value for name, value in self.env_vars.items() if _NESTED in name}
+
+
+def load_config(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> NodeConfig:
+    """Read the configuration. Blocks.
+
+    Args:
+        path: the file the user named, which must exist; None for the default one, which need not.
+        flags: settings from the command line by section; they win.
+
+    Raises:
+        ConfigError: naming every fault at once.
+    """
+    file_values = _read_yaml(path)
+
+    class FromFile(NodeConfig):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            from_file = InitSettingsSource(settings_cls, init_kwargs=file_values)
+            return (init_settings, _SectionEnvironment(settings_cls), from_file)
+
+    from_flags: dict[str, Any] = {name: dict(section) for name, section in flags.items()}
+    try:
+        return FromFile(**from_flags)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}".lstrip(": ") for fault in error.errors()
+        )
+        raise ConfigError(f"configuration: {faults}") from error
+
+
+def _read_yaml(path: Path | None) -> dict[str, Any]:
+    source = path or DEFAULT_CONFIG_PATH
+    try:
+        document = yaml.safe_load(source.read_text())
+    except FileNotFoundError:
+        if path is None:
+            return {}
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"configuration file {source} cannot be read: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"configuration file {source} must hold sections, not a {type(document).__name__}")
+    return {str(name): section for name, section in document.items() if section is not None}
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether a listen address can be reached from this host only."""
+    host, _ = split_address(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,206 @@
+"""Make, grow and remove disk images by qemu-img.
+
+Every image is made beside its final name and renamed when whole, so a crash leaves no half image under a name that a VM
+uses. Formats are always stated (`-f`, `-F`): a guest can write any header into its raw disk, and guessing would believe
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.types import DiskFormat
+from limiquantix.errors import AlreadyExists, FailedPrecondition, Reason, ResourceExhausted
+from nodedaemon.storage_paths import StoragePaths, Template
+
+QEMU_IMG_DEADLINE_S = 60.0
+"""Creating and growing write metadata only; more than seconds means that the storage hangs."""
+
+_MAX_ERROR_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """An image a VM needs; `size_bytes` is what the guest shall see."""
+
+    disk_id: str
+    path: Path
+    format: DiskFormat
+    size_bytes: int
+    template: Template | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What qemu-img says of an image."""
+
+    virtual_size_bytes: int
+    allocated_bytes: int
+
+
+class DiskImages:
+    """The images below the storage path; the caller serialises calls for one VM."""
+
+    def __init__(self, paths: StoragePaths, qemu_img: str = "qemu-img") -> None:
+        self._paths = paths
+        self._qemu_img = qemu_img
+
+    async def ensure(self, vm_id: str, plans: Sequence[ImagePlan]) -> list[Path]:
+        """Make the images that are not there yet; all of them or none.
+
+        Returns:
+            Those it made, for `discard`.
+
+        Raises:
+            AlreadyExists: an image is there with another size.
+            ResourceExhausted, FailedPrecondition: qemu-img failed.
+        """
+        made: list[Path] = []
+        try:
+            for plan in plans:
+                if await asyncio.to_thread(plan.path.exists):
+                    await self._check_size(vm_id, plan)
+                else:
+                    await self._create(vm_id, plan)
+                    made.append(plan.path)
+        except BaseException:
+            await self.discard(vm_id, made)
+            raise
+        return made
+
+    async def discard(self, vm_id: str, made: Sequence[Path]) -> None:
+        """Remove images that `ensure` made, and the VM's directory if nothing else is in it."""
+        await asyncio.to_thread(self._discard, vm_id, tuple(made))
+
+    async def grow(self, vm_id: str, plan: ImagePlan) -> None:
+        """Enlarge an existing image to the planned size; a larger one stays as it is. Idempotent."""
+        info = await self.info(vm_id, plan.path, plan.format)
+        if info.virtual_size_bytes < plan.size_bytes:
+            await self._run(vm_id, "resize", "-f", plan.format.value, str(plan.path), str(plan.size_bytes))
+
+    async def info(self, vm_id: str, path: Path, image_format: DiskFormat) -> ImageInfo:
+        """Look at an image, also while a VM uses it."""
+        output = await self._run(vm_id, "info", "-U", "--output=json", "-f", image_format.value, str(path))
+        document = json.loads(output)
+        return ImageInfo(int(document["virtual-size"]), int(document["actual-size"]))
+
+    async def delete_vm(self, vm_id: str) -> None:
+        """Remove every image of a VM. Idempotent."""
+        await asyncio.to_thread(self._delete_vm, vm_id)
+
+    async def _create(self, vm_id: str, plan: ImagePlan) -> None:
+        partial = plan.path.with_name(f".{plan.path.name}.part")
+        words = ["create", "-q", "-f", plan.format.value]
+        if plan.template is not None:
+            words += ["-b", str(plan.template.path), "-F", plan.template.format.value]
+        try:
+            await asyncio.to_thread(plan.path.parent.mkdir, mode=0o755, parents=True, exist_ok=True)
+            await self._run(vm_id, *words, str(partial), str(plan.size_bytes))
+            await asyncio.to_thread(partial.replace, plan.path)
+        except OSError as error:
+            raise _failed(vm_id, f"an image could not be made: {error.strerror}") from error
+        finally:
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+
+    async def _check_size(self, vm_id: str, plan: ImagePlan) -> None:
+        info = await self.info(vm_id, plan.path, plan.format)
+        if info.virtual_size_bytes != plan.size_bytes:
+            raise AlreadyExists(
+                Reason.VM_EXISTS_WITH_OTHER_CONFIG,
+                f"disk {plan.disk_id} of VM {vm_id} exists with {info.virtual_size_bytes} bytes, "
+                f"not {plan.size_bytes}; delete the VM first, or reconfigure it",
+                metadata={"vm_id": vm_id, "disk_id": plan.disk_id},
+            )
+
+    def _discard(self, vm_id: str, made: Sequence[Path]) -> None:
+        for path in made:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds other images, or was never made
+            self._paths.vm_dir(vm_id).rmdir()
+
+    def _delete_vm(self, vm_id: str) -> None:
+        directory = self._paths.vm_dir(vm_id)
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _failed(vm_id, f"its images could not be removed: {error.strerror}") from error
+
+    async def _run(self, vm_id: str, *words: str) -> bytes:
+        """Run qemu-img; its words in an error name no path of the host."""
+        running = _Process([self._qemu_img, *words])
+        finished = asyncio.ensure_future(asyncio.to_thread(running.run))
+        try:
+            process = await asyncio.shield(finished)
+        except asyncio.CancelledError:
+            running.kill()
+            await asyncio.wait([finished])  # it must not write any more when the caller tidies up
+            raise
+        except OSError as error:
+            raise _failed(vm_id, f"{self._qemu_img} cannot be run ({error.strerror}); install qemu-utils") from error
+        except subprocess.TimeoutExpired as error:
+            raise _failed(vm_id, f"qemu-img {words[0]} did not end in {QEMU_IMG_DEADLINE_S:g} s") from error
+        if process.returncode != 0:
+            text = process.stderr.decode(errors="replace").strip().replace(str(self._paths.root), "<storage>")
+            if "No space left on device" in text:
+                raise ResourceExhausted(
+                    Reason.STORAGE_FULL, f"no space left for the disks of VM {vm_id}", metadata={"vm_id": vm_id}
+                )
+            raise _failed(vm_id, f"qemu-img {words[0]}: {text[:_MAX_ERROR_CHARS]}")
+        return process.stdout
+
+
+class _Process:
+    """One run of a program, from a thread.
+
+    Not by the event loop: uvloop forks where the standard library's subprocess uses vfork, and gRPC's fork handlers
+    do not go well with the calls that are under way meanwhile.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_killed = False
+
+    def run(self) -> subprocess.CompletedProcess[bytes]:
+        """Run it. Blocks.
+
+        Raises:
+            OSError: it cannot be started.
+            subprocess.TimeoutExpired: it took too long and was killed.
+        """
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+        with subprocess.Popen(
+            self._words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        ) as self._process:
+            if self._is_killed:
+                self._process.kill()
+            try:
+                output, complaint = self._process.communicate(timeout=QEMU_IMG_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                raise
+            return subprocess.CompletedProcess(self._words, self._process.returncode, output, complaint)
+
+    def kill(self) -> None:
+        """End it, from another thread, also if it is only about to start."""
+        self._is_killed = True
+        if self._process is not None:
+            self._process.kill()
+
+
+def _failed(vm_id: str, what: str) -> FailedPrecondition:
+    return FailedPrecondition(Reason.DISK_IMAGE_FAILED, f"VM {vm_id}: {what}", metadata={"vm_id": vm_id})

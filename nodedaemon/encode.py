@@ -1,0 +1,253 @@
+"""Turn what the hypervisor layer and the host say into messages of the contract."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hypervisor.types import Accelerator, Capabilities, PowerState
+from limiquantix.compute.v1 import node_pb2, node_service_pb2
+from limiquantix.node.v1 import node_daemon_pb2
+from nodedaemon.observer import GoneVm, ObservedVm
+from telemetry.host import CpuFacts, DiskFacts, HostFacts, HostUsage, NicFacts, SystemFacts
+
+MIB = 2**20
+_MAX_NAME_CHARS = 255
+
+_STATUS_STATES = {
+    PowerState.UNKNOWN: node_daemon_pb2.POWER_STATE_UNKNOWN,
+    PowerState.RUNNING: node_daemon_pb2.POWER_STATE_RUNNING,
+    PowerState.STOPPED: node_daemon_pb2.POWER_STATE_STOPPED,
+    PowerState.PAUSED: node_daemon_pb2.POWER_STATE_PAUSED,
+    PowerState.SUSPENDED: node_daemon_pb2.POWER_STATE_SUSPENDED,
+    PowerState.CRASHED: node_daemon_pb2.POWER_STATE_CRASHED,
+}
+_REPORT_STATES = {
+    PowerState.UNKNOWN: node_service_pb2.VM_POWER_STATE_UNKNOWN,
+    PowerState.RUNNING: node_service_pb2.VM_POWER_STATE_RUNNING,
+    PowerState.STOPPED: node_service_pb2.VM_POWER_STATE_STOPPED,
+    PowerState.PAUSED: node_service_pb2.VM_POWER_STATE_PAUSED,
+    PowerState.SUSPENDED: node_service_pb2.VM_POWER_STATE_SUSPENDED,
+    PowerState.CRASHED: node_service_pb2.VM_POWER_STATE_CRASHED,
+}
+
+
+def timestamp(unix_s: float) -> Timestamp:
+    """Encode Unix time."""
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(unix_s * 1e9))
+    return stamp
+
+
+def to_status(vm: ObservedVm) -> node_daemon_pb2.VMStatusResponse:
+    """Answer what a VM is now."""
+    status = vm.status
+    response = node_daemon_pb2.VMStatusResponse(
+        vm_id=status.vm_id,
+        name=status.name,
+        state=_STATUS_STATES[status.state],
+        resource_usage=node_daemon_pb2.ResourceUsage(
+            cpu_usage_percent=vm.cpu_percent,
+            cpu_time_ns=status.cpu_time_ns,
+            memory_used_bytes=status.memory_used_bytes,
+            memory_total_bytes=status.memory_total_bytes,
+        ),
+        state_change_count=vm.change.count,
+    )
+    if status.started_at_s is not None:
+        response.started_at.CopyFrom(timestamp(status.started_at_s))
+    changed_at_s = _changed_at_s(vm)
+    if changed_at_s is not None:
+        response.state_changed_at.CopyFrom(timestamp(changed_at_s))
+    return response
+
+
+def to_report(vm: ObservedVm | GoneVm) -> node_service_pb2.VMStatusReport:
+    """Report a VM, or that it is gone."""
+    if isinstance(vm, GoneVm):
+        return node_service_pb2.VMStatusReport(
+            id=vm.vm_id,
+            state=node_service_pb2.VM_POWER_STATE_UNKNOWN,
+            state_change_count=vm.change.count,
+            state_changed_at_unix=int(vm.change.changed_at_s or 0),
+        )
+    return node_service_pb2.VMStatusReport(
+        id=vm.status.vm_id,
+        name=vm.status.name[:_MAX_NAME_CHARS],
+        state=_REPORT_STATES[vm.status.state],
+        state_change_count=vm.change.count,
+        cpu_usage_percent=vm.cpu_percent,
+        memory_used_bytes=vm.status.memory_used_bytes,
+        state_changed_at_unix=int(_changed_at_s(vm) or 0),
+    )
+
+
+def to_notification(node_id: str, vm: ObservedVm | GoneVm, now_s: float) -> node_service_pb2.VMChangeNotification:
+    """Tell of one change."""
+    if isinstance(vm, GoneVm):
+        event_type = node_service_pb2.VM_CHANGE_DELETED
+    elif vm.change.previous is None:
+        event_type = node_service_pb2.VM_CHANGE_CREATED
+    else:
+        event_type = node_service_pb2.VM_CHANGE_UPDATED
+    return node_service_pb2.VMChangeNotification(
+        node_id=node_id,
+        vm=to_report(vm),
+        event_type=event_type,
+        timestamp_unix=int(now_s),
+        previous_state=_REPORT_STATES[vm.change.previous or PowerState.UNKNOWN],
+    )
+
+
+def _changed_at_s(vm: ObservedVm) -> float | None:
+    """When the state began; one that is older than this daemon is known only for a running VM."""
+    if vm.change.changed_at_s is None and vm.status.state is PowerState.RUNNING:
+        return vm.status.started_at_s
+    return vm.change.changed_at_s
+
+
+def to_capabilities(capabilities: Capabilities) -> node_daemon_pb2.HypervisorCapabilities:
+    """Say what the backend can do."""
+    return node_daemon_pb2.HypervisorCapabilities(
+        name=capabilities.name,
+        version=capabilities.version,
+        supports_live_migration=capabilities.supports_live_migration,
+        supports_snapshots=capabilities.supports_snapshots,
+        supports_hotplug=capabilities.supports_hotplug,
+        max_vcpus=min(capabilities.max_vcpus, 2**32 - 1),
+        max_memory_bytes=capabilities.max_memory_bytes,
+        accelerator=capabilities.accelerator.value,
+    )
+
+
+def to_registration(
+    facts: HostFacts, capabilities: Capabilities, labels: dict[str, str], hostname: str, agent_version: str
+) -> node_service_pb2.RegisterNodeRequest:
+    """Describe this host to the control plane; `agent_endpoint` is left to the caller."""
+    is_simulated = capabilities.accelerator is Accelerator.SIMULATED
+    memory_bytes = capabilities.max_memory_bytes if is_simulated else facts.memory_total_bytes
+    return node_service_pb2.RegisterNodeRequest(
+        hostname=hostname,
+        management_ip=facts.management_ip,
+        labels=labels,
+        role=node_pb2.NodeRole(compute=True),
+        cpu_info=_cpu(_simulated_cpu(capabilities) if is_simulated else facts.cpu),
+        memory_info=node_pb2.MemoryInfo(total_bytes=memory_bytes, allocatable_bytes=memory_bytes),
+        storage_devices=[_disk(disk) for disk in facts.disks],
+        network_devices=[_nic(nic, facts.management_ip) for nic in facts.nics],
+        system=_system(facts.system, capabilities, agent_version),
+    )
+
+
+def to_node_info(
+    facts: HostFacts, usage: HostUsage, capabilities: Capabilities, node_id: str, hostname: str
+) -> node_daemon_pb2.NodeInfoResponse:
+    """Describe this host to whoever asks the daemon itself."""
+    cpu = facts.cpu
+    return node_daemon_pb2.NodeInfoResponse(
+        node_id=node_id,
+        hostname=hostname,
+        management_ip=facts.management_ip,
+        cpu=node_daemon_pb2.CpuInfo(
+            model=cpu.model,
+            sockets=cpu.socket_count,
+            cores_per_socket=cpu.cores_per_socket,
+            threads_per_core=cpu.threads_per_core,
+            total_threads=cpu.thread_count,
+            frequency_mhz=cpu.frequency_mhz,
+            features=cpu.features,
+        ),
+        memory=node_daemon_pb2.MemoryInfo(
+            total_bytes=usage.memory_total_bytes,
+            available_bytes=usage.memory_available_bytes,
+            used_bytes=usage.memory_used_bytes,
+        ),
+        storage=[
+            node_daemon_pb2.StorageInfo(
+                device=filesystem.device,
+                mount_point=filesystem.mount_point,
+                total_bytes=filesystem.total_bytes,
+                used_bytes=filesystem.used_bytes,
+                available_bytes=filesystem.available_bytes,
+                filesystem=filesystem.kind,
+            )
+            for filesystem in facts.filesystems
+        ],
+        network=[
+            node_daemon_pb2.NetworkInfo(
+                name=nic.name,
+                mac_address=nic.mac_address,
+                ip_addresses=nic.ip_addresses,
+                speed_mbps=nic.speed_mbps,
+                up=nic.is_up,
+            )
+            for nic in facts.nics
+        ],
+        capabilities=to_capabilities(capabilities),
+    )
+
+
+def _simulated_cpu(capabilities: Capabilities) -> CpuFacts:
+    return CpuFacts(
+        model="simulated",
+        socket_count=1,
+        cores_per_socket=capabilities.max_vcpus,
+        threads_per_core=1,
+        thread_count=capabilities.max_vcpus,
+        frequency_mhz=0,
+        features=(),
+    )
+
+
+def _cpu(cpu: CpuFacts) -> node_pb2.CpuInfo:
+    return node_pb2.CpuInfo(
+        model=cpu.model,
+        sockets=cpu.socket_count,
+        cores_per_socket=cpu.cores_per_socket,
+        threads_per_core=cpu.threads_per_core,
+        total_threads=cpu.thread_count,
+        frequency_mhz=cpu.frequency_mhz,
+        features=cpu.features,
+    )
+
+
+def _disk(disk: DiskFacts) -> node_pb2.StorageDevice:
+    if disk.path.startswith("/dev/nvme"):
+        kind = node_pb2.StorageDevice.NVME
+    else:
+        kind = node_pb2.StorageDevice.HDD if disk.is_rotational else node_pb2.StorageDevice.SSD
+    return node_pb2.StorageDevice(
+        path=disk.path,
+        model=disk.model,
+        serial=disk.serial,
+        size_bytes=disk.size_bytes,
+        type=kind,
+        available=not disk.is_mounted,
+        usage="host" if disk.is_mounted else "",
+    )
+
+
+def _nic(nic: NicFacts, management_ip: str) -> node_pb2.NetworkDevice:
+    is_management = management_ip in nic.ip_addresses
+    return node_pb2.NetworkDevice(
+        name=nic.name,
+        mac_address=nic.mac_address,
+        driver=nic.driver,
+        speed_mbps=nic.speed_mbps,
+        mtu=nic.mtu,
+        config=node_pb2.NetworkDeviceConfig(
+            role=node_pb2.NetworkDeviceConfig.MANAGEMENT if is_management else node_pb2.NetworkDeviceConfig.UNUSED,
+            ip_addresses=nic.ip_addresses,
+        ),
+    )
+
+
+def _system(system: SystemFacts, capabilities: Capabilities, agent_version: str) -> node_pb2.SystemInfo:
+    return node_pb2.SystemInfo(
+        os_name=system.os_name,
+        os_version=system.os_version,
+        kernel_version=system.kernel_version,
+        hypervisor=capabilities.name,
+        hypervisor_version=capabilities.version,
+        agent_version=agent_version,
+        boot_time=timestamp(system.boot_time_s),
+    )

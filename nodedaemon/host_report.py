@@ -1,0 +1,150 @@
+"""What this host tells of itself and its VMs: registration, heartbeat, full inventory, node info."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+
+from hypervisor.base import Hypervisor
+from hypervisor.types import Accelerator, Capabilities, PowerState
+from limiquantix.compute.v1.node_service_pb2 import (
+    HostInfo,
+    RegisterNodeRequest,
+    SyncFullStateRequest,
+    UpdateHeartbeatRequest,
+)
+from limiquantix.errors import ApiError
+from limiquantix.node.v1.node_daemon_pb2 import NodeInfoResponse
+from nodedaemon import encode
+from nodedaemon.config import join_address, split_address
+from nodedaemon.errors import hypervisor_errors
+from nodedaemon.observer import ObservedVm, VmObserver, state_hash
+from telemetry.host import HostUsage, UsageSampler, read_host_facts
+
+TELEMETRY_DEADLINE_S = 10.0
+"""Reading the host takes milliseconds; a dead network mount must not keep the daemon from registering."""
+
+_MIN_USAGE_INTERVAL_S = 1.0
+
+AGENT_VERSION = version("limiquantix")
+
+_WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - recognised here, not listened on
+
+
+class HostReport:
+    """Builds the messages; reads the host and the hypervisor anew each time.
+
+    Args:
+        hostname: what the control plane knows this host by.
+        node_id: the id until the control plane assigns one.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        observer: VmObserver,
+        sampler: UsageSampler,
+        *,
+        hostname: str,
+        labels: dict[str, str],
+        node_id: str,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._observer = observer
+        self._sampler = sampler
+        self._hostname = hostname
+        self._labels = labels
+        self.node_id = node_id
+        self._endpoint = ""
+        self._usage_lock = asyncio.Lock()
+        self._usage_before: tuple[float, HostUsage] | None = None
+
+    def serve_at(self, listen_address: str, port: int, advertise_address: str) -> None:
+        """Set where the control plane finds the daemon; a wildcard address becomes the management IP when asked."""
+        host, advertised_port = split_address(advertise_address or listen_address)
+        self._endpoint = join_address(host, (advertised_port if advertise_address else 0) or port)
+
+    async def registration(self) -> RegisterNodeRequest:
+        """Describe this host.
+
+        Raises:
+            Unavailable: the hypervisor does not answer, so there is nothing to register yet.
+        """
+        capabilities = await self.capabilities()
+        async with asyncio.timeout(TELEMETRY_DEADLINE_S):
+            facts = await asyncio.to_thread(read_host_facts)
+        request = encode.to_registration(facts, capabilities, self._labels, self._hostname, AGENT_VERSION)
+        host, port = split_address(self._endpoint)
+        request.agent_endpoint = join_address(facts.management_ip if host in _WILDCARDS else host, port)
+        return request
+
+    async def heartbeat(self) -> UpdateHeartbeatRequest:
+        """Say how busy this host is; while the hypervisor does not answer, nothing is said of VMs."""
+        usage = await self._usage()
+        try:
+            vms: list[ObservedVm] | None = await self._observer.read_all()
+            capabilities = await self.capabilities()
+        except (ApiError, TimeoutError):
+            vms = capabilities = None
+        memory_used, memory_total = usage.memory_used_bytes, usage.memory_total_bytes
+        if vms is not None and capabilities is not None and capabilities.accelerator is Accelerator.SIMULATED:
+            memory_used = sum(vm.status.memory_used_bytes for vm in vms)
+            memory_total = capabilities.max_memory_bytes
+        return UpdateHeartbeatRequest(
+            node_id=self.node_id,
+            cpu_usage_percent=usage.cpu_percent,
+            memory_used_mib=memory_used // encode.MIB,
+            memory_total_mib=memory_total // encode.MIB,
+            running_vm_count=sum(vm.status.state is PowerState.RUNNING for vm in vms or ()),
+            disk_used_bytes=usage.disk_used_bytes,
+            disk_total_bytes=usage.disk_total_bytes,
+            load_1m=usage.load_1m,
+            load_5m=usage.load_5m,
+            load_15m=usage.load_15m,
+            state_hash=state_hash(vms) if vms is not None else "",
+        )
+
+    async def full_state(self) -> SyncFullStateRequest:
+        """List everything this host has.
+
+        Raises:
+            Unavailable: the hypervisor does not answer; an empty inventory would declare every VM lost.
+        """
+        vms = await self._observer.read_all()
+        usage = await self._usage()
+        async with asyncio.timeout(TELEMETRY_DEADLINE_S):
+            facts = await asyncio.to_thread(read_host_facts)
+        return SyncFullStateRequest(
+            node_id=self.node_id,
+            host_info=HostInfo(
+                hostname=self._hostname,
+                management_ip=facts.management_ip,
+                memory_total_bytes=usage.memory_total_bytes,
+                memory_available_bytes=usage.memory_available_bytes,
+                cpu_cores=facts.cpu.socket_count * facts.cpu.cores_per_socket,
+                cpu_usage_percent=usage.cpu_percent,
+            ),
+            vms=[encode.to_report(vm) for vm in vms],
+            state_hash=state_hash(vms),
+        )
+
+    async def node_info(self) -> NodeInfoResponse:
+        """Describe this host and its hypervisor."""
+        capabilities = await self.capabilities()
+        async with asyncio.timeout(TELEMETRY_DEADLINE_S):
+            facts = await asyncio.to_thread(read_host_facts)
+        return encode.to_node_info(facts, await self._usage(), capabilities, self.node_id, self._hostname)
+
+    async def capabilities(self) -> Capabilities:
+        """Ask the hypervisor what it can do."""
+        with hypervisor_errors():
+            async with asyncio.timeout(TELEMETRY_DEADLINE_S):
+                return await self._hypervisor.capabilities()
+
+    async def _usage(self) -> HostUsage:
+        """Measure, or repeat what was measured a moment ago: CPU use over a few milliseconds means nothing."""
+        async with self._usage_lock, asyncio.timeout(TELEMETRY_DEADLINE_S):
+            now_s = asyncio.get_running_loop().time()
+            if self._usage_before is None or now_s - self._usage_before[0] >= _MIN_USAGE_INTERVAL_S:
+                self._usage_before = (now_s, await asyncio.to_thread(self._sampler.sample))
+            return self._usage_before[1]

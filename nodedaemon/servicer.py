@@ -1,0 +1,244 @@
+"""NodeDaemonService: what the control plane may ask of this host.
+
+Methods of the contract that are not overridden here answer UNIMPLEMENTED. Every change of a VM goes through that VM's
+queue; reads do not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from hypervisor.base import Hypervisor
+from hypervisor.errors import Unavailable, VmNotFound, WrongState
+from hypervisor.types import PowerState, VmStatus
+from limiquantix.node.v1 import node_daemon_pb2 as pb
+from limiquantix.node.v1 import node_daemon_pb2_grpc
+from nodedaemon.decode import DecodedVm, decode_vm
+from nodedaemon.disk_images import DiskImages
+from nodedaemon.encode import to_status
+from nodedaemon.errors import hypervisor_errors
+from nodedaemon.host_report import AGENT_VERSION, HostReport
+from nodedaemon.observer import READ_DEADLINE_S, VmObserver
+from nodedaemon.storage_paths import StoragePaths
+from nodedaemon.vm_actor import VmActors
+
+SERVICE = pb.DESCRIPTOR.services_by_name["NodeDaemonService"].full_name
+
+POWER_DEADLINE_S = 60.0
+"""A start or a stop without a guest's say; libvirt itself gives up on QEMU after 30 s."""
+
+CREATE_DEADLINE_S = 300.0
+"""Up to 64 disks of some seconds each on slow storage."""
+
+DEFAULT_STOP_TIMEOUT_S = 30
+DEFAULT_LOG_BYTES = 64 * 2**10
+
+_OFF = (PowerState.STOPPED, PowerState.CRASHED)
+
+
+class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
+    """The service; requests come validated by the contract's rules, errors leave as `ApiError`."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        observer: VmObserver,
+        actors: VmActors,
+        images: DiskImages,
+        paths: StoragePaths,
+        report: HostReport,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._observer = observer
+        self._actors = actors
+        self._images = images
+        self._paths = paths
+        self._report = report
+        self._started_s = time.monotonic()
+
+    async def HealthCheck(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
+        """Say whether this daemon and its hypervisor work; answers even when they do not."""
+        response = pb.HealthCheckResponse(version=AGENT_VERSION, uptime_seconds=int(time.monotonic() - self._started_s))
+        try:
+            async with asyncio.timeout(READ_DEADLINE_S):
+                response.healthy = (await self._hypervisor.health()).healthy
+                capabilities = await self._hypervisor.capabilities()
+            response.hypervisor, response.hypervisor_version = capabilities.name, capabilities.version
+        except (Unavailable, TimeoutError):
+            response.healthy = False
+        return response
+
+    async def GetNodeInfo(self, request: Empty, context: Any) -> pb.NodeInfoResponse:
+        """Describe this host."""
+        return await self._report.node_info()
+
+    async def CreateVM(self, request: pb.CreateVMOnNodeRequest, context: Any) -> pb.CreateVMOnNodeResponse:
+        """Make the images and define the VM; all or nothing. Idempotent for the same configuration."""
+        vm_id = _canonical(request.vm_id)
+        decoded = await self._decode(vm_id, request.name, request.spec)
+        is_new = await self._change(vm_id, lambda: self._create(vm_id, decoded), deadline_s=CREATE_DEADLINE_S)
+        message = "created" if is_new else "exists with this configuration"
+        return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message)
+
+    async def ReconfigureVM(self, request: pb.ReconfigureVMRequest, context: Any) -> Empty:
+        """Redefine a VM that is off: new disks are made, larger ones grown; images of disks left out stay."""
+        vm_id = _canonical(request.vm_id)
+        decoded = await self._decode(vm_id, request.name, request.spec)
+        await self._change(vm_id, lambda: self._reconfigure(vm_id, decoded), deadline_s=CREATE_DEADLINE_S)
+        return Empty()
+
+    async def StartVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Start it."""
+        vm_id = _canonical(request.vm_id)
+        await self._change(vm_id, lambda: self._hypervisor.start(vm_id))
+        return Empty()
+
+    async def StopVM(self, request: pb.StopVMRequest, context: Any) -> Empty:
+        """Ask the guest to shut down and wait, 30 s unless the request says otherwise."""
+        vm_id, timeout_s = _canonical(request.vm_id), request.timeout_seconds or DEFAULT_STOP_TIMEOUT_S
+        await self._change(
+            vm_id,
+            lambda: self._hypervisor.stop(vm_id, timeout_s),
+            deadline_s=timeout_s + POWER_DEADLINE_S,
+            takes_slot=False,
+        )
+        return Empty()
+
+    async def ForceStopVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Pull the plug."""
+        vm_id = _canonical(request.vm_id)
+        await self._change(vm_id, lambda: self._hypervisor.force_stop(vm_id))
+        return Empty()
+
+    async def RebootVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Reboot the guest."""
+        vm_id = _canonical(request.vm_id)
+        await self._change(vm_id, lambda: self._hypervisor.reboot(vm_id))
+        return Empty()
+
+    async def PauseVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Stop its vCPUs."""
+        vm_id = _canonical(request.vm_id)
+        await self._change(vm_id, lambda: self._hypervisor.pause(vm_id))
+        return Empty()
+
+    async def ResumeVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Let its vCPUs run again."""
+        vm_id = _canonical(request.vm_id)
+        await self._change(vm_id, lambda: self._hypervisor.resume(vm_id))
+        return Empty()
+
+    async def DeleteVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Remove the definition, then the images; refused while it runs. Succeeds if it does not exist."""
+        vm_id = _canonical(request.vm_id)
+        await self._change(vm_id, lambda: self._delete(vm_id), deadline_s=CREATE_DEADLINE_S)
+        return Empty()
+
+    async def GetVMStatus(self, request: pb.VMIdRequest, context: Any) -> pb.VMStatusResponse:
+        """Say what the VM is now."""
+        return to_status(await self._observer.read(_canonical(request.vm_id)))
+
+    async def ListVMs(self, request: Empty, context: Any) -> pb.ListVMsOnNodeResponse:
+        """Every VM of this host, also those LimiQuantix did not define."""
+        return pb.ListVMsOnNodeResponse(vms=[to_status(vm) for vm in await self._observer.read_all()])
+
+    async def GetConsole(self, request: pb.VMIdRequest, context: Any) -> pb.ConsoleInfoResponse:
+        """Say where the graphical console listens on this host."""
+        vm_id = _canonical(request.vm_id)
+        with hypervisor_errors(vm_id):
+            async with asyncio.timeout(READ_DEADLINE_S):
+                console = await self._hypervisor.console(vm_id)
+        return pb.ConsoleInfoResponse(
+            type=console.kind, host=console.host, port=console.port, password=console.password
+        )
+
+    async def GetConsoleLog(self, request: pb.GetConsoleLogRequest, context: Any) -> pb.GetConsoleLogResponse:
+        """Read what the guest wrote to its serial console."""
+        vm_id = _canonical(request.vm_id)
+        with hypervisor_errors(vm_id):
+            async with asyncio.timeout(READ_DEADLINE_S):
+                log = await self._hypervisor.read_console_log(
+                    vm_id, request.offset, request.max_bytes or DEFAULT_LOG_BYTES
+                )
+        return pb.GetConsoleLogResponse(data=log.data, next_offset=log.next_offset, size_bytes=log.size_bytes)
+
+    async def _change(
+        self,
+        vm_id: str,
+        operation: Callable[[], Awaitable[Any]],
+        *,
+        deadline_s: float = POWER_DEADLINE_S,
+        takes_slot: bool = True,
+    ) -> Any:
+        """Run a change in the VM's queue."""
+        with hypervisor_errors(vm_id):
+            return await self._actors.run(vm_id, operation, deadline_s=deadline_s, takes_slot=takes_slot)
+
+    async def _decode(self, vm_id: str, name: str, spec: pb.VMSpec) -> DecodedVm:
+        async with asyncio.timeout(READ_DEADLINE_S):
+            return await asyncio.to_thread(decode_vm, vm_id, name, spec, self._paths)
+
+    async def _create(self, vm_id: str, decoded: DecodedVm) -> bool:
+        """Create; returns whether the VM is new."""
+        is_new = await self._find(vm_id) is None
+        if is_new:
+            made = await self._images.ensure(vm_id, decoded.images)
+        else:
+            # First the definition: one that differs must be refused before any image is made.
+            await self._hypervisor.create(decoded.config)
+            await self._images.ensure(vm_id, decoded.images)
+            return False
+        try:
+            await self._hypervisor.create(decoded.config)
+        except BaseException as error:
+            if isinstance(error, Unavailable):
+                await self._undo_definition(vm_id)
+            await self._images.discard(vm_id, made)
+            raise
+        return True
+
+    async def _undo_definition(self, vm_id: str) -> None:
+        """Remove a definition of which nobody knows whether it was made; if that fails too, so does the create."""
+        try:
+            async with asyncio.timeout(READ_DEADLINE_S):
+                await self._hypervisor.delete(vm_id)
+        except (Unavailable, TimeoutError):
+            return  # the caller is told that the hypervisor does not answer; the inventory shows what became of it
+
+    async def _reconfigure(self, vm_id: str, decoded: DecodedVm) -> None:
+        status = await self._find(vm_id)
+        if status is None:
+            raise VmNotFound(vm_id)
+        if status.state not in _OFF:  # before any image is touched
+            raise WrongState(vm_id, "reconfigure", status.state.value)
+        existing = [plan for plan in decoded.images if await asyncio.to_thread(plan.path.exists)]
+        missing = [plan for plan in decoded.images if plan not in existing]
+        made = await self._images.ensure(vm_id, missing)
+        try:
+            for plan in existing:
+                await self._images.grow(vm_id, plan)
+            await self._hypervisor.reconfigure(decoded.config)
+        except BaseException:
+            await self._images.discard(vm_id, made)
+            raise
+
+    async def _delete(self, vm_id: str) -> None:
+        await self._hypervisor.delete(vm_id)
+        await self._images.delete_vm(vm_id)
+
+    async def _find(self, vm_id: str) -> VmStatus | None:
+        try:
+            return await self._hypervisor.status(vm_id)
+        except VmNotFound:
+            return None
+
+
+def _canonical(vm_id: str) -> str:
+    """One spelling for one VM: the contract lets a UUID be written in capitals."""
+    return str(uuid.UUID(vm_id))

@@ -1,0 +1,150 @@
+"""Decide which files of this host a VM may use: only those below the storage path, and none of another VM.
+
+The layout is `{root}/{vm_id}/` for a VM's own images and `{root}/templates/` for what VMs are made from; everything
+else below the root (ISO images, kernels) may be used by any VM. A path of a request is taken relative to the root,
+symbolic links are followed first, and a refusal never tells whether a file outside exists.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.types import DiskFormat
+from nodedaemon.qcow2_header import NotQcow2, read_header
+
+TEMPLATES = "templates"
+MAX_CHAIN_LENGTH = 8
+"""Backing files behind one image; each costs every read of the guest, and a loop must end somewhere."""
+
+_TEMPLATE_FORMATS = {".qcow2": DiskFormat.QCOW2, ".raw": DiskFormat.RAW}
+_OUTSIDE = "must name an existing regular file below the node's storage path"
+
+
+class PathRefused(Exception):
+    """The path may not be used; the message is for the caller and follows the field's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An image that a disk may be made from; `virtual_size_bytes` is what a guest would see."""
+
+    path: Path
+    format: DiskFormat
+    virtual_size_bytes: int
+
+
+class StoragePaths:
+    """The storage of this host. Methods look at the file system and block."""
+
+    def __init__(self, root: Path) -> None:
+        """Take `root`, which need not exist yet."""
+        self._root = root.resolve()
+
+    @property
+    def root(self) -> Path:
+        """The storage path, links resolved."""
+        return self._root
+
+    def vm_dir(self, vm_id: str) -> Path:
+        """Where the images of a VM are; `vm_id` must be a UUID, which cannot leave the root."""
+        return self._root / str(uuid.UUID(vm_id))
+
+    def image_path(self, vm_id: str, disk_id: str, image_format: DiskFormat) -> Path:
+        """Where the image of one disk is."""
+        return self.vm_dir(vm_id) / f"{uuid.UUID(disk_id)}.{image_format.value}"
+
+    def resolve_file(self, text: str, vm_id: str) -> Path:
+        """Find a file that VM `vm_id` may use.
+
+        Raises:
+            PathRefused: it is not there, not a regular file, outside, or another VM's.
+        """
+        path = self._resolve(text)
+        owner = _owner_of(path.relative_to(self._root).parts)
+        if owner is not None and owner != str(uuid.UUID(vm_id)):
+            raise PathRefused("names a file of another VM")
+        return path
+
+    def resolve_disk(self, text: str, vm_id: str, image_format: DiskFormat, *, readonly: bool) -> Path:
+        """Find an existing image that VM `vm_id` may use as a disk of this format.
+
+        Raises:
+            PathRefused: as `resolve_file`; or a template that would be written to; or a qcow2 image that leads outside.
+        """
+        path = self.resolve_file(text, vm_id)
+        if self._is_template(path) and not readonly:
+            raise PathRefused("names a template; use it as backing_file, or make the disk readonly")
+        if image_format is DiskFormat.QCOW2:
+            self._check_chain(path, vm_id)
+        return path
+
+    def resolve_template(self, text: str) -> Template:
+        """Find a template.
+
+        Raises:
+            PathRefused: it is not below `templates/`, its name does not tell its format, or it leads outside.
+        """
+        path = self._resolve(text)
+        if not self._is_template(path):
+            raise PathRefused(f"must name a file below {TEMPLATES}/ of the node's storage path")
+        image_format = _TEMPLATE_FORMATS.get(path.suffix)
+        if image_format is None:
+            raise PathRefused("must end in .qcow2 or .raw: the format is taken from the name, never guessed")
+        if image_format is DiskFormat.RAW:
+            return Template(path, image_format, path.stat().st_size)
+        return Template(path, image_format, self._check_chain(path, None))
+
+    def _resolve(self, text: str) -> Path:
+        try:
+            path = (self._root / text).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PathRefused(_OUTSIDE) from error
+        if not path.is_relative_to(self._root) or not path.is_file():
+            raise PathRefused(_OUTSIDE)
+        return path
+
+    def _is_template(self, path: Path) -> bool:
+        return path.is_relative_to(self._root / TEMPLATES)
+
+    def _check_chain(self, path: Path, vm_id: str | None) -> int:
+        """Follow the backing files of a qcow2 image; returns its virtual size."""
+        size_bytes, current = None, path
+        for _ in range(MAX_CHAIN_LENGTH + 1):
+            try:
+                header = read_header(current)
+            except (NotQcow2, OSError) as error:
+                raise PathRefused("is not a sound qcow2 image, or has such a backing file") from error
+            size_bytes = header.virtual_size_bytes if size_bytes is None else size_bytes
+            if header.has_external_data:
+                raise PathRefused("is an image with an external data file")
+            if not header.backing_name:
+                return size_bytes
+            if header.backing_format not in ("qcow2", "raw"):
+                raise PathRefused("has a backing file of unstated or unknown format")
+            current = self._backing_of(current, header.backing_name, vm_id)
+            if header.backing_format == "raw":
+                return size_bytes
+        raise PathRefused(f"has more than {MAX_CHAIN_LENGTH} backing files behind it")
+
+    def _backing_of(self, image: Path, name: str, vm_id: str | None) -> Path:
+        # "nbd:...", "json:{...}": QEMU reads a colon before the first slash as a protocol.
+        if ":" in name.partition("/")[0]:
+            raise PathRefused("has a backing file that is not a plain file")
+        try:
+            backing = self._resolve(str(image.parent / name))
+        except PathRefused as error:
+            raise PathRefused("has a backing file that is missing or outside the node's storage path") from error
+        is_own = vm_id is not None and backing.is_relative_to(self.vm_dir(vm_id))
+        if not (is_own or self._is_template(backing)):
+            raise PathRefused(f"has a backing file that is not below {TEMPLATES}/")
+        return backing
+
+
+def _owner_of(parts: tuple[str, ...]) -> str | None:
+    """Name the VM whose directory a path lies in."""
+    try:
+        return str(uuid.UUID(parts[0])) if len(parts) > 1 else None
+    except ValueError:
+        return None
