@@ -1,0 +1,165 @@
+"""Statements about nodes and claims; each function runs in an open transaction and blocks.
+
+Contracts: `interface.Transaction`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Select, Update, bindparam, case, func, insert, literal, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from controlplane.domain import errors
+from controlplane.domain.node import Capacity, Heartbeat, Node, Phase
+from controlplane.domain.query import Cursor, NodeFilter, Page
+from controlplane.state import queries, records
+from controlplane.state.faults import Constraint, broken_constraint
+from controlplane.state.schema import UtcMicroseconds, node_labels, nodes
+
+_BY_ID = select(nodes).where(nodes.c.id == bindparam("wanted_id"))
+
+_HEARTBEAT = update(nodes).where(
+    nodes.c.id == bindparam("heard_of"),
+    or_(
+        nodes.c.last_heartbeat_at.is_(None),
+        nodes.c.last_heartbeat_at <= bindparam("heard_at", type_=UtcMicroseconds),
+    ),
+)
+
+
+def insert_node(connection: Connection, node: Node) -> None:
+    """Add a node."""
+    try:
+        connection.execute(insert(nodes), records.new_node_values(node))
+    except IntegrityError as error:
+        _refuse(node, error)
+    queries.insert_labels(connection, node_labels, node.id, node.labels)
+
+
+def get_node(connection: Connection, node_id: str) -> Node | None:
+    """Read one node."""
+    found = _read(connection, _BY_ID, {"wanted_id": node_id})
+    return found[0] if found else None
+
+
+def get_node_by_hostname(connection: Connection, hostname: str) -> Node | None:
+    """Read the node of a host."""
+    found = _read(connection, select(nodes).where(nodes.c.hostname == hostname))
+    return found[0] if found else None
+
+
+def update_node(connection: Connection, node: Node) -> Node:
+    """Write what describes the node if the stored version is the record's.
+
+    What is returned keeps the record's `allocated`, `usage` and `last_heartbeat_at`, which may be older than the stored
+    ones.
+    """
+    changed = dataclasses.replace(node, version=node.version + 1)
+    statement = update(nodes).where(nodes.c.id == node.id, nodes.c.version == node.version)
+    try:
+        row_count = connection.execute(statement.values(records.described_node_values(changed))).rowcount
+    except IntegrityError as error:
+        _refuse(node, error)
+    if row_count == 0:
+        raise errors.concurrent_change("node", node.id)
+    queries.replace_labels(connection, node_labels, node.id, node.labels)
+    return changed
+
+
+def list_nodes(connection: Connection, wanted: NodeFilter, after: Cursor | None, limit: int) -> Page[Node]:
+    """Read a page and the true total; ValueError for a limit below 1."""
+    conditions: list[queries.Condition] = []
+    if wanted.phases:
+        conditions.append(nodes.c.phase.in_(sorted(wanted.phases)))
+    if wanted.compute_only:
+        conditions.append(nodes.c.role_compute.is_(True))
+    if wanted.storage_only:
+        conditions.append(nodes.c.role_storage.is_(True))
+    if wanted.control_plane_only:
+        conditions.append(nodes.c.role_control_plane.is_(True))
+    of_page = [*conditions, *queries.labelled_in_order(nodes, node_labels, wanted.labels)]
+    found = _read(connection, queries.page_query(nodes, of_page, after, limit))
+    of_all = [*conditions, *queries.labelled(nodes, node_labels, wanted.labels)]
+    return queries.page(found, limit, queries.count(connection, nodes, of_all))
+
+
+def all_nodes(connection: Connection) -> list[Node]:
+    """Every node, oldest first."""
+    return _read(connection, queries.in_order(nodes, []))
+
+
+def record_heartbeats(connection: Connection, heartbeats: Sequence[Heartbeat]) -> None:
+    """Store several heartbeats; those of unknown nodes are ignored."""
+    if not heartbeats:
+        return
+    # Always in the same order: two control planes that write the same nodes must not wait for each other.
+    ordered = sorted(heartbeats, key=lambda heartbeat: (heartbeat.node_id, heartbeat.at))
+    connection.execute(
+        _HEARTBEAT,
+        [{"heard_of": each.node_id, "heard_at": each.at, **records.heartbeat_values(each)} for each in ordered],
+    )
+
+
+def mark_silent_nodes(connection: Connection, heard_before: datetime, now: datetime) -> list[str]:
+    """Turn silent READY nodes into NOT_READY; ids are sorted."""
+    heard_at = func.coalesce(nodes.c.last_heartbeat_at, nodes.c.created_at)
+    statement = (
+        update(nodes)
+        .where(nodes.c.phase == Phase.READY, heard_at < literal(heard_before, UtcMicroseconds))
+        .values(phase=Phase.NOT_READY, updated_at=now, version=nodes.c.version + 1)
+        .returning(nodes.c.id)
+    )
+    return sorted(row.id for row in connection.execute(statement))
+
+
+def claim(connection: Connection, node_id: str, size: Capacity) -> bool:
+    """Add to what is allocated if it fits, in one statement; False also if there is no such node."""
+    conditions = [nodes.c.id == node_id]
+    if size.vcpus > 0:
+        conditions.append(nodes.c.allocated_vcpus + size.vcpus <= nodes.c.capacity_vcpus)
+    if size.memory_bytes > 0:
+        conditions.append(nodes.c.allocated_memory_bytes + size.memory_bytes <= nodes.c.capacity_memory_bytes)
+    return connection.execute(_allocate(size).where(*conditions)).rowcount > 0
+
+
+def release(connection: Connection, node_id: str, size: Capacity) -> None:
+    """Take a claim back.
+
+    Raises:
+        ValueError: a negative part, which would be a claim that nobody checks.
+    """
+    if size.vcpus < 0 or size.memory_bytes < 0:
+        raise ValueError(f"cannot release {size}; use claim for a part that grows")
+    given_back = Capacity(-size.vcpus, -size.memory_bytes)
+    connection.execute(_allocate(given_back).where(nodes.c.id == node_id))
+
+
+def _allocate(growth: Capacity) -> Update:
+    """Change what is allocated; never below 0, so that a claim returned twice cannot block a node for good."""
+    vcpus = nodes.c.allocated_vcpus + growth.vcpus
+    memory_bytes = nodes.c.allocated_memory_bytes + growth.memory_bytes
+    return update(nodes).values(
+        allocated_vcpus=case((vcpus < 0, 0), else_=vcpus),
+        allocated_memory_bytes=case((memory_bytes < 0, 0), else_=memory_bytes),
+    )
+
+
+def _read(connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Node]:
+    rows = connection.execute(query, parameters).all()
+    labels = queries.read_labels(connection, node_labels, [row.id for row in rows])
+    return [records.node_from_row(row, labels.get(row.id, {})) for row in rows]
+
+
+def _refuse(node: Node, error: IntegrityError) -> NoReturn:
+    """Raise the refusal that a broken constraint means."""
+    match broken_constraint(error):
+        case Constraint.UNIQUE:
+            raise errors.concurrent_change("node", node.hostname) from error
+        case Constraint.PRIMARY_KEY:
+            raise errors.concurrent_change("node", node.id) from error
+        case _:
+            raise error

@@ -1,0 +1,156 @@
+"""Rows to records and back; the only place that knows which column holds which field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Row
+
+from controlplane.domain.node import Capacity, Heartbeat, Node, NodeUsage
+from controlplane.domain.vm import Vm
+from limiquantix.compute.v1.node_pb2 import NodeSpec, SystemInfo
+from limiquantix.compute.v1.vm_pb2 import VmSpec
+
+ColumnValues = dict[str, Any]
+"""Values for one row by column name; `Any` because each column has its own type."""
+
+
+def vm_values(vm: Vm) -> ColumnValues:
+    """Every column of a VM's row. Labels have their own table."""
+    return {
+        "id": vm.id,
+        "project_id": vm.project_id,
+        "name": vm.name,
+        # NULL, not "": the foreign key holds for placed VMs only.
+        "node_id": vm.node_id or None,
+        "power_state": vm.power_state,
+        "vcpus": vm.vcpu_count,
+        "memory_bytes": vm.memory_bytes,
+        "description": vm.description,
+        "folder_id": vm.folder_id,
+        "created_by": vm.created_by,
+        "origin": vm.origin,
+        "is_managed": vm.is_managed,
+        "error_message": vm.error_message,
+        "lost_reason": vm.lost_reason,
+        "reported_change_count": vm.reported_change_count,
+        "created_at": vm.created_at,
+        "updated_at": vm.updated_at,
+        "state_changed_at": vm.state_changed_at,
+        "last_seen_at": vm.last_seen_at,
+        "version": vm.version,
+        "spec": vm.spec.SerializeToString(),
+    }
+
+
+def vm_from_row(row: Row[Any], labels: Mapping[str, str]) -> Vm:
+    """Make the record of a row of `vms`."""
+    return Vm(
+        id=row.id,
+        name=row.name,
+        project_id=row.project_id,
+        spec=VmSpec.FromString(row.spec),
+        node_id=row.node_id or "",
+        power_state=row.power_state,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        state_changed_at=row.state_changed_at,
+        last_seen_at=row.last_seen_at,
+        labels=labels,
+        description=row.description,
+        folder_id=row.folder_id,
+        created_by=row.created_by,
+        origin=row.origin,
+        is_managed=row.is_managed,
+        error_message=row.error_message,
+        lost_reason=row.lost_reason,
+        reported_change_count=row.reported_change_count,
+        version=row.version,
+    )
+
+
+def new_node_values(node: Node) -> ColumnValues:
+    """Every column of a node's row. Labels have their own table."""
+    return {
+        **described_node_values(node),
+        "allocated_vcpus": node.allocated.vcpus,
+        "allocated_memory_bytes": node.allocated.memory_bytes,
+        "last_heartbeat_at": node.last_heartbeat_at,
+        **_usage_values(node.usage),
+    }
+
+
+def described_node_values(node: Node) -> ColumnValues:
+    """The columns that `update_node` writes: all but those that claims and heartbeats write on their own."""
+    return {
+        "id": node.id,
+        "hostname": node.hostname,
+        "management_ip": node.management_ip,
+        "agent_endpoint": node.agent_endpoint,
+        "spec": node.spec.SerializeToString(),
+        "system": node.system.SerializeToString(),
+        "annotations": dict(node.annotations),
+        "phase": node.phase,
+        "error_message": node.error_message,
+        "role_compute": node.spec.role.compute,
+        "role_storage": node.spec.role.storage,
+        "role_control_plane": node.spec.role.control_plane,
+        "capacity_vcpus": node.capacity.vcpus,
+        "capacity_memory_bytes": node.capacity.memory_bytes,
+        "created_at": node.created_at,
+        "updated_at": node.updated_at,
+        "version": node.version,
+    }
+
+
+def heartbeat_values(heartbeat: Heartbeat) -> ColumnValues:
+    """The columns a heartbeat writes."""
+    return {"last_heartbeat_at": heartbeat.at, **_usage_values(heartbeat.usage)}
+
+
+def node_from_row(row: Row[Any], labels: Mapping[str, str]) -> Node:
+    """Make the record of a row of `nodes`."""
+    return Node(
+        id=row.id,
+        hostname=row.hostname,
+        management_ip=row.management_ip,
+        agent_endpoint=row.agent_endpoint,
+        spec=NodeSpec.FromString(row.spec),
+        phase=row.phase,
+        capacity=Capacity(row.capacity_vcpus, row.capacity_memory_bytes),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        allocated=Capacity(row.allocated_vcpus, row.allocated_memory_bytes),
+        labels=labels,
+        annotations=row.annotations,
+        usage=NodeUsage(
+            cpu_percent=row.usage_cpu_percent,
+            memory_used_bytes=row.usage_memory_used_bytes,
+            memory_total_bytes=row.usage_memory_total_bytes,
+            disk_used_bytes=row.usage_disk_used_bytes,
+            disk_total_bytes=row.usage_disk_total_bytes,
+            running_vm_count=row.usage_running_vm_count,
+            load_1m=row.usage_load_1m,
+            load_5m=row.usage_load_5m,
+            load_15m=row.usage_load_15m,
+        ),
+        system=SystemInfo.FromString(row.system),
+        last_heartbeat_at=row.last_heartbeat_at,
+        error_message=row.error_message,
+        version=row.version,
+    )
+
+
+def _usage_values(usage: NodeUsage) -> ColumnValues:
+    return {
+        "usage_cpu_percent": usage.cpu_percent,
+        "usage_memory_used_bytes": usage.memory_used_bytes,
+        "usage_memory_total_bytes": usage.memory_total_bytes,
+        "usage_disk_used_bytes": usage.disk_used_bytes,
+        "usage_disk_total_bytes": usage.disk_total_bytes,
+        "usage_running_vm_count": usage.running_vm_count,
+        "usage_load_1m": usage.load_1m,
+        "usage_load_5m": usage.load_5m,
+        "usage_load_15m": usage.load_15m,
+    }

@@ -1,0 +1,144 @@
+"""The interface's store on a SQL database: opens it, runs transactions, repeats them, and says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from controlplane.domain import errors
+from controlplane.state.engine import Database, Session, SessionPool, StoreLimits
+from controlplane.state.faults import is_conflict, unavailability
+from controlplane.state.interface import Transaction
+from controlplane.state.migration import mismatch, stored_revision
+from controlplane.state.schema import REVISION
+from controlplane.state.transaction import SqlTransaction
+
+ResultT = TypeVar("ResultT")
+
+_log = logging.getLogger(__name__)
+
+
+class SqlStore:
+    """A store; any number of them, in any number of processes, may share one database."""
+
+    def __init__(self, database: Database, limits: StoreLimits) -> None:
+        self._database = database
+        self._limits = limits
+        self._pools = database.pools(limits)
+        self._is_open = False
+        self._probes: set[asyncio.Task[str | None]] = set()
+
+    async def open(self) -> None:
+        """Connect and check the schema's revision; see the interface."""
+        if not await asyncio.to_thread(self._database.exists):
+            raise mismatch(None)
+        found = await self._serve(self._pools.reader, _read_revision, self._limits.total_s)
+        if found != REVISION:
+            raise mismatch(found)
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Let go of the database; safe to call twice. Waits `StoreLimits.release_s` for work that is under way."""
+        self._is_open = False
+        await self._pools.reader.dispose()
+        await self._pools.writer.dispose()
+
+    async def ping(self) -> None:
+        """Read something small; Unavailable if it takes longer than `StoreLimits.ping_s`, even on dead storage."""
+        self._require_open()
+        limit_s = self._limits.ping_s
+        # Not cancelled and waited for: a file system that hangs would hold the caller as long as the statement.
+        probe = asyncio.create_task(self._serve(self._pools.reader, _read_revision, limit_s))
+        self._probes.add(probe)
+        probe.add_done_callback(self._end_probe)
+        done, _ = await asyncio.wait({probe}, timeout=limit_s)
+        if not done:
+            probe.cancel()
+            raise errors.state_unavailable(f"no answer within {limit_s:g} s")
+        await probe
+
+    async def run(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
+        """Do the work in one transaction; see the interface.
+
+        A cancelled call ends when its statement under way has ended; nothing of it remains, unless the commit was
+        already under way.
+        """
+        return await self._transact(self._pools.writer, work, read_only=False)
+
+    async def read(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
+        """Do read-only work on one snapshot; see the interface.
+
+        Raises:
+            RuntimeError: the work writes.
+        """
+        return await self._transact(self._pools.reader, work, read_only=True)
+
+    async def _transact(
+        self, pool: SessionPool, work: Callable[[Transaction], Awaitable[ResultT]], *, read_only: bool
+    ) -> ResultT:
+        self._require_open()
+
+        async def use(session: Session) -> ResultT:
+            transaction = SqlTransaction(session, read_only=read_only)
+            result = await work(transaction)
+            transaction.require_usable()
+            return result
+
+        return await self._serve(pool, use, self._limits.total_s)
+
+    async def _serve(self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], limit_s: float) -> ResultT:
+        """Run one transaction within the limit, repeated as needed, with the database's faults in our words."""
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await self._repeat(pool, use)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the work's own
+            raise errors.state_unavailable(f"no answer within {limit_s:g} s") from error
+        except DBAPIError as error:
+            detail = unavailability(error)
+            if detail is None:
+                raise
+            raise errors.state_unavailable(detail) from error
+
+    async def _repeat(self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]]) -> ResultT:
+        """Begin anew after a conflict, each time in a new transaction, with growing, random pauses between."""
+        longest_pause_s = self._limits.first_pause_s
+        for _ in range(self._limits.attempt_count - 1):
+            try:
+                return await self._attempt(pool, use)
+            except DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+                _log.debug("a transaction met another and begins anew", exc_info=True)
+            await asyncio.sleep(random.uniform(0, longest_pause_s))  # noqa: S311 - spreads callers, guards nothing
+            longest_pause_s *= 2
+        return await self._attempt(pool, use)
+
+    async def _attempt(self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]]) -> ResultT:
+        """Run one transaction once: committed when this returns, rolled back when it raises."""
+        session = await pool.acquire()
+        try:
+            result = await use(session)
+            await session.commit()
+            return result
+        finally:
+            await session.close()
+
+    def _end_probe(self, probe: asyncio.Task[str | None]) -> None:
+        self._probes.discard(probe)
+        if not probe.cancelled():
+            probe.exception()  # a caller that no longer waits has no use for it
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise errors.state_unavailable("the store is not open; the control plane is starting or ending")
+
+
+async def _read_revision(session: Session) -> str | None:
+    return await session.call(stored_revision)

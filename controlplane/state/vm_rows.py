@@ -1,0 +1,110 @@
+"""Statements about VMs; each function runs in an open transaction and blocks. Contracts: `interface.Transaction`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from controlplane.domain import errors
+from controlplane.domain.query import Cursor, Page, VmFilter
+from controlplane.domain.vm import Vm
+from controlplane.state import queries, records
+from controlplane.state.faults import Constraint, broken_constraint
+from controlplane.state.schema import vm_labels, vms
+
+_BY_ID = select(vms).where(vms.c.id == bindparam("wanted_id"))
+
+
+def insert_vm(connection: Connection, vm: Vm) -> None:
+    """Add a VM. An id in use, or a node that is gone, is Aborted."""
+    try:
+        connection.execute(insert(vms), records.vm_values(vm))
+    except IntegrityError as error:
+        _refuse(vm, error)
+    queries.insert_labels(connection, vm_labels, vm.id, vm.labels)
+
+
+def get_vm(connection: Connection, vm_id: str) -> Vm | None:
+    """Read one VM."""
+    found = _read(connection, _BY_ID, {"wanted_id": vm_id})
+    return found[0] if found else None
+
+
+def update_vm(connection: Connection, vm: Vm) -> Vm:
+    """Write every field if the stored version is the record's."""
+    changed = dataclasses.replace(vm, version=vm.version + 1)
+    statement = update(vms).where(vms.c.id == vm.id, vms.c.version == vm.version)
+    try:
+        row_count = connection.execute(statement.values(records.vm_values(changed))).rowcount
+    except IntegrityError as error:
+        _refuse(vm, error)
+    if row_count == 0:
+        raise errors.concurrent_change("vm", vm.id)
+    queries.replace_labels(connection, vm_labels, vm.id, vm.labels)
+    return changed
+
+
+def delete_vm(connection: Connection, vm_id: str) -> bool:
+    """Remove a VM's row with its labels."""
+    return connection.execute(delete(vms).where(vms.c.id == vm_id)).rowcount > 0
+
+
+def list_vms(connection: Connection, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
+    """Read a page and the true total; ValueError for a limit below 1."""
+    conditions: list[queries.Condition] = []
+    if wanted.project_id:
+        conditions.append(vms.c.project_id == wanted.project_id)
+    if wanted.node_id:
+        conditions.append(vms.c.node_id == wanted.node_id)
+    if wanted.states:
+        conditions.append(vms.c.power_state.in_(sorted(wanted.states)))
+    of_page = [*conditions, *queries.labelled_in_order(vms, vm_labels, wanted.labels)]
+    found = _read(connection, queries.page_query(vms, of_page, after, limit))
+    of_all = [*conditions, *queries.labelled(vms, vm_labels, wanted.labels)]
+    return queries.page(found, limit, queries.count(connection, vms, of_all))
+
+
+def vms_on_node(connection: Connection, node_id: str) -> list[Vm]:
+    """Every VM placed on the node, oldest first."""
+    return _read(connection, queries.in_order(vms, [vms.c.node_id == node_id]))
+
+
+def nodes_of_vms(connection: Connection, vm_ids: Collection[str]) -> dict[str, str]:
+    """Node ids of those VMs that are placed."""
+    if not vm_ids:
+        return {}
+    placed = select(vms.c.id, vms.c.node_id).where(vms.c.id.in_(sorted(vm_ids)), vms.c.node_id.is_not(None))
+    return {row.id: row.node_id for row in connection.execute(placed)}
+
+
+def vm_ids_by_node(connection: Connection, node_ids: Collection[str]) -> dict[str, list[str]]:
+    """Ids of the VMs on each node, oldest first; every given node has an entry."""
+    by_node: dict[str, list[str]] = {node_id: [] for node_id in node_ids}
+    if by_node:
+        placed = select(vms.c.node_id, vms.c.id).where(vms.c.node_id.in_(sorted(by_node)))
+        for row in connection.execute(placed.order_by(vms.c.node_id, vms.c.created_at, vms.c.id)):
+            by_node[row.node_id].append(row.id)
+    return by_node
+
+
+def _read(connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Vm]:
+    rows = connection.execute(query, parameters).all()
+    labels = queries.read_labels(connection, vm_labels, [row.id for row in rows])
+    return [records.vm_from_row(row, labels.get(row.id, {})) for row in rows]
+
+
+def _refuse(vm: Vm, error: IntegrityError) -> NoReturn:
+    """Raise the refusal that a broken constraint means."""
+    match broken_constraint(error):
+        case Constraint.UNIQUE:
+            raise errors.vm_name_taken(vm.name, vm.project_id) from error
+        case Constraint.PRIMARY_KEY:
+            raise errors.concurrent_change("vm", vm.id) from error
+        case Constraint.FOREIGN_KEY:
+            raise errors.concurrent_change("node", vm.node_id) from error
+        case _:
+            raise error
