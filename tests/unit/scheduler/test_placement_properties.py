@@ -18,7 +18,7 @@ from limiquantix.compute.v1.vm_pb2 import PlacementPolicy
 from tests.unit.scheduler.placement_builders import MIB, a_candidate
 
 NODE_IDS = [f"n{number}" for number in range(6)]
-VM_IDS = ["a", "b", "c", "d"]
+VM_IDS = ["a", "b", "c", "d", "e", "f"]
 ZONES = ["north", "south"]
 POOLS = ["fast", "slow"]
 
@@ -76,14 +76,40 @@ def requests(draw: st.DrawFn) -> PlacementRequest:
     )
 
 
+@st.composite
+def tight_clusters(draw: st.DrawFn) -> list[Candidate]:
+    """Few small willing nodes, soon full: what random clusters seldom are."""
+    sizes = draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3))
+    return [a_candidate(f"n{number}", vcpus=cpu, memory_mib=mib) for number, (cpu, mib) in enumerate(sizes)]
+
+
+@st.composite
+def quarrels(draw: st.DrawFn) -> list[PlacementRequest]:
+    """Small VMs, every one of which wants to be away from some of those before it."""
+    return [
+        PlacementRequest(
+            vcpus=draw(st.integers(1, 2)),
+            memory_bytes=draw(st.integers(1, 2)) * MIB,
+            policy=PlacementPolicy(anti_affinity_vms=draw(st.lists(st.sampled_from(VM_IDS[:number]), max_size=2))),
+            vm_id=VM_IDS[number],
+        )
+        for number in range(1, len(VM_IDS))
+    ]
+
+
 batches = st.lists(requests(), max_size=6)
+clusters_and_batches = st.one_of(
+    st.tuples(candidates(), batches),
+    st.tuples(tight_clusters(), quarrels()),
+)
 configs = st.builds(SchedulerConfig, st.sampled_from(Strategy), st.integers(1, 8))
 
 
-@given(candidates(), batches, configs)
+@given(clusters_and_batches, configs)
 def test_plan_any_batch_never_exceeds_a_capacity(
-    nodes: list[Candidate], batch: list[PlacementRequest], config: SchedulerConfig
+    case: tuple[list[Candidate], list[PlacementRequest]], config: SchedulerConfig
 ) -> None:
+    nodes, batch = case
     vcpus = {node.id: node.allocated.vcpus for node in nodes}
     memory_bytes = {node.id: node.allocated.memory_bytes for node in nodes}
     by_id = {node.id: node for node in nodes}
@@ -110,10 +136,11 @@ def test_plan_any_batch_ranks_only_nodes_every_filter_lets_through(
         current[placement.node_id] = current[placement.node_id].after(request)
 
 
-@given(candidates(), batches, configs, st.randoms(use_true_random=False))
+@given(clusters_and_batches, configs, st.randoms(use_true_random=False))
 def test_plan_any_order_of_nodes_gives_the_same_plan(
-    nodes: list[Candidate], batch: list[PlacementRequest], config: SchedulerConfig, random: Random
+    case: tuple[list[Candidate], list[PlacementRequest]], config: SchedulerConfig, random: Random
 ) -> None:
+    nodes, batch = case
     shuffled = sorted(nodes, key=lambda _: random.random())
 
     assert plan(shuffled, batch, config) == plan(nodes, batch, config)
@@ -165,10 +192,11 @@ def test_spread_equal_nodes_never_picks_one_more_loaded_in_both(
             assert not is_freer, f"{node.id} is freer in both than {placement.node_id}"
 
 
-@given(candidates(), batches, configs)
+@given(clusters_and_batches, configs)
 def test_plan_any_batch_keeps_hostile_vms_apart(
-    nodes: list[Candidate], batch: list[PlacementRequest], config: SchedulerConfig
+    case: tuple[list[Candidate], list[PlacementRequest]], config: SchedulerConfig
 ) -> None:
+    nodes, batch = case
     nodes_of_vm: dict[str, str] = defaultdict(str)
     for outcome in plan(nodes, batch, config).outcomes:
         if not isinstance(outcome, Placement):
