@@ -15,13 +15,13 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from controlplane.cli.dev.libvirtd import PrivateLibvirt, PrivateLibvirtError
 from hypervisor.base import Hypervisor
 from hypervisor.errors import Unavailable
 from hypervisor.mock import MockFaults, MockHypervisor, MockSettings
 from hypervisor.registry import Backend, HypervisorSettings, create_hypervisor
 from hypervisor.types import Accelerator, CpuTopology, DiskConfig, DiskFormat, VmConfig, VncConsole
 from tests.support import power_button_guest
+from tests.support.private_libvirt_host import private_libvirt, skip_unless_private_libvirt, virsh
 
 MEMORY_MIB = 16
 
@@ -129,7 +129,7 @@ class LibvirtHost:
         )
 
     async def destroy(self, vm_id: str) -> None:
-        await self._virsh("destroy", vm_id)
+        await virsh(self.uri, "destroy", vm_id)
 
     async def crash(self, vm_id: str) -> None:
         os.kill(await asyncio.to_thread(_qemu_pid, vm_id), signal.SIGKILL)
@@ -141,16 +141,8 @@ class LibvirtHost:
             f"<domain type='qemu'><name>foreign-{vm_id[:8]}</name><uuid>{vm_id}</uuid><memory unit='MiB'>16</memory>"
             "<os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"
         )
-        await self._virsh("define", str(document))
+        await virsh(self.uri, "define", str(document))
         return vm_id
-
-    async def _virsh(self, *words: str) -> None:
-        process = await asyncio.create_subprocess_exec(
-            "virsh", "-c", self.uri, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        async with asyncio.timeout(20):
-            output, _ = await process.communicate()
-        assert process.returncode == 0, output.decode()
 
 
 def _qemu_pid(vm_id: str) -> int:
@@ -165,17 +157,14 @@ def _qemu_pid(vm_id: str) -> int:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def libvirt_uri(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """Run one private libvirt daemon for the whole test session."""
-    directory = tmp_path_factory.mktemp("libvirt")
     try:
         create_hypervisor(HypervisorSettings(Backend.LIBVIRT))
-        libvirt = PrivateLibvirt(directory, bridge=None)
-        await libvirt.start()
-    except (PrivateLibvirtError, Unavailable) as error:
-        pytest.skip(f"no libvirt: {error}")
-    try:
+    except Unavailable as error:
+        pytest.skip(str(error))
+    directory = tmp_path_factory.mktemp("libvirt")
+    await skip_unless_private_libvirt(directory)
+    async with private_libvirt(directory) as libvirt:
         yield libvirt.uri
-    finally:
-        await libvirt.stop()
 
 
 @pytest.fixture(params=["mock", "libvirt"])
