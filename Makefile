@@ -1,0 +1,52 @@
+# Every task of a developer; `make` lists them. Arguments for the program behind a target go into ARGS:
+#   make run ARGS="--nodes 3"      make test ARGS="-k name"
+
+ARGS ?=
+BIN := .venv/bin
+
+# $(call quietly,title,command): one line while all is well, everything the command said when it fails.
+quietly = @echo '· $(1)'; output=$$($(2) 2>&1) || { printf '%s\n' "$$output"; exit 1; }
+
+# uv keeps versions that still fit; `make lock ARGS=--upgrade` takes the newest.
+COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+.PHONY: help setup run demo test lint proto bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-6s  %s\n", $$1, $$2 }'
+
+setup: ## install what the host lacks and fill .venv; seconds when nothing changed
+	@deploy/setup-host.sh
+	@deploy/setup-venv.sh
+
+run: setup ## start everything on this machine, boot a VM, stay until Ctrl-C
+	@$(BIN)/limiquantix dev $(ARGS)
+
+demo: setup ## the same, but end once the VM has booted
+	@$(BIN)/limiquantix dev --once $(ARGS)
+
+test: lint ## lint, then all tests, those with real VMs included
+	@echo '· pytest'
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: setup ## style, types, layers, dependencies, generated code
+	$(call quietly,ruff check,$(BIN)/ruff check -q .)
+	$(call quietly,ruff format,$(BIN)/ruff format -q --check .)
+	$(call quietly,mypy,$(BIN)/mypy)
+	$(call quietly,import-linter,$(BIN)/lint-imports)
+	$(call quietly,deptry,$(BIN)/deptry . --no-ansi)
+	$(call quietly,generated code,$(BIN)/python proto/generate.py --check)
+
+proto: setup ## remake what is derived from the .proto files
+	$(call quietly,protoc,$(BIN)/python proto/generate.py)
+
+bench: setup ## measure the full stack against bare libvirt and bare gRPC
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: setup ## pin the dependencies of pyproject.toml anew
+	$(call quietly,requirements/dev.lock,$(COMPILE) $(ARGS) pyproject.toml --extra dev --extra postgresql -o requirements/dev.lock)
+	$(call quietly,requirements/libvirt.lock,printf 'libvirt-python>=9.0\nsetuptools\n' | $(COMPILE) $(ARGS) -c requirements/dev.lock - -o requirements/libvirt.lock)
+
+clean: ## remove .venv and all caches; the data of `make run` in .limiquantix stays
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	@find . -path ./.limiquantix -prune -o -name __pycache__ -type d -exec rm -rf {} +
