@@ -2,9 +2,14 @@
 
 The details follow AIP-193: exactly one `ErrorInfo`, plus `BadRequest` for faulty fields and `RetryInfo` where a retry
 makes sense. The same details travel over gRPC (trailing metadata) and Connect (the `details` array).
+
+gRPC clients refuse trailing metadata above 8 KiB by default, and lose the whole error with it. The message travels
+twice and the details in base64, so each part has a budget; what does not fit is counted instead of sent.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import grpc
 from google.protobuf import any_pb2
@@ -16,31 +21,65 @@ from limiquantix.errors import ERROR_CLASSES, ApiError, Code, DeadlineExceeded, 
 
 ERROR_DOMAIN = "limiquantix"
 
+MAX_MESSAGE_BYTES = 800
+MAX_METADATA_BYTES = 1_500
+MAX_VIOLATIONS_BYTES = 1_500
+"""On the wire at most 800 x 3 (percent-encoded) + (800 + 1,500 + 1,500) x 4/3 bytes and framing, below 8 KiB."""
+
+OMITTED = "omitted_count"
+"""Metadata key that says how many entries did not fit."""
+
 
 def to_status(error: ApiError) -> status_pb2.Status:
-    """Encode an error with its details."""
+    """Encode an error with its details, cut to what every client can receive."""
     details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=dict(error.metadata))
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=_fitting(error.metadata))
     ]
     if error.violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in error.violations
-                ]
-            )
-        )
+        details.append(_bad_request(error.violations))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(retry)
-    status = status_pb2.Status(code=int(error.code), message=error.message)
+    status = status_pb2.Status(code=int(error.code), message=_shortened(error.message, MAX_MESSAGE_BYTES))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _shortened(text: str, limit_bytes: int) -> str:
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    return encoded[: limit_bytes - 3].decode("utf-8", "ignore") + "..."
+
+
+def _fitting(metadata: Mapping[str, str]) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    room_bytes = MAX_METADATA_BYTES
+    for key, value in metadata.items():
+        room_bytes -= len(key.encode()) + len(value.encode())
+        if room_bytes < 0:
+            return {**kept, OMITTED: str(len(metadata) - len(kept))}
+        kept[key] = value
+    return kept
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    bad = error_details_pb2.BadRequest()
+    room_bytes = MAX_VIOLATIONS_BYTES
+    for index, violation in enumerate(violations):
+        room_bytes -= len(violation.field.encode()) + len(violation.description.encode())
+        if room_bytes < 0 and index > 0:
+            bad.field_violations.add(description=f"and {len(violations) - index} more faults")
+            return bad
+        bad.field_violations.add(
+            field=_shortened(violation.field, MAX_VIOLATIONS_BYTES),
+            description=_shortened(violation.description, MAX_VIOLATIONS_BYTES),
+        )
+    return bad
 
 
 def from_status(status: status_pb2.Status) -> ApiError:
