@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import pytest
@@ -20,6 +21,11 @@ from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import RpcServer
 from limiquantix.rpc.status import OMITTED, from_rpc_error
 
+if TYPE_CHECKING:
+    from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceAsyncStub
+
+    Refusing: TypeAlias = tuple["_Refusing", VMServiceAsyncStub]
+
 VM_ID = "3f2a9c1d-0000-4000-8000-000000000001"
 
 
@@ -36,7 +42,7 @@ class _Refusing(VMServiceServicer):
 
 
 @pytest.fixture
-async def refusing() -> AsyncIterator[tuple[_Refusing, VMServiceStub]]:
+async def refusing() -> AsyncIterator[Refusing]:
     servicer = _Refusing()  # type: ignore[abstract]
     server = RpcServer(
         CallPipeline({}, _Silent()),
@@ -49,7 +55,7 @@ async def refusing() -> AsyncIterator[tuple[_Refusing, VMServiceStub]]:
     await server.stop(0)
 
 
-async def _received(refusing: tuple[_Refusing, VMServiceStub], error: ApiError) -> ApiError:
+async def _received(refusing: Refusing, error: ApiError) -> ApiError:
     servicer, stub = refusing
     servicer.error = error
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -57,7 +63,7 @@ async def _received(refusing: tuple[_Refusing, VMServiceStub], error: ApiError) 
     return from_rpc_error(caught.value, peer="test")
 
 
-async def test_error_with_few_details_arrives_whole(refusing: tuple[_Refusing, VMServiceStub]) -> None:
+async def test_error_with_few_details_arrives_whole(refusing: Refusing) -> None:
     sent = InvalidArgument.from_violations([FieldViolation("spec.cpu.cores", "must be 1 or more")])
     received = await _received(refusing, sent)
     assert isinstance(received, InvalidArgument)
@@ -65,20 +71,20 @@ async def test_error_with_few_details_arrives_whole(refusing: tuple[_Refusing, V
 
 
 async def test_error_about_a_thousand_nodes_arrives_cut_and_counted(
-    refusing: tuple[_Refusing, VMServiceStub],
+    refusing: Refusing,
 ) -> None:
     reasons = {f"node.host-{number:04}": "memory: needs 8192 MiB, 4096 of 6144 MiB free" for number in range(1000)}
     received = await _received(refusing, ResourceExhausted("NO_NODE_FITS", "no node fits: é" * 500, metadata=reasons))
     assert received.code == Code.RESOURCE_EXHAUSTED
     assert received.message.startswith("no node fits")
     kept = [key for key in received.metadata if key.startswith("node.")]
-    assert kept == list(reasons)[: len(kept)]
+    assert set(kept) == set(list(reasons)[: len(kept)])
     assert len(kept) > 10
     assert int(received.metadata[OMITTED]) == 1000 - len(kept)
 
 
 async def test_error_with_a_thousand_faults_arrives_cut_and_counted(
-    refusing: tuple[_Refusing, VMServiceStub],
+    refusing: Refusing,
 ) -> None:
     faults = [
         FieldViolation(f"spec.disks[{number}].size_gib", "\N{SNOWMAN} must be 1 or more") for number in range(1000)
