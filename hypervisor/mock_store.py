@@ -6,6 +6,7 @@ loss is no concern of a simulation, so nothing is flushed to the disk.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
@@ -77,6 +78,8 @@ def _decode(kind: Any, value: Any) -> Any:
     if origin is tuple:
         return tuple(_decode(typing.get_args(kind)[0], item) for item in value)
     if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"expected an object, found {type(value).__name__}")
         hints = typing.get_type_hints(kind)
         return kind(**{name: _decode(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
     if isinstance(kind, type) and issubclass(kind, enum.Enum | Path):
@@ -118,5 +121,6 @@ def save(path: Path, encoded_vms: typing.Iterable[str]) -> None:
         partial.write_text(f'{{"format_version": {FORMAT_VERSION}, "vms": [\n' + ",\n".join(encoded_vms) + "\n]}\n")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise Unavailable(f"the mock's state file {path} cannot be written: {error.strerror}") from error
