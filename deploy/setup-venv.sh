@@ -50,7 +50,7 @@ make_venv() {
 }
 
 install() {
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --root-user-action=ignore "$@"
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --root-user-action=ignore "$@"
 }
 
 # Two set-ups at once would install over each other; the second waits, then finds nothing to do.
