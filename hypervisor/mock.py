@@ -12,7 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypervisor import mock_guest, mock_store
@@ -62,7 +62,7 @@ class MockSettings:
     shutdown_s: float = 0.1
     ready_line: str = mock_guest.DEFAULT_READY_LINE
     state_path: Path | None = None
-    faults: MockFaults = MockFaults()
+    faults: MockFaults = field(default_factory=MockFaults)
 
 
 class MockHypervisor(Hypervisor):
