@@ -1,0 +1,335 @@
+"""The libvirt backend: `Hypervisor` on QEMU, through one connection to a libvirt daemon.
+
+A VM's id is its domain's UUID, and libvirt is the only place where anything about a VM is kept. Each operation is one
+visit to a worker thread that makes all its libvirt calls there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from hypervisor.accelerator import detect_accelerator
+from hypervisor.base import Hypervisor, Listener
+from hypervisor.errors import (
+    GuestDidNotStop,
+    HypervisorError,
+    Unavailable,
+    WrongState,
+)
+from hypervisor.libvirt import domain_xml
+from hypervisor.libvirt.connection import LibvirtConnection
+from hypervisor.libvirt.domain_inventory import Inventory
+from hypervisor.libvirt.domain_operations import OFF, DomainOperations
+from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
+from hypervisor.types import (
+    Accelerator,
+    Capabilities,
+    Console,
+    ConsoleLog,
+    EventKind,
+    Health,
+    PowerState,
+    VmConfig,
+    VmEvent,
+    VmStatus,
+)
+
+T = TypeVar("T")
+
+CALL_DEADLINE_S: Final = 30.0
+START_DEADLINE_S: Final = 300.0
+"""Reading a saved memory image back, or zeroing huge pages, takes a minute for every 64 GiB or so."""
+HEALTH_DEADLINE_S: Final = 5.0
+REBOOT_GRACE_S: Final = 20.0
+"""How long a guest has to begin its reboot before it is taken for deaf and reset; orderly ones need a few seconds."""
+PRESS_AGAIN_S: Final = 10.0
+"""How often the power button is pressed while waiting: a guest that is still booting misses the first press."""
+TCG_CACHE_SINCE: Final = 8_000_000
+"""libvirt 8.0.0, the first that can bound the emulator's cache. Source: formatdomain.html, `tb-cache`."""
+
+_HAS_ENDED: Final = frozenset({EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED})
+
+_log = logging.getLogger(__name__)
+
+
+class LibvirtHypervisor(Hypervisor):
+    """QEMU guests on this host.
+
+    Args:
+        console_log_dir: where serial consoles are logged, one file a VM; made if it does not exist. libvirt's daemon
+            writes the files, so the path has to mean the same to it.
+        accelerator: KVM or TCG; None finds out. See `hypervisor.accelerator`.
+        reboot_grace_s: see `reboot`.
+
+    Raises:
+        Unavailable: libvirt-python is not installed.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        console_log_dir: Path,
+        accelerator: Accelerator | None = None,
+        *,
+        call_deadline_s: float = CALL_DEADLINE_S,
+        start_deadline_s: float = START_DEADLINE_S,
+        reboot_grace_s: float = REBOOT_GRACE_S,
+    ) -> None:
+        if accelerator is Accelerator.SIMULATED:
+            raise ValueError("libvirt runs guests under KVM or emulated; only the mock simulates")
+        self._connection = LibvirtConnection(
+            uri, on_event=self._take_event, on_reconnect=self._resync, call_deadline_s=call_deadline_s
+        )
+        self._log_dir = console_log_dir.absolute()
+        self._accelerator = accelerator
+        self._start_deadline_s = start_deadline_s
+        self._reboot_grace_s = reboot_grace_s
+        self._inventory = Inventory(self._connection.library)
+        host = domain_xml.HostTraits(accelerator or Accelerator.TCG, self._log_dir)
+        self._operations = DomainOperations(self._connection.library, self._inventory, host)
+        self._translator = EventTranslator()
+        self._listeners: list[Listener] = []
+
+    # the connection
+
+    async def open(self) -> None:
+        """Connect, and learn every VM's state; see `Hypervisor`."""
+        await self._connection.open()
+        try:
+            await self._connection.run_blocking(self._prepare_log_dir)
+            self._operations.host = await self._connection.run(self._learn_host)
+            self._translator.reset(await self._connection.run(self._states))
+        except BaseException:
+            await self._connection.close()
+            raise
+
+    async def close(self) -> None:
+        """Disconnect and drop all listeners; see `Hypervisor`."""
+        await self._connection.close()
+        self._listeners.clear()
+
+    async def capabilities(self) -> Capabilities:
+        """Say what QEMU on this host can do; see `Hypervisor`."""
+        return await self._connection.run(self._capabilities)
+
+    async def health(self) -> Health:
+        """Make libvirt's daemon answer a call within 5 s; see `Hypervisor`."""
+        try:
+            await self._connection.run(lambda connection: connection.getLibVersion(), deadline_s=HEALTH_DEADLINE_S)
+        except HypervisorError as error:
+            return Health(healthy=False, message=str(error))
+        return Health(healthy=True)
+
+    # definitions
+
+    async def create(self, config: VmConfig) -> None:
+        """Define a domain; see `Hypervisor`."""
+        domain_xml.require_uuid(config.vm_id)
+        await self._change(config.vm_id, partial(self._operations.create, config))
+
+    async def reconfigure(self, config: VmConfig) -> None:
+        """Define the domain anew, under the name it has and with the VNC password we made for it before.
+
+        The domain's name is for people who use other tools; a renamed VM keeps it, since libvirt's NVRAM and log files
+        go by it. See `Hypervisor`.
+        """
+        await self._change(config.vm_id, partial(self._operations.reconfigure, config))
+
+    async def delete(self, vm_id: str) -> None:
+        """Undefine the domain with its NVRAM, saved memory, snapshot records and console log; see `Hypervisor`."""
+        if domain_xml.is_uuid(vm_id):
+            await self._change(vm_id, partial(self._operations.delete, vm_id))
+
+    # power
+
+    async def start(self, vm_id: str) -> None:
+        """Boot, or restore from saved memory; see `Hypervisor`."""
+        await self._change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
+
+    async def stop(self, vm_id: str, timeout_s: float) -> None:
+        """Press the power button, again every 10 s, until libvirt says that the domain stopped; see `Hypervisor`."""
+        with self._watch(vm_id) as watch:
+            try:
+                async with asyncio.timeout(timeout_s) as scope:
+                    while not await self._change(vm_id, partial(self._operations.press_power_button, vm_id)):
+                        await watch.wait(_HAS_ENDED, PRESS_AGAIN_S)
+            except TimeoutError:
+                if not scope.expired():
+                    raise
+                if (await self.status(vm_id)).state not in OFF:
+                    raise GuestDidNotStop(vm_id, timeout_s) from None
+
+    async def force_stop(self, vm_id: str) -> None:
+        """Kill the domain's process, or drop its saved memory; see `Hypervisor`."""
+        await self._change(vm_id, partial(self._operations.force_stop, vm_id))
+
+    async def reboot(self, vm_id: str) -> None:
+        """Press the power button, and turn the machine on again once it is off; reset a guest that does not react.
+
+        Waits until the reboot began. A guest has `reboot_grace_s` to react. One that has not by then is reset, unless
+        its agent is connected: then its system is up, has heard, and takes its time, and the call returns. See
+        `Hypervisor`.
+
+        Raises:
+            Unavailable: libvirt was lost meanwhile; whether the guest reboots is unknown.
+        """
+        with self._watch(vm_id) as watch:
+            can_hear = await self._change(vm_id, partial(self._operations.ask_to_reboot, vm_id))
+            wanted = _HAS_ENDED | {EventKind.REBOOTED, EventKind.RESYNC}
+            kind = await watch.wait(wanted, self._reboot_grace_s)
+            if kind is EventKind.RESYNC:
+                raise Unavailable(f"libvirt was lost while VM {vm_id} rebooted; whether it did is unknown")
+            if kind in _HAS_ENDED:
+                raise WrongState(vm_id, "reboot", (await self.status(vm_id)).state.value)
+            if kind is None and not can_hear:
+                await self._change(vm_id, partial(self._operations.reset, vm_id))
+
+    async def pause(self, vm_id: str) -> None:
+        """See `Hypervisor`."""
+        await self._change(vm_id, partial(self._operations.pause, vm_id))
+
+    async def resume(self, vm_id: str) -> None:
+        """See `Hypervisor`."""
+        await self._change(vm_id, partial(self._operations.resume, vm_id))
+
+    # looking
+
+    async def status(self, vm_id: str) -> VmStatus:
+        """See `Hypervisor`."""
+        return await self._look(vm_id, self._inventory.read_one)
+
+    async def list(self) -> Sequence[VmStatus]:
+        """Every domain, by a number of calls that does not grow with theirs; see `Hypervisor`."""
+        return await self._connection.run(self._inventory.read_all)
+
+    async def console(self, vm_id: str) -> Console:
+        """Read the VNC display's address from the running domain's definition; see `Hypervisor`."""
+        return await self._look(vm_id, partial(self._operations.console, vm_id))
+
+    async def read_console_log(self, vm_id: str, offset: int, max_bytes: int) -> ConsoleLog:
+        """Read the VM's log file; see `Hypervisor`.
+
+        Raises:
+            Refused: the file cannot be read by us.
+            ValueError: `offset` or `max_bytes` out of range.
+        """
+        return await self._look(vm_id, partial(self._operations.read_log, vm_id, offset, max_bytes))
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """See `Hypervisor`; a listener that is subscribed twice is called twice."""
+        self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(listener)
+
+        return unsubscribe
+
+    # events, in the loop
+
+    def _take_event(self, raw: RawEvent) -> None:
+        self._inventory.forget(raw)
+        for event in self._translator.translate(raw):
+            self._tell(event)
+
+    def _tell(self, event: VmEvent) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001  # a listener is not ours; its fault is told and ends here
+                _log.exception("a listener failed; the others still get the event", extra={"vm_id": event.vm_id})
+
+    async def _resync(self) -> None:
+        self._inventory.clear()
+        self._translator.reset(await self._connection.run(self._states))
+        self._tell(VmEvent(EventKind.RESYNC, detail="libvirt was away; events may have been missed"))
+
+    @contextlib.contextmanager
+    def _watch(self, vm_id: str) -> Iterator[_Watch]:
+        """Note this VM's events from here on."""
+        watch = _Watch(vm_id)
+        unsubscribe = self.subscribe(watch.note)
+        try:
+            yield watch
+        finally:
+            unsubscribe()
+
+    # visits to a worker thread
+
+    async def _change(self, vm_id: str, work: Callable[[Any], T], *, deadline_s: float | None = None) -> T:
+        """Do `work`, given the connection, alone on that VM."""
+        return await self._connection.run(work, vm_id=vm_id, is_exclusive=True, deadline_s=deadline_s)
+
+    async def _look(self, vm_id: str, work: Callable[[Any], T]) -> T:
+        """Do `work`, given the domain, beside whatever else goes on."""
+        return await self._connection.run(
+            lambda connection: work(self._operations.find(connection, vm_id)), vm_id=vm_id
+        )
+
+    # everything below runs in worker threads
+
+    def _prepare_log_dir(self) -> None:
+        try:
+            self._log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"the directory for console logs, {self._log_dir}, cannot be made: {error}") from error
+
+    def _learn_host(self, connection: Any) -> domain_xml.HostTraits:
+        return domain_xml.HostTraits(
+            accelerator=self._accelerator or detect_accelerator(),
+            console_log_dir=self._log_dir,
+            supports_tcg_cache=connection.getLibVersion() >= TCG_CACHE_SINCE,
+        )
+
+    def _states(self, connection: Any) -> dict[str, PowerState]:
+        return {vm.vm_id: vm.state for vm in self._inventory.read_all(connection)}
+
+    def _capabilities(self, connection: Any) -> Capabilities:
+        kind = "kvm" if self._operations.host.accelerator is Accelerator.KVM else "qemu"
+        return Capabilities(
+            name="libvirt",
+            version=f"QEMU {_version(connection.getVersion())}, libvirt {_version(connection.getLibVersion())}",
+            accelerator=self._operations.host.accelerator,
+            max_vcpus=connection.getMaxVcpus(kind),
+            max_memory_bytes=connection.getInfo()[1] * 2**20,
+        )
+
+
+class _Watch:
+    """The events of one VM since a moment, and what concerns every VM."""
+
+    def __init__(self, vm_id: str) -> None:
+        self._vm_id = vm_id
+        self._kinds: list[EventKind] = []
+        self._has_news = asyncio.Event()
+
+    def note(self, event: VmEvent) -> None:
+        """Take an event."""
+        if event.vm_id == self._vm_id or event.kind is EventKind.RESYNC:
+            self._kinds.append(event.kind)
+            self._has_news.set()
+
+    async def wait(self, wanted: Collection[EventKind], limit_s: float) -> EventKind | None:
+        """Return the first wanted kind, or RESYNC, since the last wait; None if none comes within `limit_s`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while True:
+                    await self._has_news.wait()
+                    self._has_news.clear()
+                    while self._kinds:
+                        kind = self._kinds.pop(0)
+                        if kind in wanted or kind is EventKind.RESYNC:
+                            return kind
+        except TimeoutError:
+            return None
+
+
+def _version(number: int) -> str:
+    """Write a version as libvirt counts them: 1,000,000 x major + 1,000 x minor + release."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -1,0 +1,201 @@
+"""What each operation does to a domain, in libvirt's blocking calls: for worker threads.
+
+Each method makes as few calls as it can, and tells `libvirtError`s apart only where they mean that the VM is in another
+state, or gone; the rest is left to `error_map`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Collection
+from typing import Any, Final, NoReturn
+
+from hypervisor.errors import ConsoleAbsent, Refused, VmExists, VmNotFound, WrongState
+from hypervisor.libvirt import console_log, domain_xml
+from hypervisor.libvirt.domain_inventory import Inventory
+from hypervisor.libvirt.domain_metadata import fingerprint, read_mark
+from hypervisor.libvirt.domain_state import DomainState, power_state
+from hypervisor.libvirt.error_map import ErrorCode, has_code
+from hypervisor.types import Console, ConsoleLog, PowerState, VmConfig
+
+OFF: Final = frozenset({PowerState.STOPPED, PowerState.CRASHED})
+_VNC_PASSWORD_LENGTH: Final = 8
+"""All that the VNC protocol's authentication looks at. Source: RFC 6143, 7.2.2."""
+
+
+class DomainOperations:
+    """Operations on domains of one host, whose traits are learnt when it is connected to."""
+
+    def __init__(self, library: Any, inventory: Inventory, host: domain_xml.HostTraits) -> None:
+        self._library = library
+        self._inventory = inventory
+        self.host = host
+
+    def find(self, connection: Any, vm_id: str) -> Any:
+        """Return the domain with that id.
+
+        Raises:
+            VmNotFound: there is none, as of course for an id that is not a UUID.
+        """
+        if not domain_xml.is_uuid(vm_id):
+            raise VmNotFound(vm_id)
+        return connection.lookupByUUIDString(vm_id)
+
+    def _state(self, domain: Any) -> PowerState:
+        state, reason = domain.state()
+        is_saved = state == DomainState.SHUTOFF and bool(domain.hasManagedSaveImage())
+        return power_state(state, reason, is_saved=is_saved)
+
+    def _require(self, domain: Any, vm_id: str, operation: str, allowed: Collection[PowerState]) -> PowerState:
+        state = self._state(domain)
+        if state not in allowed:
+            raise WrongState(vm_id, operation, state.value)
+        return state
+
+    def _explain(self, error: Any, domain: Any, vm_id: str, operation: str) -> NoReturn:
+        """Raise `WrongState` if that is what libvirt complained of: somebody else changed the VM just now."""
+        if has_code(error, ErrorCode.OPERATION_INVALID):
+            raise WrongState(vm_id, operation, self._state(domain).value) from error
+        raise error
+
+    def create(self, config: VmConfig, connection: Any) -> None:
+        try:
+            domain = self.find(connection, config.vm_id)
+        except self._library.libvirtError as error:
+            if not has_code(error, ErrorCode.NO_DOMAIN):
+                raise
+        else:
+            mark = read_mark(domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_INACTIVE)))
+            if mark.fingerprint != fingerprint(config):
+                raise VmExists(config.vm_id)
+            return
+        password = _new_password() if config.vnc is not None else ""
+        connection.defineXML(domain_xml.to_text(domain_xml.build_domain(config, self.host, vnc_password=password)))
+
+    def reconfigure(self, config: VmConfig, connection: Any) -> None:
+        domain = self.find(connection, config.vm_id)
+        self._require(domain, config.vm_id, "reconfigure", OFF)
+        flags = self._library.VIR_DOMAIN_XML_INACTIVE | self._library.VIR_DOMAIN_XML_SECURE
+        graphics = domain_xml.parse(domain.XMLDesc(flags)).find("devices/graphics[@type='vnc']")
+        password = graphics.get("passwd") if graphics is not None else None
+        tree = domain_xml.build_domain(
+            config, self.host, vnc_password=password or _new_password(), domain_name=domain.name()
+        )
+        connection.defineXML(domain_xml.to_text(tree))
+        self._inventory.forget_vm(config.vm_id)
+
+    def delete(self, vm_id: str, connection: Any) -> None:
+        library = self._library
+        try:
+            domain = self.find(connection, vm_id)
+            self._require(domain, vm_id, "delete", OFF | {PowerState.SUSPENDED})
+            domain.undefineFlags(
+                library.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | library.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | library.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | library.VIR_DOMAIN_UNDEFINE_NVRAM
+            )
+        except library.libvirtError as error:
+            if not has_code(error, ErrorCode.NO_DOMAIN):
+                raise
+        self._inventory.forget_vm(vm_id)
+        # Also for a VM that is gone: we may have died between undefining it and this.
+        try:
+            console_log.remove(console_log.log_path(self.host.console_log_dir, vm_id))
+        except OSError as error:
+            raise Refused(f"VM {vm_id} is deleted, but its console log is not: {error}") from error
+
+    def start(self, vm_id: str, connection: Any) -> None:
+        domain = self.find(connection, vm_id)
+        console_log.rotate(console_log.log_path(self.host.console_log_dir, vm_id))
+        try:
+            domain.create()
+        except self._library.libvirtError as error:
+            self._explain(error, domain, vm_id, "start")
+
+    def press_power_button(self, vm_id: str, connection: Any) -> bool:
+        """Return whether it is off already; press the button if it is not."""
+        domain = self.find(connection, vm_id)
+        if self._require(domain, vm_id, "stop", OFF | {PowerState.RUNNING}) in OFF:
+            return True
+        try:
+            domain.shutdownFlags(self._library.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        except self._library.libvirtError as error:
+            if has_code(error, ErrorCode.OPERATION_INVALID) and self._state(domain) in OFF:
+                return True
+            self._explain(error, domain, vm_id, "stop")
+        return False
+
+    def force_stop(self, vm_id: str, connection: Any) -> None:
+        domain = self.find(connection, vm_id)
+        try:
+            domain.destroy()
+        except self._library.libvirtError as error:
+            if not has_code(error, ErrorCode.OPERATION_INVALID):
+                raise
+            if domain.hasManagedSaveImage():
+                domain.managedSaveRemove()
+
+    def ask_to_reboot(self, vm_id: str, connection: Any) -> bool:
+        """Return whether the guest's agent is connected."""
+        domain = self.find(connection, vm_id)
+        self._require(domain, vm_id, "reboot", {PowerState.RUNNING})
+        agent = domain_xml.parse(domain.XMLDesc()).find(
+            "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
+        )
+        try:
+            domain.reboot(self._library.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
+        except self._library.libvirtError as error:
+            self._explain(error, domain, vm_id, "reboot")
+        return agent is not None
+
+    def reset(self, vm_id: str, connection: Any) -> None:
+        domain = self.find(connection, vm_id)
+        try:
+            domain.reset()
+        except self._library.libvirtError as error:
+            self._explain(error, domain, vm_id, "reboot")
+
+    def pause(self, vm_id: str, connection: Any) -> None:
+        domain = self.find(connection, vm_id)
+        self._require(domain, vm_id, "pause", {PowerState.RUNNING})
+        try:
+            domain.suspend()
+        except self._library.libvirtError as error:
+            self._explain(error, domain, vm_id, "pause")
+
+    def resume(self, vm_id: str, connection: Any) -> None:
+        domain = self.find(connection, vm_id)
+        self._require(domain, vm_id, "resume", {PowerState.PAUSED})
+        try:
+            if domain.state()[0] == DomainState.PMSUSPENDED:
+                domain.pMWakeup()
+            else:
+                domain.resume()
+        except self._library.libvirtError as error:
+            self._explain(error, domain, vm_id, "resume")
+
+    def console(self, vm_id: str, domain: Any) -> Console:
+        tree = domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_SECURE))
+        graphics = tree.find("devices/graphics[@type='vnc']")
+        if graphics is None:
+            raise ConsoleAbsent(f"VM {vm_id} has no graphical console")
+        if tree.get("id") is None:  # libvirt numbers what runs
+            raise ConsoleAbsent(f"VM {vm_id} does not run; its console is there while it runs")
+        port = int(graphics.get("port", "-1"))
+        if port <= 0:
+            raise ConsoleAbsent(f"the graphical console of VM {vm_id} does not listen on a TCP port")
+        host = graphics.get("listen") or "127.0.0.1"
+        return Console("vnc", "127.0.0.1" if host == "0.0.0.0" else host, port, graphics.get("passwd", ""))  # noqa: S104
+
+    def read_log(self, vm_id: str, offset: int, max_bytes: int, _domain: Any) -> ConsoleLog:
+        try:
+            return console_log.read(console_log.log_path(self.host.console_log_dir, vm_id), offset, max_bytes)
+        except OSError as error:
+            raise Refused(f"the console log of VM {vm_id} cannot be read: {error}") from error
+
+
+def _new_password() -> str:
+    """Make a VNC password; 8 characters of 62 are 47 bits, and it is asked for on the host's loopback address only."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_VNC_PASSWORD_LENGTH))
