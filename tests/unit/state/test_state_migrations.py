@@ -1,0 +1,163 @@
+"""Migrations make exactly the tables the program uses, and the store refuses a database at another schema."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, Connection, inspect
+
+import migrations
+from controlplane.state.factory import create_store, migrate, migration_engine
+from controlplane.state.interface import SchemaMismatch
+from controlplane.state.schema import REVISION, metadata
+from limiquantix.errors import Reason, Unavailable
+from tests.support.databases import fresh_sqlite, sqlite_url
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a database may be made, in two directories that do not exist."""
+    return tmp_path / "state" / "deep" / "limiquantix.db"
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Make what Alembic's own commands need to work on a connection."""
+    config = Config()
+    config.set_main_option("script_location", migrations.__path__[0])
+    config.attributes["connection"] = connection
+    return config
+
+
+def set_revision(path: Path, revision: str) -> None:
+    """Pretend that the database is at another revision."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    connection.close()
+
+
+def test_newest_migration_is_the_revision_the_program_needs(path: Path) -> None:
+    scripts = ScriptDirectory(migrations.__path__[0])
+    assert scripts.get_heads() == [REVISION]
+    assert migrate(sqlite_url(path)) == REVISION
+
+
+def test_migrated_database_and_the_tables_of_the_program_agree(path: Path) -> None:
+    migrate(sqlite_url(path))
+    with migration_engine(sqlite_url(path)).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrated_database_has_the_checks_of_the_program(path: Path) -> None:
+    migrate(sqlite_url(path))
+    with migration_engine(sqlite_url(path)).connect() as connection:
+        for table in metadata.tables.values():
+            stored = {
+                check["name"]: check["sqltext"] for check in inspect(connection).get_check_constraints(table.name)
+            }
+            wanted = {
+                str(check.name): str(check.sqltext) for check in table.constraints if isinstance(check, CheckConstraint)
+            }
+            assert stored == wanted, table.name
+
+
+def test_downgrade_to_nothing_and_up_again_gives_the_same_schema(path: Path) -> None:
+    url = sqlite_url(path)
+    migrate(url)
+
+    def schema() -> list[tuple[str, str]]:
+        with sqlite3.connect(path) as connection:
+            rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY name").fetchall()
+        connection.close()
+        return rows
+
+    before = schema()
+    with migration_engine(url).begin() as connection:
+        command.downgrade(alembic_config(connection), "base")
+    assert [name for name, _ in schema()] == ["alembic_version"]
+    migrate(url)
+    assert schema() == before
+
+
+def test_migration_repeated_keeps_every_row(path: Path) -> None:
+    url = sqlite_url(path)
+    migrate(url)
+    with sqlite3.connect(path) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(vms)") if row[1] != "node_id"]
+        marks = ",".join("?" * len(columns))
+        connection.execute(f"INSERT INTO vms ({','.join(columns)}) VALUES ({marks})", ["1"] * len(columns))  # noqa: S608
+    connection.close()
+    migrate(url)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM vms").fetchone() == (1,)
+    connection.close()
+
+
+def test_migrations_at_the_same_moment_wait_for_each_other(path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(migrate, [sqlite_url(path)] * 4)) == [REVISION] * 4
+
+
+def test_new_database_is_readable_by_its_owner_only(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        migrate(sqlite_url(path))
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent, path.parent.parent)]
+    assert modes == [0o600, 0o700, 0o700]
+
+
+def test_path_with_characters_special_in_urls_is_used_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "50% of #1 & more" / "state db.sqlite"
+    migrate(sqlite_url(path))
+    assert [each.name for each in path.parent.iterdir()] == ["state db.sqlite"]
+
+
+async def test_open_without_a_database_names_the_command_and_creates_nothing(path: Path) -> None:
+    store = create_store(sqlite_url(path))
+    with pytest.raises(SchemaMismatch, match="limiquantix-controlplane migrate"):
+        await store.open()
+    await store.close()
+    assert not path.parent.exists()
+
+
+async def test_open_of_an_empty_file_names_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+    store = create_store(sqlite_url(path))
+    with pytest.raises(SchemaMismatch, match="limiquantix-controlplane migrate"):
+        await store.open()
+    await store.close()
+
+
+async def test_database_of_a_newer_program_is_refused_by_open_and_by_migrate(tmp_path: Path) -> None:
+    url = fresh_sqlite(tmp_path)
+    set_revision(tmp_path / "limiquantix.db", "9999")
+    store = create_store(url)
+    with pytest.raises(SchemaMismatch, match="9999 is newer than this program"):
+        await store.open()
+    await store.close()
+    with pytest.raises(SchemaMismatch, match="9999 is newer than this program"):
+        migrate(url)
+
+
+async def test_file_that_is_no_database_is_unavailable_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "text.db"
+    path.write_text("this is not a database, whatever its name says\n" * 100)
+    store = create_store(sqlite_url(path))
+    with pytest.raises(Unavailable, match="not a SQLite database") as refusal:
+        await store.open()
+    await store.close()
+    assert refusal.value.reason == Reason.STATE_UNAVAILABLE
+    assert refusal.value.__cause__ is not None
