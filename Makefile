@@ -44,7 +44,8 @@ bench: setup ## measure the full stack against bare libvirt and bare gRPC
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: setup ## pin the dependencies of pyproject.toml anew
-	$(call quietly,requirements/dev.lock,$(COMPILE) $(ARGS) pyproject.toml --extra dev --extra postgresql -o requirements/dev.lock)
+	$(call quietly,requirements/dev.lock,$(COMPILE) $(ARGS) --extra dev --extra postgresql pyproject.toml -o requirements/dev.lock)
+	$(call quietly,requirements/runtime.lock,$(COMPILE) -c requirements/dev.lock --extra postgresql pyproject.toml -o requirements/runtime.lock)
 	$(call quietly,requirements/libvirt.lock,printf 'libvirt-python>=9.0\nsetuptools\n' | $(COMPILE) $(ARGS) -c requirements/dev.lock - -o requirements/libvirt.lock)
 
 clean: ## remove .venv and all caches; the data of `make run` in .limiquantix stays
