@@ -162,8 +162,8 @@ class Cluster:
                 "data_dir": str(self._options.data_dir / name),
             },
             "server": {
-                "listen_address": f"127.0.0.1:{free_port(_NODE_PORT + 10 * (number - 1))}",
-                "metrics_port": free_port(_METRICS_PORT + 10 * (number - 1)),
+                "listen_address": f"127.0.0.1:{self._daemon_port(_NODE_PORT, number)}",
+                "metrics_port": self._daemon_port(_METRICS_PORT, number),
             },
             "hypervisor": hypervisor,
             "control_plane": {
@@ -176,6 +176,10 @@ class Cluster:
         await self._start_daemon(
             f"node daemon {number}", [sys.executable, "-m", "nodedaemon", "--config", str(path)], name
         )
+
+    def _daemon_port(self, first: int, number: int) -> int:
+        """Choose a node daemon's port: a known one for people, a free one for whoever asked for free ones."""
+        return 0 if self._options.grpc_port == 0 else free_port(first + 10 * (number - 1))
 
     def _write_config(self, name: str, config: dict[str, Any]) -> Path:
         path = self._options.data_dir / name / "config.yaml"
