@@ -1,4 +1,4 @@
-"""What a store needs of a database, whichever it is: sessions, limits, and statements that finish.
+"""What a store needs of a database, whichever it is: sessions and limits.
 
 Statements are written once, as plain functions of a SQLAlchemy `Connection`; a `Session` carries them to the database.
 SQLite's runs each in a thread of its own, whole functions at a time, which is three times as fast as going through an
@@ -8,17 +8,13 @@ can carry the same functions with `AsyncConnection.run_sync`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 ResultT = TypeVar("ResultT")
-
-STATEMENT_LIMIT_S = 5.0
-"""How long a cancelled caller waits for its statement to end: beyond every lock wait, exceeded by dead storage only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +39,11 @@ class Session(Protocol):
     """One transaction on one connection; it begins with the first call. Used by one task at a time."""
 
     async def call(self, function: Callable[[Connection], ResultT]) -> ResultT:
-        """Run a function that blocks on the database. A cancelled caller is held until the function has ended."""
+        """Run a function that blocks on the database. Cancelled, it may still run on; `close` comes after it."""
         ...
 
     async def commit(self) -> None:
-        """Make the changes durable. A cancelled caller is held until it is decided."""
+        """Make the changes durable. Cancelled, it happens wholly or not at all."""
         ...
 
     async def close(self) -> None:
@@ -100,33 +96,3 @@ class Database(Protocol):
     def check_migrated(self, connection: Connection) -> None:
         """Check what the database did not watch during the migration, before it is committed."""
         ...
-
-
-async def uninterrupted(step: asyncio.Future[ResultT]) -> ResultT:
-    """Await a database step to its end even when the caller is cancelled meanwhile; then pass the cancellation on.
-
-    Otherwise nobody would know whether the statement, or the commit, still happens after the caller has gone on.
-    """
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await _settle(step)
-        raise
-
-
-async def _settle(step: asyncio.Future[Any]) -> None:
-    """Wait for the step, deaf to further cancellation, and leave it to itself after `STATEMENT_LIMIT_S`."""
-    step.add_done_callback(_take_note)
-    loop = asyncio.get_running_loop()
-    give_up_at_s = loop.time() + STATEMENT_LIMIT_S
-    while not step.done() and loop.time() < give_up_at_s:
-        try:
-            await asyncio.wait({step}, timeout=give_up_at_s - loop.time())
-        except asyncio.CancelledError:
-            continue  # the first cancellation is raised by our caller once the step has ended
-
-
-def _take_note(step: asyncio.Future[Any]) -> None:
-    """Look at the outcome, which a cancelled caller has no use for: asyncio must not report it as forgotten."""
-    if not step.cancelled():
-        step.exception()

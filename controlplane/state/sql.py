@@ -52,7 +52,7 @@ class SqlStore:
         """Read something small; Unavailable if it takes longer than `StoreLimits.ping_s`, even on dead storage."""
         self._require_open()
         limit_s = self._limits.ping_s
-        # Not cancelled and waited for: a file system that hangs would hold the caller as long as the statement.
+        # A task of its own: on a file system that hangs, even giving the connection back would hold the caller.
         probe = asyncio.create_task(self._serve(self._pools.reader, _read_revision, limit_s))
         self._probes.add(probe)
         probe.add_done_callback(self._end_probe)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 
 from controlplane.domain import errors
-from controlplane.state.engine import StoreLimits, uninterrupted
+from controlplane.state.engine import StoreLimits
 
 ResultT = TypeVar("ResultT")
 
@@ -63,7 +63,11 @@ class ThreadSessionPool:
 
 
 class ThreadSession:
-    """One transaction; see `Session`. All of it happens in one thread, in the order of the calls."""
+    """One transaction; see `Session`.
+
+    All of it happens in one thread in the order of the calls. So a cancelled call needs no care: what it began in the
+    thread ends, and the rollback of `close` comes next.
+    """
 
     def __init__(
         self, engine: Engine, thread: ThreadPoolExecutor, limits: StoreLimits, on_closed: Callable[[], None]
@@ -77,13 +81,12 @@ class ThreadSession:
 
     async def call(self, function: Callable[[Connection], ResultT]) -> ResultT:
         """Run the function in the thread; see `Session`."""
-
-        return await self._in_thread(lambda: function(self._begun()))
+        return await self._submit(lambda: function(self._begun()))
 
     async def commit(self) -> None:
         """Commit in the thread; see `Session`. Nothing to do if nothing was called."""
         if self._is_used:
-            await self._in_thread(self._commit)
+            await self._submit(self._commit)
 
     async def close(self) -> None:
         """Roll back and give the thread back; see `Session`."""
@@ -95,9 +98,6 @@ class ThreadSession:
         done, _ = await asyncio.wait({closing}, timeout=self._limits.release_s)
         if not done:
             _log.warning("the database does not end a transaction; its connection is out of use until it does")
-
-    async def _in_thread(self, step: Callable[[], ResultT]) -> ResultT:
-        return await uninterrupted(self._submit(step))
 
     def _submit(self, step: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
         self._is_used = True

@@ -240,6 +240,11 @@ async def test_sqlite_connections_have_the_settings_that_durability_and_isolatio
         full,
         on,
     ]
+    stranger = sqlite3.connect(tmp_path / "limiquantix.db", isolation_level=None, timeout=0)
+    with pytest.raises(sqlite3.OperationalError) as refusal:
+        stranger.execute("BEGIN IMMEDIATE")  # a writer has the lock from its first read on
+    stranger.close()
+    assert refusal.value.sqlite_errorcode == BUSY
     assert await reader.call(setting("query_only")) == on
     assert await reader.call(setting("busy_timeout")) == 2000
     for session in (writer, reader):
