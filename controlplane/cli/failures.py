@@ -1,0 +1,129 @@
+"""Failures as people and scripts see them: sentences on standard error, and an exit status.
+
+Exit status: 0 done, 1 refused or failed, 2 wrong command line, 3 no control plane answers, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import IO, Any
+
+import click
+
+from controlplane.cli.terminal_text import one_line
+from limiquantix.errors import ApiError, Reason
+
+EXIT_REFUSED = 1
+EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells count."""
+
+_NODE_KEY = "node."
+
+_HINTS = {
+    Reason.VM_NOT_FOUND: "'limiquantix vm list' shows the VMs there are",
+    Reason.NODE_NOT_FOUND: "'limiquantix node list' shows the nodes there are",
+    Reason.NO_NODE_FITS: "'limiquantix node list' shows what each node has free",
+    Reason.NODE_UNREACHABLE: "'limiquantix node list' shows which nodes are alive",
+    Reason.GUEST_DID_NOT_STOP: "--force cuts the power, --timeout gives the guest longer",
+    Reason.CONCURRENT_CHANGE: "repeat the command",
+    Reason.TOO_MANY_OPERATIONS: "repeat the command in a moment",
+    Reason.DEADLINE_EXCEEDED: "it may have happened: look with 'limiquantix vm show' before you repeat it",
+    Reason.INTERNAL: "this is a defect of the server; its log has the details under the id above",
+}
+
+_OPTIONS = (
+    (r"name", "NAME"),
+    (r"project_id", "--project"),
+    (r"node_id", "--node"),
+    (r"description", "--description"),
+    (r"labels\b.*", "--label"),
+    (r"states\b.*", "--state"),
+    (r"timeout_sec", "--timeout"),
+    (r"spec\.cpu(\.cores)?", "--cpus"),
+    (r"spec\.memory(\.size_mib)?", "--memory"),
+    (r"spec\.disks\b.*", "--disk"),
+    (r"spec\.nics\b.*", "--nic"),
+    (r"spec\.cdroms\b.*", "--cdrom"),
+    (r"spec\.firmware", "--firmware"),
+    (r"spec\.boot\.direct_boot\.kernel_path", "--kernel"),
+    (r"spec\.boot\.direct_boot\.initrd_path", "--initrd"),
+    (r"spec\.boot\.direct_boot\.cmdline", "--cmdline"),
+)
+"""Which option of ours a field of a request comes from."""
+
+
+class Failure(click.ClickException):
+    """A failure with what explains it and what to do about it."""
+
+    exit_code = EXIT_REFUSED
+
+    def __init__(self, message: str, *, explanations: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message)
+        self.explanations = explanations
+        self.hint = hint
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the failure to standard error."""
+        stream = file or sys.stderr
+        _write(stream, "error:", "red", one_line(self.message))
+        for line in self.explanations:
+            click.echo(f"  {one_line(line)}", file=stream)
+        if self.hint:
+            _write(stream, "hint:", "cyan", one_line(self.hint))
+
+
+class Unreachable(Failure):
+    """No control plane answers."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class Interrupted(Failure):
+    """The person at the keyboard did not want to wait any longer."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def refused(error: ApiError) -> Failure:
+    """Explain a refusal of the server: every faulty field and every node's reason on a line of its own."""
+    message = error.message
+    if error.violations:
+        count = len(error.violations)
+        message = "the request has a fault" if count == 1 else f"the request has {count} faults"
+    return Failure(message, explanations=tuple(_explanations(error)), hint=_hint(error))
+
+
+def _explanations(error: ApiError) -> Iterator[str]:
+    for violation in error.violations:
+        option = _option_of(violation.field)
+        where = f"{violation.field} ({option})" if option else violation.field
+        yield f"{where}: {violation.description}" if where else violation.description
+    for key, reason in sorted(error.metadata.items()):
+        if key.startswith(_NODE_KEY):
+            yield f"node {key.removeprefix(_NODE_KEY)}: {reason}"
+
+
+def _option_of(field: str) -> str:
+    return next((option for pattern, option in _OPTIONS if re.fullmatch(pattern, field)), "")
+
+
+def _hint(error: ApiError) -> str:
+    hint = next((text for reason, text in _HINTS.items() if reason == error.reason), "")
+    if not hint and error.retry_after_s is not None:
+        return f"repeat the command in {error.retry_after_s:g} s"
+    return hint
+
+
+def warn(message: str) -> None:
+    """Write a warning to standard error."""
+    _write(sys.stderr, "warning:", "yellow", one_line(message))
+
+
+def _write(stream: IO[Any], label: str, color: str, text: str) -> None:
+    if stream.isatty() and not os.environ.get("NO_COLOR"):
+        label = click.style(label, fg=color, bold=True)
+    click.echo(f"{label} {text}", file=stream)

@@ -1,0 +1,107 @@
+"""Finds what a person named: VMs by id or name, nodes by id or host name."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import click
+from click.shell_completion import CompletionItem
+
+from controlplane.cli.api_client import NODE_SERVICE, VM_SERVICE, ApiClient, Document, ServerUnreachable
+from controlplane.cli.failures import Failure
+from controlplane.cli.session import DEFAULT_SERVER, Session, session_of
+from limiquantix.errors import ApiError, NotFound, Reason
+
+_COMPLETION_DEADLINE_S = 1.0
+"""A shell waits for this with every press of the Tab key."""
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a text is a UUID, and thus taken as an id and never as a name."""
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def vm_id_of(client: ApiClient, name_or_id: str, project_id: str = "") -> str:
+    """Return the id of a VM.
+
+    Args:
+        project_id: looks in this project only; "" in all.
+
+    Raises:
+        NotFound: no VM has that name.
+        Failure: several projects have a VM of that name.
+    """
+    if is_id(name_or_id):
+        return name_or_id.lower()
+    matches = [vm for vm in list_vms(client, {"projectId": project_id}) if vm.get("name") == name_or_id]
+    if not matches:
+        where = f" in project {project_id}" if project_id else ""
+        raise NotFound(Reason.VM_NOT_FOUND, f"there is no VM named {name_or_id!r}{where}")
+    if len(matches) > 1:
+        raise Failure(
+            f"{len(matches)} VMs are named {name_or_id!r}",
+            explanations=tuple(f"VM {vm.get('id')} of project {vm.get('projectId')}" for vm in matches),
+            hint="name it by its id, or say --project",
+        )
+    return str(matches[0].get("id", ""))
+
+
+def list_vms(client: ApiClient, filters: Document) -> Iterator[Document]:
+    """Yield all VMs that match the filters of ListVMs, oldest first."""
+    for page in client.pages(VM_SERVICE, "ListVMs", filters):
+        yield from page.get("vms", ())
+
+
+def node_id_of(client: ApiClient, name_or_id: str) -> str:
+    """Return the id of a node.
+
+    Raises:
+        NotFound: no node has that host name.
+    """
+    if is_id(name_or_id):
+        return name_or_id.lower()
+    for node in list_nodes(client, {}):
+        if node.get("hostname") == name_or_id:
+            return str(node.get("id", ""))
+    raise NotFound(Reason.NODE_NOT_FOUND, f"there is no node with the host name {name_or_id!r}")
+
+
+def list_nodes(client: ApiClient, filters: Document) -> Iterator[Document]:
+    """Yield all nodes that match the filters of ListNodes, oldest first."""
+    for page in client.pages(NODE_SERVICE, "ListNodes", filters):
+        yield from page.get("nodes", ())
+
+
+def complete_vm(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a VM from the first page that the server gives; nothing if it does not answer."""
+    return _complete(context, VM_SERVICE, "ListVMs", "vms", "name", incomplete)
+
+
+def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the host name of a node, see `complete_vm`."""
+    return _complete(context, NODE_SERVICE, "ListNodes", "nodes", "hostname", incomplete)
+
+
+def _complete(
+    context: click.Context, service: str, method: str, items: str, field: str, incomplete: str
+) -> list[CompletionItem]:
+    # The group's callback does not run during completion, so its parameters are read directly.
+    given = context.obj if isinstance(context.obj, Session) else None
+    server = str(context.find_root().params.get("server") or DEFAULT_SERVER)
+    session = given or Session(server=server)
+    try:
+        with session.connect() as client:
+            page = client.call(service, method, {"pageSize": 1000}, deadline_s=_COMPLETION_DEADLINE_S)
+    except (ApiError, ServerUnreachable):
+        return []
+    names = [str(item.get(field, "")) for item in page.get(items, ())]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete) and name.isprintable()]
+
+
+def connect(context: click.Context) -> ApiClient:
+    """Make a client for the session of a run."""
+    return session_of(context).connect()

@@ -1,0 +1,152 @@
+"""`limiquantix vm create` and `vm update`."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import click
+
+from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, Document
+from controlplane.cli.lookup import complete_node, connect, node_id_of, vm_id_of
+from controlplane.cli.progress import waiting
+from controlplane.cli.session import ApiCommand
+from controlplane.cli.vm_changes import look_hint, print_changed, project_option, vm_argument
+from controlplane.cli.vm_spec_options import (
+    FIRMWARES,
+    Disk,
+    Label,
+    MemorySize,
+    Nic,
+    VmOptions,
+    create_request,
+    read_document,
+)
+
+
+@click.command(cls=ApiCommand)
+@click.argument("name", required=False)
+@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Number of vCPUs.")
+@click.option("--memory", "memory_mib", type=MemorySize(), metavar="SIZE", help="Memory, such as 512MiB or 2GiB.")
+@click.option(
+    "--disk",
+    "disks",
+    type=Disk(),
+    multiple=True,
+    metavar="SIZE[,..]",
+    help="Disk of whole GiB, such as 20GiB,bus=virtio-scsi,format=raw. Properties: bus, format, provisioning, cache, "
+    "backing (an image on the host to start from; the size may be left out), volume, pool, readonly. Repeatable.",
+)
+@click.option(
+    "--nic",
+    "nics",
+    type=Nic(),
+    multiple=True,
+    metavar="bridge=NAME[,..]",
+    help='Network card. Properties: bridge, network, model, mac; "nat" only reaches outside. Repeatable.',
+)
+@click.option("--cdrom", "cdroms", multiple=True, metavar="PATH", help="ISO image on the host. Repeatable.")
+@click.option("--kernel", metavar="PATH", help="Kernel on the host to boot, instead of a disk's boot loader.")
+@click.option("--initrd", metavar="PATH", help="Initial RAM disk on the host for --kernel.")
+@click.option("--cmdline", metavar="TEXT", help="Command line for --kernel.")
+@click.option("--firmware", type=click.Choice(list(FIRMWARES), case_sensitive=False), help="Firmware of the VM.")
+@click.option("--label", "labels", type=Label(), multiple=True, metavar="KEY=VALUE", help="Label. Repeatable.")
+@click.option("--description", metavar="TEXT", help="Note for people.")
+@click.option("--project", metavar="ID", help="Project that owns the VM.")
+@click.option("--node", metavar="NODE", shell_complete=complete_node, help="Node to use, by host name or id.")
+@click.option("--start", is_flag=True, help="Start the VM too.")
+@click.option(
+    "--from-file",
+    "file",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="YAML or JSON with the whole request (name, labels, spec, ...) or only its spec; - is standard input. "
+    "Options win over it.",
+)
+@click.pass_context
+def create(
+    context: click.Context,
+    /,
+    file: IO[bytes] | None,
+    node: str | None,
+    start: bool,
+    project: str | None,
+    **given: Any,
+) -> None:
+    """Create a VM.
+
+    Places it on a node, makes its disks and defines it there. All or nothing: a failure leaves nothing behind.
+
+    \b
+    Example:
+      limiquantix vm create web-1 --cpus 2 --memory 2GiB --disk 20GiB --nic bridge=virbr0 --start
+    """
+    options = VmOptions(project_id=project, **given)
+    request = create_request(options, read_document(file) if file is not None else {})
+    if start:
+        request.pop("start_on_create", None)
+        request["startOnCreate"] = True
+    name = str(request["name"])
+    with connect(context) as client:
+        if node:
+            request.pop("node_id", None)
+            request["nodeId"] = node_id_of(client, node)
+        with waiting(f"creating {name}", hint=look_hint(name)):
+            created = client.call(VM_SERVICE, "CreateVM", request, CHANGE_DEADLINE_S)
+        print_changed(context, client, created)
+
+
+@click.command(cls=ApiCommand)
+@vm_argument
+@project_option
+@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Cores of a socket; the VM must be off.")
+@click.option("--memory", "memory_mib", type=MemorySize(), metavar="SIZE", help="Memory; the VM must be off.")
+@click.option("--description", metavar="TEXT", help="Note for people; empty removes it.")
+@click.option("--label", "labels", type=Label(), multiple=True, metavar="KEY=VALUE", help="Set a label. Repeatable.")
+@click.option("--remove-label", "removed_labels", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
+@click.pass_context
+def update(
+    context: click.Context,
+    vm: str,
+    project: str,
+    cpus: int | None,
+    memory_mib: int | None,
+    description: str | None,
+    labels: tuple[tuple[str, str], ...],
+    removed_labels: tuple[str, ...],
+) -> None:
+    """Change the size, labels or description of a VM.
+
+    What is not named stays.
+
+    \b
+    Example:
+      limiquantix vm update web-1 --memory 4GiB --label tier=web --remove-label draft
+    """
+    spec: Document = {}
+    paths = []
+    if cpus is not None:
+        spec["cpu"] = {"cores": cpus}
+        paths.append("spec.cpu.cores")
+    if memory_mib is not None:
+        spec["memory"] = {"sizeMib": memory_mib}
+        paths.append("spec.memory.sizeMib")
+    if description is not None:
+        paths.append("description")
+    if labels or removed_labels:
+        paths.append("labels")
+    if not paths:
+        raise click.UsageError("say what to change: --cpus, --memory, --description, --label or --remove-label")
+    with connect(context) as client:
+        request: Document = {
+            "id": vm_id_of(client, vm, project),
+            "spec": spec,
+            "description": description or "",
+            "updateMask": ",".join(paths),
+        }
+        if "labels" in paths:
+            present = client.call(VM_SERVICE, "GetVM", {"id": request["id"]}).get("labels", {})
+            kept = {key: value for key, value in present.items() if key not in removed_labels}
+            request["labels"] = kept | dict(labels)
+        with waiting(f"updating {vm}", hint=look_hint(vm)):
+            changed = client.call(VM_SERVICE, "UpdateVM", request, CHANGE_DEADLINE_S)
+        print_changed(context, client, changed)

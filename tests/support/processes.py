@@ -1,0 +1,148 @@
+"""The daemons as real processes on free ports, for tests that are not async themselves.
+
+Each context manager ends only the process it started, and shows its log if that did not come up.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import yaml
+
+from tests.support import node_daemon_process
+
+FoundT = TypeVar("FoundT")
+
+START_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 15.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDaemon:
+    """A process that was started, and where it logs."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def kill(self) -> None:
+        """Kill it as `kill -9` does."""
+        self.process.kill()
+        self.process.wait(STOP_DEADLINE_S)
+
+    def stop(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        if self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneProcess(RunningDaemon):
+    """A running control plane."""
+
+    http_url: str
+    """Such as "http://127.0.0.1:40001"."""
+    grpc_address: str
+    """Such as "127.0.0.1:40002"."""
+
+    def call(self, service: str, method: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Call a method of `limiquantix.compute.v1` as JSON; any refusal fails the test."""
+        answer = httpx.post(f"{self.http_url}/limiquantix.compute.v1.{service}/{method}", json=request, timeout=30)
+        assert answer.is_success, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class MockNodeProcess(RunningDaemon):
+    """A running node daemon that simulates its hypervisor; the control plane has it as READY."""
+
+    node_id: str
+    hostname: str
+
+
+@contextmanager
+def start_control_plane(directory: Path) -> Iterator[ControlPlaneProcess]:
+    """Run a control plane with a database of its own below `directory`, which outlives it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ready_path = directory / "ready.json"
+    ready_path.unlink(missing_ok=True)
+    listen_flags = ("--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--ready-file", str(ready_path))
+    state_flags = ("--database-url", f"sqlite:///{directory / 'state' / 'limiquantix.db'}", "--migrate")
+    daemon = _start(directory / "control-plane.log", ["controlplane", *state_flags, *listen_flags])
+    try:
+        ready = _until(daemon, lambda: json.loads(ready_path.read_text()) if ready_path.exists() else None)
+        yield ControlPlaneProcess(daemon.process, daemon.log_path, f"http://{ready['http']}", ready["grpc"])
+    finally:
+        daemon.stop()
+
+
+@contextmanager
+def start_mock_node(
+    directory: Path, plane: ControlPlaneProcess, *, hostname: str = "mock-1", **mock: float
+) -> Iterator[MockNodeProcess]:
+    """Run a node daemon with a mock hypervisor and wait until the control plane has it as READY.
+
+    Args:
+        directory: for all its data; outlives it.
+        mock: settings of the simulated host, such as vcpu_count, memory_mib or boot_secs.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "node": {"hostname": hostname, "data_dir": str(directory / "data")},
+        "server": {"listen_address": "127.0.0.1:0", "metrics_port": 0},
+        "hypervisor": {
+            "backend": "mock",
+            "storage_path": str(directory / "images"),
+            "mock": {"boot_secs": 0, "shutdown_secs": 0, **mock},
+        },
+        "control_plane": {
+            "address": plane.grpc_address,
+            "registration_enabled": True,
+            "heartbeat_interval_secs": 1,
+        },
+    }
+    config_path = directory / "node.yaml"
+    config_path.write_text(yaml.safe_dump(config))
+    daemon = _start(directory / "node.log", ["nodedaemon", "--config", str(config_path)])
+
+    def ready_node_id() -> str | None:
+        nodes = plane.call("NodeService", "ListNodes", {"phases": ["READY"], "pageSize": 1000}).get("nodes", ())
+        return next((str(node["id"]) for node in nodes if node["hostname"] == hostname), None)
+
+    try:
+        node_id = _until(daemon, ready_node_id)
+        yield MockNodeProcess(daemon.process, daemon.log_path, node_id, hostname)
+    finally:
+        daemon.stop()
+
+
+def _start(log_path: Path, module_and_flags: list[str]) -> RunningDaemon:
+    module, *flags = module_and_flags
+    command = [node_daemon_process.command()[0], "-m", module, *flags]
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=node_daemon_process.environment())
+    return RunningDaemon(process, log_path)
+
+
+def _until(daemon: RunningDaemon, find: Callable[[], FoundT | None]) -> FoundT:
+    """Wait until something is found, while the process lives."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while (found := find()) is None:
+        assert daemon.process.poll() is None, f"it ended:\n{daemon.log_path.read_text()}"
+        assert time.monotonic() < deadline, f"it did not come up in time:\n{daemon.log_path.read_text()}"
+        time.sleep(_POLL_S)
+    return found
