@@ -181,11 +181,24 @@ class NodeConfig(BaseSettings):
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_tls_is_on_where_asked_for(cls, values: dict[str, Any]) -> dict[str, Any]:
+        address, tls = _setting(values, "control_plane", "address"), _setting(values, "tls", "enabled")
+        if str(address).startswith(("https:", "grpcs:")) and str(tls).lower() not in ("true", "1", "yes", "on"):
+            raise ValueError("control_plane.address asks for TLS, but tls.enabled is not set")
+        return values
+
     @model_validator(mode="after")
     def _check_registration(self) -> NodeConfig:
         if self.control_plane.registration_enabled and not self.control_plane.address:
             raise ValueError("registration needs control_plane.address (flag --control-plane)")
         return self
+
+
+def _setting(values: Mapping[str, Any], section: str, name: str) -> Any:
+    found = values.get(section)
+    return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
 
 
 class _SectionEnvironment(EnvSettingsSource):

@@ -43,6 +43,7 @@ class Reporter:
 
     Args:
         full_state: builds the whole inventory.
+        max_pending: VMs with news beyond which the whole inventory is sent instead.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Reporter:
         observer: VmObserver,
         control_plane: ControlPlane,
         full_state: Callable[[], Awaitable[SyncFullStateRequest]],
+        max_pending: int = MAX_PENDING_VMS,
     ) -> None:
         self._observer = observer
         self._control_plane = control_plane
         self._full_state = full_state
+        self._max_pending = max_pending
         self._node_id = ""
         self._pending: dict[str, _Pending] = {}
         self._in_flight: set[str] = set()
@@ -71,7 +74,7 @@ class Reporter:
         if event.kind is EventKind.RESYNC:
             self.request_full_sync()
             return
-        if event.vm_id not in self._pending and len(self._pending) >= MAX_PENDING_VMS:
+        if event.vm_id not in self._pending and len(self._pending) >= self._max_pending:
             self._pending.clear()
             self.request_full_sync()
             return
