@@ -1,0 +1,170 @@
+"""How fast the API reads: GetVM and ListVMs over gRPC against a bare server that answers the same bytes.
+
+One client process drives both in turn with the same stubs, so its own work is the same on both sides: it sends the same
+request and decodes the same answer. The database holds 1,000 VMs; GetVM asks for them in a scattered order.
+
+The client takes as much CPU as a fast server does. On two CPUs it, and not the bare server, bounds the reference, and
+calls per second then flatter us. The rows of CPU time per call, taken from the kernel's accounts of the server
+process, do not have that weakness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import psutil
+
+from benchmarks.bare_server import SERVICE, running_bare_server
+from benchmarks.cluster import child_process, cpu_time_us, database_path, running_cluster, tell
+from benchmarks.measurement import Pair, Row, Section, compare, percentile
+from benchmarks.records import insert_records
+from controlplane.cli.dev.stack import HypervisorChoice
+from limiquantix.compute.v1 import vm_service_pb2 as pb
+from limiquantix.compute.v1.vm_pb2 import VirtualMachine
+from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
+from limiquantix.rpc.channel import open_channel
+
+if TYPE_CHECKING:
+    from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceAsyncStub
+
+TITLE = "reads over gRPC, ours against a bare grpc.aio server answering the same bytes; calls/s: higher is better"
+VM_COUNT = 1000
+PAGE_SIZE = 50
+CONCURRENCIES = (1, 32)
+_CALL_TIMEOUT_S = 10.0
+_STRIDE = 37
+"""Shares no factor with VM_COUNT, so that stepping by it visits every VM."""
+
+Call = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiEffort:
+    """How much is measured: rounds of one stretch each side."""
+
+    round_count: int = 5
+    stretch_s: float = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one side did in one stretch."""
+
+    calls_per_s: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us_per_call: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    process: psutil.Process
+    call: Call
+
+
+async def measure_api(effort: ApiEffort) -> Section:
+    """Run this part."""
+
+    async def prepare(data_dir: Path) -> None:
+        tell(f"inserting {VM_COUNT} VMs")
+        vm_ids.extend(await insert_records(database_path(data_dir), VM_COUNT))
+
+    vm_ids: list[str] = []
+    async with (
+        running_cluster(HypervisorChoice.MOCK, prepare) as measured,
+        open_channel(measured.cluster.grpc_address) as channel,
+    ):
+        stub = VMServiceStub(channel)
+        vm = await stub.GetVM(pb.GetVMRequest(id=vm_ids[0]), timeout=_CALL_TIMEOUT_S)
+        page = await stub.ListVMs(pb.ListVMsRequest(page_size=PAGE_SIZE), timeout=_CALL_TIMEOUT_S)
+        if len(page.vms) != PAGE_SIZE:
+            raise RuntimeError(f"asked for {PAGE_SIZE} VMs of {VM_COUNT}, got {len(page.vms)}")
+        answers = {"GetVM": vm.SerializeToString(), "ListVMs": page.SerializeToString()}
+        async with (
+            running_bare_server(measured.data_dir / "bare", answers) as address,
+            open_channel(address) as bare,
+        ):
+            sides = _sides(stub, bare, vm_ids, measured.control_plane)
+            rows = [row for name in sides for row in await _compare_method(name, sides[name], effort)]
+    sizes = f"GetVM {len(answers['GetVM'])} bytes, ListVMs({PAGE_SIZE}) {len(answers['ListVMs'])} bytes"
+    return Section("api", TITLE, tuple(rows), (f"size of the answers: {sizes}",))
+
+
+def _sides(
+    stub: VMServiceAsyncStub, bare: grpc.aio.Channel, vm_ids: Sequence[str], ours: psutil.Process
+) -> dict[str, tuple[_Side, _Side]]:
+    """Ours and the reference, by method."""
+    reference = child_process("benchmarks.bare_server")
+    requests = itertools.cycle(
+        [pb.GetVMRequest(id=vm_ids[number * _STRIDE % len(vm_ids)]) for number in range(len(vm_ids))]
+    )
+    list_request = pb.ListVMsRequest(page_size=PAGE_SIZE)
+    bare_get = bare.unary_unary(f"/{SERVICE}/GetVM", pb.GetVMRequest.SerializeToString, VirtualMachine.FromString)
+    bare_list = bare.unary_unary(
+        f"/{SERVICE}/ListVMs", pb.ListVMsRequest.SerializeToString, pb.ListVMsResponse.FromString
+    )
+    return {
+        "GetVM": (
+            _Side(ours, lambda: stub.GetVM(next(requests), timeout=_CALL_TIMEOUT_S)),
+            _Side(reference, lambda: bare_get(next(requests), timeout=_CALL_TIMEOUT_S)),
+        ),
+        f"ListVMs({PAGE_SIZE})": (
+            _Side(ours, lambda: stub.ListVMs(list_request, timeout=_CALL_TIMEOUT_S)),
+            _Side(reference, lambda: bare_list(list_request, timeout=_CALL_TIMEOUT_S)),
+        ),
+    }
+
+
+async def _compare_method(name: str, sides: tuple[_Side, _Side], effort: ApiEffort) -> list[Row]:
+    rows: list[Row] = []
+    for concurrency in CONCURRENCIES:
+        tell(f"{name}, {concurrency} at a time")
+        for side in sides:
+            await _drive(side, concurrency, effort.stretch_s / 4)  # warm caches and connections
+        pairs: list[tuple[Load, Load]] = []
+        for _ in range(effort.round_count):
+            ours = await _drive(sides[0], concurrency, effort.stretch_s)
+            pairs.append((ours, await _drive(sides[1], concurrency, effort.stretch_s)))
+        label = f"{name} x{concurrency}"
+        rows += [
+            compare(f"{label} calls", [Pair(a.calls_per_s, b.calls_per_s) for a, b in pairs], "/s"),
+            compare(f"{label} p50", [Pair(a.p50_ms, b.p50_ms) for a, b in pairs], "ms"),
+            compare(f"{label} p99", [Pair(a.p99_ms, b.p99_ms) for a, b in pairs], "ms"),
+            compare(f"{label} server CPU", [Pair(a.cpu_us_per_call, b.cpu_us_per_call) for a, b in pairs], "us/call"),
+        ]
+    return rows
+
+
+async def _drive(side: _Side, concurrency: int, stretch_s: float) -> Load:
+    """Keep `concurrency` calls under way for a while; a call that fails ends the benchmark."""
+    latencies_s: list[float] = []
+    cpu_before_us = await cpu_time_us(side.process)
+    began_s = time.perf_counter()
+    until_s = began_s + stretch_s
+
+    async def caller() -> None:
+        started_s = time.perf_counter()
+        while started_s < until_s:
+            await side.call()
+            ended_s = time.perf_counter()
+            latencies_s.append(ended_s - started_s)
+            started_s = ended_s
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(concurrency):
+            callers.create_task(caller())
+    elapsed_s = time.perf_counter() - began_s
+    cpu_us = await cpu_time_us(side.process) - cpu_before_us
+    return Load(
+        calls_per_s=len(latencies_s) / elapsed_s,
+        p50_ms=1000 * percentile(latencies_s, 0.5),
+        p99_ms=1000 * percentile(latencies_s, 0.99),
+        cpu_us_per_call=cpu_us / len(latencies_s),
+    )

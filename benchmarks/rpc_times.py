@@ -1,0 +1,56 @@
+"""How long calls took inside a daemon, from the metrics it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+_FAMILY = "limiquantix_rpc_duration_seconds"
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Calls of a method since the daemon's start, and the seconds they took together."""
+
+    call_count: float
+    seconds: float
+
+
+RpcTimes = Mapping[str, Total]
+"""By the method's last name."""
+
+
+async def fetch_rpc_times(base_url: str) -> RpcTimes:
+    """Ask a daemon for its metrics."""
+    async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
+        answer = await client.get(f"{base_url}/metrics")
+        answer.raise_for_status()
+    return parse_rpc_times(answer.text)
+
+
+def parse_rpc_times(exposition: str) -> RpcTimes:
+    """Read the totals out of the Prometheus text format."""
+    seconds: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for family in text_string_to_metric_families(exposition):
+        if family.name != _FAMILY:
+            continue
+        for sample in family.samples:
+            method = sample.labels["method"].rpartition("/")[2]
+            if sample.name.endswith("_sum"):
+                seconds[method] = sample.value
+            elif sample.name.endswith("_count"):
+                counts[method] = sample.value
+    return {method: Total(counts[method], seconds[method]) for method in counts}
+
+
+def mean_ms(before: RpcTimes, after: RpcTimes, method: str) -> float:
+    """Mean milliseconds of the calls made between two readings; 0 if there were none."""
+    none = Total(0, 0)
+    first, last = before.get(method, none), after.get(method, none)
+    count = last.call_count - first.call_count
+    return 1000 * (last.seconds - first.seconds) / count if count else 0.0
