@@ -26,6 +26,7 @@ from controlplane.cli.dev.processes import DaemonProcess, ProcessFailed, free_po
 
 START_TIMEOUT_S = 60.0
 HEARTBEAT_INTERVAL_S = 5
+CPU_OVERCOMMIT_RATIO = 8.0
 _POLL_INTERVAL_S = 0.05
 _NODE_PORT = 9090
 _METRICS_PORT = 9091
@@ -143,6 +144,8 @@ class Cluster:
             "grpc": {"listen_address": f"127.0.0.1:{grpc_port}"},
             "database": {"url": f"sqlite:///{self._options.data_dir / 'controlplane' / 'limiquantix.db'}"},
             "nodes": {"heartbeat_interval_s": HEARTBEAT_INTERVAL_S},
+            # By the usual ratios a laptop of two cores has room for the demo's VM and one more.
+            "scheduler": {"cpu_overcommit_ratio": CPU_OVERCOMMIT_RATIO, "reserved_cores": 0},
         }
         path = await asyncio.to_thread(self._write_config, "controlplane", config)
         command = [sys.executable, "-m", "controlplane", "--config", str(path), "--migrate"]
