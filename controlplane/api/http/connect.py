@@ -23,7 +23,7 @@ from starlette.types import Message as AsgiMessage
 
 from controlplane.api.http.json_codec import BinaryCodec, DecodeNotes, StrictJsonCodec, decode_notes
 from limiquantix.errors import ApiError, Code, FieldViolation
-from limiquantix.rpc.pipeline import CallPipeline
+from limiquantix.rpc.pipeline import CallPipeline, is_filled
 from limiquantix.rpc.server import MAX_MESSAGE_BYTES
 from limiquantix.rpc.status import to_status
 
@@ -117,10 +117,14 @@ def _decode_faults() -> Sequence[FieldViolation]:
 def _unary(
     name: str, behaviour: Callable[..., Awaitable[Message]], pipeline: CallPipeline
 ) -> Callable[[Message, RequestContext[Any, Any]], Awaitable[Message]]:
+    filled = is_filled(behaviour)
+
     async def call(request: Message, context: RequestContext[Any, Any]) -> Message:
         adapted = ConnectContext(context)
         try:
-            return await pipeline.unary(name, request, lambda: behaviour(request, adapted), _decode_faults())
+            return await pipeline.unary(
+                name, request, lambda: behaviour(request, adapted), _decode_faults(), filled=filled
+            )
         except ApiError as error:
             raise to_connect_error(error) from error
 
@@ -130,10 +134,15 @@ def _unary(
 def _stream(
     name: str, behaviour: Callable[..., AsyncIterator[Message]], pipeline: CallPipeline
 ) -> Callable[[Message, RequestContext[Any, Any]], AsyncIterator[Message]]:
+    filled = is_filled(behaviour)
+
     async def call(request: Message, context: RequestContext[Any, Any]) -> AsyncIterator[Message]:
         adapted = ConnectContext(context)
         try:
-            async for response in pipeline.stream(name, request, lambda: behaviour(request, adapted), _decode_faults()):
+            responses = pipeline.stream(
+                name, request, lambda: behaviour(request, adapted), _decode_faults(), filled=filled
+            )
+            async for response in responses:
                 yield response
         except ApiError as error:
             raise to_connect_error(error) from error

@@ -7,6 +7,7 @@ pipeline, so a request gets the same answer on both.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 import uuid
@@ -24,6 +25,7 @@ from limiquantix.errors import (
     Reason,
     Unimplemented,
 )
+from limiquantix.rpc.canonical import canonicalise_ids
 from limiquantix.rpc.validation import Check, validate
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,11 @@ class CallObserver(Protocol):
         ...
 
 
+def is_filled(behaviour: Callable[..., object]) -> bool:
+    """Tell whether a servicer defines the method: those it inherits from generated code are plain functions."""
+    return inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
+
+
 class CallPipeline:
     """Runs servicer methods; stateless but for its configuration, so safe for any number of calls at once."""
 
@@ -66,11 +73,15 @@ class CallPipeline:
         request: Message,
         handler: Callable[[], Awaitable[ResponseT]],
         found: Sequence[FieldViolation] = (),
+        *,
+        filled: bool = True,
     ) -> ResponseT:
         """Validate the request and await the handler.
 
         Args:
             found: faults that decoding found already, reported together with those found here.
+            filled: False for a method of the contract that nobody wrote, see `is_filled`; then the request does not
+                matter, and a caller must not be told to mend it first.
 
         Raises:
             ApiError: always of a class that a transport can encode; nothing else leaves but cancellation.
@@ -78,7 +89,8 @@ class CallPipeline:
         started_s = time.monotonic()
         code = OK_CODE
         try:
-            validate(request, self._checks, found)
+            if filled:
+                self._prepare(request, found)
             return await handler()
         except asyncio.CancelledError:
             code = Code.CANCELLED
@@ -96,12 +108,15 @@ class CallPipeline:
         request: Message,
         handler: Callable[[], AsyncIterator[ResponseT]],
         found: Sequence[FieldViolation] = (),
+        *,
+        filled: bool = True,
     ) -> AsyncIterator[ResponseT]:
         """Validate the request and pass the handler's messages on; errors as in `unary`."""
         started_s = time.monotonic()
         code = OK_CODE
         try:
-            validate(request, self._checks, found)
+            if filled:
+                self._prepare(request, found)
             async for response in handler():
                 yield response
         except (asyncio.CancelledError, GeneratorExit):
@@ -113,6 +128,10 @@ class CallPipeline:
             raise mapped from error
         finally:
             self._observer.call_finished(method, code, time.monotonic() - started_s)
+
+    def _prepare(self, request: Message, found: Sequence[FieldViolation]) -> None:
+        canonicalise_ids(request)
+        validate(request, self._checks, found)
 
 
 def _as_api_error(method: str, error: Exception) -> ApiError:

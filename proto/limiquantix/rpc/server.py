@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from limiquantix.errors import ApiError
-from limiquantix.rpc.pipeline import CallPipeline
+from limiquantix.rpc.pipeline import CallPipeline, is_filled
 from limiquantix.rpc.status import to_status
 
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -70,9 +70,11 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Any:
+        filled = is_filled(behaviour)
+
         async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             try:
-                return await self._pipeline.unary(method, request, lambda: behaviour(request, context))
+                return await self._pipeline.unary(method, request, lambda: behaviour(request, context), filled=filled)
             except ApiError as error:
                 await context.abort_with_status(rpc_status.to_status(to_status(error)))
                 raise AssertionError("abort_with_status returned") from error
@@ -80,9 +82,12 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _stream(self, method: str, behaviour: Callable[..., AsyncIterator[Message]]) -> Any:
+        filled = is_filled(behaviour)
+
         async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
             try:
-                async for response in self._pipeline.stream(method, request, lambda: behaviour(request, context)):
+                responses = self._pipeline.stream(method, request, lambda: behaviour(request, context), filled=filled)
+                async for response in responses:
                     yield response
             except ApiError as error:
                 await context.abort_with_status(rpc_status.to_status(to_status(error)))
