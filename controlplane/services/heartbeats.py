@@ -57,9 +57,9 @@ class HeartbeatService:
         node = await self._store.read(lambda tx: tx.get_node(request.node_id))
         if node is None:
             raise errors.node_not_found(request.node_id)
-        self._pending[node.id] = Heartbeat(node.id, now, _usage_of(request))
+        heartbeat = self._pending[node.id] = Heartbeat(node.id, now, _usage_of(request))
         if node.phase in _REVIVED_PHASES:
-            await self._revive(node.id)
+            await self._revive(heartbeat)
         return api.UpdateHeartbeatResponse(
             acknowledged=True,
             server_time_unix=int(now.timestamp()),
@@ -67,15 +67,15 @@ class HeartbeatService:
             request_full_sync=self._syncs.is_due(node.id),
         )
 
-    async def _revive(self, node_id: str) -> None:
+    async def _revive(self, heartbeat: Heartbeat) -> None:
         async def make_ready(tx: Transaction) -> None:
-            await tx.record_heartbeats([self._pending[node_id]])
-            node = await tx.get_node(node_id)
+            await tx.record_heartbeats([heartbeat])
+            node = await tx.get_node(heartbeat.node_id)
             if node is not None and node.phase in _REVIVED_PHASES:
                 await tx.update_node(replace(node, phase=Phase.READY, error_message="", updated_at=self._now()))
 
         await self._store.run(make_ready)
-        _log.info("node_ready_again", node_id=node_id)
+        _log.info("node_ready_again", node_id=heartbeat.node_id)
 
     async def flush(self) -> None:
         """Store the heartbeats taken since the last time, and mark the nodes that fell silent."""

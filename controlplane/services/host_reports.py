@@ -8,7 +8,7 @@ not something to be overwritten by whoever speaks last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
@@ -86,7 +86,8 @@ class HostReportService:
         if report.state_change_count < vm.reported_change_count:
             return "STALE"
         if request.event_type == api.VM_CHANGE_DELETED:
-            await tx.update_vm(lost(vm, LOST_REASON, self.now()))
+            gone = replace(vm, reported_change_count=report.state_change_count)
+            await tx.update_vm(lost(gone, LOST_REASON, self.now()))
             return "LOST"
         await tx.update_vm(self._seen(vm, report))
         return "UPDATED"

@@ -134,6 +134,7 @@ class VmService:
             raise
 
     async def _undo_create(self, vm: Vm) -> None:
+        """Take back what a failed create did. Never raises an `ApiError`: the caller must hear why it failed."""
         try:
             daemon = await self._daemon_of(vm)
             await daemon.force_stop_vm(vm.id)
@@ -144,7 +145,11 @@ class VmService:
             await daemon.delete_vm(vm.id)
         except ApiError as error:
             _log.warning("undo_left_vm_on_node", vm_id=vm.id, node_id=vm.node_id, reason=error.reason)
-        await self.store.run(lambda tx: _remove(tx, vm.id))
+        try:
+            await self.store.run(lambda tx: _remove(tx, vm.id))
+        except ApiError as error:
+            # The row stays PROVISIONING, and the node's next full sync removes it.
+            _log.error("undo_left_row", vm_id=vm.id, node_id=vm.node_id, reason=error.reason)
 
     async def delete(self, request: api.DeleteVMRequest) -> None:
         """Delete a VM: its definition and images on the host, its row and its claim.
@@ -188,19 +193,22 @@ class VmService:
         require_state(vm, PowerOperation.RESIZE)
         daemon = await self._daemon_of(vm)
         updated = await self.store.run(lambda tx: self._apply_change(tx, vm.id, change))
+        grown, shrunk = _size_changes(vm, updated)
         try:
             await daemon.reconfigure_vm(
                 node_v1.ReconfigureVMRequest(vm_id=vm.id, name=vm.name, spec=new_spec, labels=updated.labels)
             )
         except BaseException as error:
-            undo = VmChange(spec=vm.spec, labels=dict(vm.labels), description=vm.description)
-            await self.store.run(lambda tx: self._apply_change(tx, vm.id, undo))
+            await self.store.run(lambda tx: self._undo_change(tx, vm, grown))
             if isinstance(error, ApiError):
                 raise in_callers_words(error) from error
             raise
+        if shrunk != Capacity(0, 0):
+            await self.store.run(lambda tx: tx.release(vm.node_id, shrunk))
         return updated
 
     async def _apply_change(self, tx: Transaction, vm_id: str, change: VmChange) -> Vm:
+        """Write the change and claim what grows. What shrinks stays claimed until the host has agreed to it."""
         vm = await _required(tx, vm_id)
         changed = replace(
             vm,
@@ -209,11 +217,17 @@ class VmService:
             description=vm.description if change.description is None else change.description,
             updated_at=self.now(),
         )
-        growth = Capacity(changed.vcpu_count - vm.vcpu_count, changed.memory_bytes - vm.memory_bytes)
+        growth, _ = _size_changes(vm, changed)
         if growth != Capacity(0, 0) and not await tx.claim(vm.node_id, growth):
             node = await tx.get_node(vm.node_id)
             raise errors.no_room_to_grow(vm.id, growth, node)
         return await tx.update_vm(changed)
+
+    async def _undo_change(self, tx: Transaction, before: Vm, grown: Capacity) -> None:
+        current = await _required(tx, before.id)
+        restored = replace(current, spec=before.spec, labels=before.labels, description=before.description)
+        await tx.update_vm(replace(restored, updated_at=self.now()))
+        await tx.release(before.node_id, grown)
 
     # -- power
 
@@ -275,10 +289,10 @@ class VmService:
         daemon = await self._daemon_of(vm)
         try:
             await act(daemon)
+            return await self._record_status(vm, daemon)
         except ApiError as error:
             await self._record_error(vm_id, error.message)
             raise
-        return await self._record_status(vm, daemon)
 
     # -- what the host says
 
@@ -301,7 +315,10 @@ class VmService:
             if current is not None:
                 await tx.update_vm(replace(current, error_message=message, updated_at=self.now()))
 
-        await self.store.run(store_error)
+        try:
+            await self.store.run(store_error)
+        except ApiError as error:  # the caller must hear of the operation's failure, not of this one
+            _log.warning("error_message_not_stored", vm_id=vm_id, reason=error.reason)
 
     # -- where the VM is
 
@@ -316,6 +333,12 @@ class VmService:
         if node is None:
             raise errors.vm_not_placed(vm.id)
         return self.daemons.daemon(node)
+
+
+def _size_changes(before: Vm, after: Vm) -> tuple[Capacity, Capacity]:
+    """How much a VM grows and how much it shrinks; of CPU and memory, one may grow while the other shrinks."""
+    vcpus, memory_bytes = after.vcpu_count - before.vcpu_count, after.memory_bytes - before.memory_bytes
+    return Capacity(max(vcpus, 0), max(memory_bytes, 0)), Capacity(max(-vcpus, 0), max(-memory_bytes, 0))
 
 
 async def _required(tx: Transaction, vm_id: str) -> Vm:
