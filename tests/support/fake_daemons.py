@@ -1,0 +1,279 @@
+"""Node daemons in memory: they keep VMs as a host would, note every call, and fail or wait where a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from controlplane.domain import errors
+from controlplane.domain.node import Node
+from limiquantix.errors import FailedPrecondition, NotFound, Reason, Unavailable
+from limiquantix.node.v1 import node_daemon_pb2 as node_v1
+from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceServicer, add_NodeDaemonServiceServicer_to_server
+from limiquantix.rpc.pipeline import CallPipeline
+from limiquantix.rpc.server import RpcServer
+
+RUNNING, STOPPED, PAUSED = node_v1.POWER_STATE_RUNNING, node_v1.POWER_STATE_STOPPED, node_v1.POWER_STATE_PAUSED
+
+
+def unreachable(who: str = "the host") -> Unavailable:
+    """What a call to a host that is gone raises."""
+    return Unavailable(Reason.NODE_UNREACHABLE, f"{who} cannot be reached")
+
+
+@dataclass
+class FakeVm:
+    """One VM on a fake host."""
+
+    name: str
+    spec: node_v1.VMSpec
+    state: node_v1.PowerState.ValueType = STOPPED
+    change_count: int = 0
+
+
+@dataclass
+class Fault:
+    """Makes a call fail: before the host acts, or after, when only the answer is lost."""
+
+    error: Exception
+    after_acting: bool = False
+    remaining_count: int | None = None
+    """Calls that still fail; None for all."""
+
+
+class Gate:
+    """Holds calls until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self._open = asyncio.Event()
+
+    async def passed(self) -> None:
+        """Wait, as a held call, until `release`."""
+        self.entered.set()
+        await self._open.wait()
+
+    def release(self) -> None:
+        """Let the held calls, and all later ones, go on."""
+        self._open.set()
+
+
+@dataclass
+class FakeDaemon:
+    """One host; implements `controlplane.daemons.interface.NodeDaemon`."""
+
+    vms: dict[str, FakeVm] = field(default_factory=dict)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    """(method, VM id) in the order in which calls began."""
+    change_count: int = 0
+    stop_timeouts_s: list[int] = field(default_factory=list)
+    _faults: dict[str, Fault] = field(default_factory=dict)
+    _gates: dict[str, Gate] = field(default_factory=dict)
+    _active_count: dict[str, int] = field(default_factory=dict)
+    most_at_once: dict[str, int] = field(default_factory=dict)
+    """Largest number of calls under way at the same moment, by VM id."""
+
+    def fail(self, method: str, error: Exception, *, after_acting: bool = False, times: int | None = None) -> None:
+        """Make calls of a method fail; "*" means every method."""
+        self._faults[method] = Fault(error, after_acting, times)
+
+    def heal(self) -> None:
+        """Take all faults back."""
+        self._faults.clear()
+
+    def hold(self, method: str) -> Gate:
+        """Make calls of a method wait before the host acts."""
+        return self._gates.setdefault(method, Gate())
+
+    def methods(self, vm_id: str) -> list[str]:
+        """Names of the calls about one VM, in order."""
+        return [method for method, called_for in self.calls if called_for == vm_id]
+
+    def set_state(self, vm_id: str, state: node_v1.PowerState.ValueType) -> None:
+        """Change a VM behind the control plane's back."""
+        self.change_count += 1
+        self.vms[vm_id].state = state
+        self.vms[vm_id].change_count = self.change_count
+
+    # -- the daemon's methods
+
+    async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> None:
+        def act() -> None:
+            self.vms[request.vm_id] = FakeVm(request.name, request.spec)
+            self.set_state(request.vm_id, STOPPED)
+
+        await self._called("create_vm", request.vm_id, act)
+
+    async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
+        def act() -> None:
+            self._vm(request.vm_id).spec = request.spec
+
+        await self._called("reconfigure_vm", request.vm_id, act)
+
+    async def delete_vm(self, vm_id: str) -> None:
+        await self._called("delete_vm", vm_id, lambda: self.vms.pop(vm_id, None))
+
+    async def start_vm(self, vm_id: str) -> None:
+        await self._move("start_vm", vm_id, RUNNING)
+
+    async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
+        self.stop_timeouts_s.append(timeout_s)
+        await self._move("stop_vm", vm_id, STOPPED)
+
+    async def force_stop_vm(self, vm_id: str) -> None:
+        await self._move("force_stop_vm", vm_id, STOPPED)
+
+    async def reboot_vm(self, vm_id: str) -> None:
+        await self._move("reboot_vm", vm_id, RUNNING)
+
+    async def pause_vm(self, vm_id: str) -> None:
+        await self._move("pause_vm", vm_id, PAUSED)
+
+    async def resume_vm(self, vm_id: str) -> None:
+        await self._move("resume_vm", vm_id, RUNNING)
+
+    async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
+        await self._called("vm_status", vm_id, lambda: None)
+        vm = self._vm(vm_id)
+        return node_v1.VMStatusResponse(vm_id=vm_id, name=vm.name, state=vm.state, state_change_count=vm.change_count)
+
+    async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
+        await self._called("console", vm_id, lambda: None)
+        if self._vm(vm_id).state == STOPPED:
+            raise FailedPrecondition(Reason.CONSOLE_ABSENT, f"VM {vm_id} is STOPPED and has no console")
+        return node_v1.ConsoleInfoResponse(type="vnc", host="127.0.0.1", port=5900, password="secret12")
+
+    async def console_log(self, request: node_v1.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
+        await self._called("console_log", request.vm_id, lambda: None)
+        log = b"hello from the guest\n"
+        data = log[request.offset : request.offset + request.max_bytes]
+        return node_v1.GetConsoleLogResponse(data=data, next_offset=request.offset + len(data), size_bytes=len(log))
+
+    def _vm(self, vm_id: str) -> FakeVm:
+        if vm_id not in self.vms:
+            raise NotFound(Reason.VM_NOT_FOUND, f"VM {vm_id} is not on this host")
+        return self.vms[vm_id]
+
+    async def _move(self, method: str, vm_id: str, state: node_v1.PowerState.ValueType) -> None:
+        def act() -> None:
+            if self._vm(vm_id).state != state:
+                self.set_state(vm_id, state)
+
+        await self._called(method, vm_id, act)
+
+    async def _called(self, method: str, vm_id: str, act: Callable[[], Any]) -> None:
+        self.calls.append((method, vm_id))
+        self._active_count[vm_id] = self._active_count.get(vm_id, 0) + 1
+        self.most_at_once[vm_id] = max(self.most_at_once.get(vm_id, 0), self._active_count[vm_id])
+        try:
+            if method in self._gates:
+                await self._gates[method].passed()
+            await asyncio.sleep(0)
+            fault = self._fault_of(method)
+            if fault is not None and not fault.after_acting:
+                raise fault.error
+            act()
+            if fault is not None:
+                raise fault.error
+        finally:
+            self._active_count[vm_id] -= 1
+
+    def _fault_of(self, method: str) -> Fault | None:
+        fault = self._faults.get(method) or self._faults.get("*")
+        if fault is None or fault.remaining_count == 0:
+            return None
+        if fault.remaining_count is not None:
+            fault.remaining_count -= 1
+        return fault
+
+
+class FakeDaemons:
+    """All hosts, one for each node; implements `controlplane.daemons.interface.DaemonPool`."""
+
+    def __init__(self) -> None:
+        self._by_node: dict[str, FakeDaemon] = {}
+
+    def daemon(self, node: Node) -> FakeDaemon:
+        """Return the host of a node, which exists from the first time it is asked for."""
+        if not node.agent_endpoint:
+            raise errors.node_has_no_agent(node.hostname)
+        return self.of(node.id)
+
+    def of(self, node_id: str) -> FakeDaemon:
+        """Return the host of the node with that id."""
+        return self._by_node.setdefault(node_id, FakeDaemon())
+
+    def all(self) -> list[FakeDaemon]:
+        """Every host that was ever asked for."""
+        return list(self._by_node.values())
+
+
+class _NobodyObserves:
+    def call_finished(self, method: str, code: int, duration_s: float) -> None:
+        """A fake host keeps no metrics."""
+
+
+class FakeDaemonServicer(NodeDaemonServiceServicer):
+    """Puts a fake host behind the daemon's gRPC contract."""
+
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self._daemon = daemon
+
+    async def CreateVM(self, request: node_v1.CreateVMOnNodeRequest, context: Any) -> node_v1.CreateVMOnNodeResponse:
+        await self._daemon.create_vm(request)
+        return node_v1.CreateVMOnNodeResponse(vm_id=request.vm_id, created=True)
+
+    async def ReconfigureVM(self, request: node_v1.ReconfigureVMRequest, context: Any) -> Empty:
+        await self._daemon.reconfigure_vm(request)
+        return Empty()
+
+    async def DeleteVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.delete_vm(request.vm_id)
+        return Empty()
+
+    async def StartVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.start_vm(request.vm_id)
+        return Empty()
+
+    async def StopVM(self, request: node_v1.StopVMRequest, context: Any) -> Empty:
+        await self._daemon.stop_vm(request.vm_id, request.timeout_seconds)
+        return Empty()
+
+    async def ForceStopVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.force_stop_vm(request.vm_id)
+        return Empty()
+
+    async def RebootVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.reboot_vm(request.vm_id)
+        return Empty()
+
+    async def PauseVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.pause_vm(request.vm_id)
+        return Empty()
+
+    async def ResumeVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.resume_vm(request.vm_id)
+        return Empty()
+
+    async def GetVMStatus(self, request: node_v1.VMIdRequest, context: Any) -> node_v1.VMStatusResponse:
+        return await self._daemon.vm_status(request.vm_id)
+
+    async def GetConsole(self, request: node_v1.VMIdRequest, context: Any) -> node_v1.ConsoleInfoResponse:
+        return await self._daemon.console(request.vm_id)
+
+    async def GetConsoleLog(self, request: node_v1.GetConsoleLogRequest, context: Any) -> node_v1.GetConsoleLogResponse:
+        return await self._daemon.console_log(request)
+
+
+def serve(daemon: FakeDaemon) -> RpcServer:
+    """Make a gRPC server, not yet started, that answers as the fake host does; the contract's rules are checked."""
+    servicer = FakeDaemonServicer(daemon)  # type: ignore[abstract]
+    return RpcServer(
+        CallPipeline({}, _NobodyObserves()),
+        ["limiquantix.node.v1.NodeDaemonService"],
+        lambda server: add_NodeDaemonServiceServicer_to_server(servicer, server),
+    )
