@@ -10,7 +10,7 @@ from datetime import datetime
 import structlog
 
 from controlplane.domain import errors
-from controlplane.domain.node import CapacityPolicy, Node, Phase
+from controlplane.domain.node import CapacityPolicy, Heartbeat, Node, Phase
 from controlplane.domain.query import Cursor, NodeFilter
 from controlplane.services.host_reports import SyncTracker
 from controlplane.services.page_tokens import decode_cursor, page_limit
@@ -78,6 +78,8 @@ class NodeService:
             )
             await tx.insert_node(node)
             return node
+        # It lives: without this, the next look for silent nodes would go by its last heartbeat before it went away.
+        await tx.record_heartbeats([Heartbeat(known.id, now, known.usage)])
         return await tx.update_node(
             replace(
                 known,
