@@ -394,7 +394,7 @@ async def test_crash_is_an_event_and_a_state_and_it_can_be_started_again(
 
 
 async def test_reboot_boots_the_guest_again(backend: Hypervisor, host: BackendHost) -> None:
-    vm_id = await started(backend, host, deaf=True)
+    vm_id = await started(backend, host)
     events = Events(backend)
     await backend.reboot(vm_id)
     await events.until(vm_id, EventKind.REBOOTED)

@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,8 +18,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from limiquantix.compute.v1 import node_service_pb2 as ns
 from limiquantix.errors import Code
 from limiquantix.node.v1 import node_daemon_pb2 as pb
+from tests.support import power_button_guest
 from tests.support.fake_control_plane import FakeControlPlane, fake_control_plane
 from tests.support.node_daemon_process import DEADLINE_S, client, command, environment, node_daemon, refusal
+from tests.support.private_libvirt_host import private_libvirt, skip_unless_private_libvirt, virsh
 
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
 
@@ -282,3 +285,60 @@ async def test_port_in_use_is_an_error_that_names_it(tmp_path: Path) -> None:
         assert status == 1
         assert daemon.address in complaint
         assert "Traceback" not in complaint
+
+
+async def console_log_with(node: Any, vm_id: str, text: bytes) -> bytes:
+    """Read the console log until the guest has printed `text`."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            log = (await node.GetConsoleLog(pb.GetConsoleLogRequest(vm_id=vm_id))).data
+            if text in log:
+                return bytes(log)
+            await asyncio.sleep(0.05)
+
+
+async def test_guest_on_libvirt_boots_survives_kill_9_and_is_reported_when_destroyed_by_another_tool(
+    control_plane: FakeControlPlane, tmp_path: Path
+) -> None:
+    await skip_unless_private_libvirt(tmp_path)
+    pytest.importorskip("libvirt")
+    (tmp_path / "images").mkdir()
+    power_button_guest.write_disk(tmp_path / "images" / "guest.raw")
+    request = create_request()
+    vm_id = request.vm_id
+    request.spec.disks.add(id=str(uuid.uuid4()), path="guest.raw", format=pb.DISK_FORMAT_RAW, boot_index=1)
+    async with private_libvirt(tmp_path / "libvirt") as libvirt:
+        backend = {"backend": "libvirt", "libvirt_uri": libvirt.uri, "accelerator": "tcg"}
+        async with (
+            node_daemon(tmp_path, control_plane.address, hypervisor=backend) as daemon,
+            client(daemon) as node,
+        ):
+            await control_plane.until(lambda: bool(control_plane.syncs))
+            assert control_plane.registrations[0].system.hypervisor_version
+            assert (await node.CreateVM(request)).created
+            assert not (await node.CreateVM(request)).created
+            await node.StartVM(on(vm_id))
+            await console_log_with(node, vm_id, power_button_guest.HELLO)
+            before = await node.GetVMStatus(on(vm_id))
+            assert before.state == pb.POWER_STATE_RUNNING
+            await daemon.kill()
+        async with (
+            node_daemon(tmp_path, control_plane.address, hypervisor=backend) as daemon,
+            client(daemon) as node,
+        ):
+            after = await node.GetVMStatus(on(vm_id))
+            assert after.state == pb.POWER_STATE_RUNNING
+            assert after.state_change_count > before.state_change_count
+            assert after.resource_usage.cpu_time_ns >= before.resource_usage.cpu_time_ns
+            await control_plane.until(lambda: len(control_plane.syncs) >= 2)
+            await virsh(libvirt.uri, "destroy", vm_id)
+            await control_plane.until(
+                lambda: any(vm.state == ns.VM_POWER_STATE_STOPPED for vm in control_plane.states_of(vm_id)[-1:])
+            )
+            await node.StartVM(on(vm_id))
+            await console_log_with(node, vm_id, power_button_guest.HELLO)
+            await node.StopVM(pb.StopVMRequest(vm_id=vm_id, timeout_seconds=20))
+            await node.DeleteVM(on(vm_id))
+            assert await virsh(libvirt.uri, "list", "--all", "--name") == ""
+            assert not (tmp_path / "images" / vm_id).exists()
+            assert (tmp_path / "images" / "guest.raw").exists()
