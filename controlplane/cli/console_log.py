@@ -34,8 +34,8 @@ POLL_INTERVAL_S = 0.5
 def console_log(context: click.Context, vm: str, project: str, follow: bool, raw: bool) -> None:
     """Print what a guest wrote to its serial console.
 
-    The VM need not run. On a terminal escape sequences and control characters are taken out; in a pipe or file the bytes are as the guest
-    wrote them. --output has no effect.
+    The VM need not run. On a terminal escape sequences and control characters are taken out; in a pipe or file the
+    bytes are as the guest wrote them. --output has no effect.
 
     \b
     Example:

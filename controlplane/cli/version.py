@@ -18,7 +18,9 @@ _DEADLINE_S = 2.0
 @click.command(cls=ApiCommand)
 @click.pass_context
 def version(context: click.Context) -> None:
-    """Show the versions of this command and of the control plane, if it answers.
+    """Show the versions of this command and the server.
+
+    A server that does not answer is no failure here.
 
     \b
     Example:

@@ -263,7 +263,8 @@ def delete(
 def console(context: click.Context, vm: str, project: str) -> None:
     """Say where the graphical console of a VM listens.
 
-    The VM must run. The password is shown too. The address is one of the VM's host, and usually a loopback one: tunnel to it with ssh.
+    The VM must run. The password is shown too. The address is one of the VM's host, and usually a loopback one:
+    tunnel to it with ssh.
 
     \b
     Example:
