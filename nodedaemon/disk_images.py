@@ -24,6 +24,11 @@ from nodedaemon.storage_paths import StoragePaths, Template
 QEMU_IMG_DEADLINE_S = 60.0
 """Creating and growing write metadata only; more than seconds means that the storage hangs."""
 
+IMAGE_MODE = 0o600
+DIRECTORY_MODE = 0o711
+"""A disk is nobody's business but QEMU's: libvirt gives the file to the user it runs QEMU as, who only has to pass the
+directory by name."""
+
 _MAX_ERROR_CHARS = 500
 
 
@@ -102,8 +107,9 @@ class DiskImages:
         if plan.template is not None:
             words += ["-b", str(plan.template.path), "-F", plan.template.format.value]
         try:
-            await asyncio.to_thread(plan.path.parent.mkdir, mode=0o755, parents=True, exist_ok=True)
+            await asyncio.to_thread(plan.path.parent.mkdir, mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             await self._run(vm_id, *words, str(partial), str(plan.size_bytes))
+            await asyncio.to_thread(partial.chmod, IMAGE_MODE)
             await asyncio.to_thread(partial.replace, plan.path)
         except OSError as error:
             raise _failed(vm_id, f"an image could not be made: {error.strerror}") from error

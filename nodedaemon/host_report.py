@@ -110,6 +110,7 @@ class HostReport:
         Raises:
             Unavailable: the hypervisor does not answer; an empty inventory would declare every VM lost.
         """
+        as_of = self._observer.position
         vms = await self._observer.read_all()
         usage = await self._usage()
         async with asyncio.timeout(TELEMETRY_DEADLINE_S):
@@ -126,6 +127,7 @@ class HostReport:
             ),
             vms=[encode.to_report(vm) for vm in vms],
             state_hash=state_hash(vms),
+            as_of_change_count=as_of,
         )
 
     async def node_info(self) -> NodeInfoResponse:

@@ -47,6 +47,11 @@ class VmObserver:
         self._changes = changes
         self._cpu = CpuUsage()
 
+    @property
+    def position(self) -> int:
+        """The newest change count given out: whatever is read from here on is at least as new."""
+        return self._changes.position
+
     async def read(self, vm_id: str) -> ObservedVm:
         """Read one VM.
 

@@ -52,6 +52,13 @@ async def test_ensure_makes_an_image_of_the_planned_size_once(
     assert list(wanted.path.parent.iterdir()) == [wanted.path]
 
 
+async def test_ensure_makes_images_that_others_on_the_host_cannot_read(images: DiskImages, paths: StoragePaths) -> None:
+    wanted = plan(paths)
+    await images.ensure(VM_ID, [wanted])
+    assert wanted.path.stat().st_mode & 0o777 == 0o600
+    assert wanted.path.parent.stat().st_mode & 0o777 == 0o711
+
+
 async def test_ensure_from_a_template_states_its_format(images: DiskImages, paths: StoragePaths) -> None:
     base = paths.root / "templates/base.raw"
     with base.open("wb") as file:
