@@ -31,7 +31,7 @@ def waiting(what: str, *, hint: str = "") -> Iterator[None]:
 
     Args:
         what: such as "starting web-1".
-        hint: what to do if the wait is cut short with Ctrl-C.
+        hint: how to find out what became of it if the wait is cut short with Ctrl-C; "" for what changes nothing.
 
     Raises:
         Interrupted: on Ctrl-C. The server goes on with what it has begun.
@@ -41,7 +41,8 @@ def waiting(what: str, *, hint: str = "") -> Iterator[None]:
         with spinner(one_line(what), sys.stderr) if shown else _nothing():
             yield
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped waiting for {what}; the server goes on with it", hint=hint) from None
+        outlook = "; the server goes on with it" if hint else ""
+        raise Interrupted(f"interrupted while {what}{outlook}", hint=hint) from None
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from controlplane.cli.output import STATE_STYLES, Column, print_fields, print_table
-from controlplane.cli.progress import spinner
+from controlplane.cli.failures import Interrupted
+from controlplane.cli.progress import spinner, waiting
 
 
 class _Terminal(io.StringIO):
@@ -66,3 +67,11 @@ def test_spinner_of_what_ends_at_once_shows_nothing() -> None:
     with spinner("starting web", stream):
         pass
     assert stream.getvalue() == ""
+
+
+def test_waiting_cut_short_tells_how_to_find_out_what_became_of_it() -> None:
+    with pytest.raises(Interrupted) as caught, waiting("starting web", hint="look there"):
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 130
+    assert caught.value.message == "interrupted while starting web; the server goes on with it"
+    assert caught.value.hint == "look there"
