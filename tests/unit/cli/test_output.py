@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from controlplane.cli.output import STATE_STYLES, Column, print_fields, print_table
 from controlplane.cli.failures import Interrupted
+from controlplane.cli.output import STATE_STYLES, Column, print_fields, print_table
 from controlplane.cli.progress import spinner, waiting
 
 
