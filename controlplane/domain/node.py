@@ -49,8 +49,9 @@ class CapacityPolicy:
     reserved_memory_bytes: int = 1024 * 2**20
 
     def capacity_of(self, cpu: CpuInfo, memory: MemoryInfo) -> Capacity:
-        """Work out what a host with these parts offers."""
-        threads = max(cpu.total_threads - self.reserved_cores, 1)
+        """Work out what a host with these parts offers; without a total of threads, from the parts of its topology."""
+        topology = max(cpu.sockets, 1) * max(cpu.cores_per_socket, 1) * max(cpu.threads_per_core, 1)
+        threads = max((cpu.total_threads or topology) - self.reserved_cores, 1)
         memory_bytes = max(memory.total_bytes - self.reserved_memory_bytes, 0)
         return Capacity(
             vcpus=int(threads * self.cpu_overcommit_ratio),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from controlplane.domain import vm_spec
 from controlplane.domain.vm import Vm
@@ -47,7 +48,7 @@ def change_of(vm: Vm, request: UpdateVMRequest) -> VmChange:
     elif spec_paths:
         spec = VmSpec()
         spec.CopyFrom(vm.spec)
-        FieldMask(paths=spec_paths).MergeMessage(request.spec, spec, True, True)
+        FieldMask(paths=spec_paths).MergeMessage(_with_parents(request.spec, spec_paths), spec, True, True)
     if spec is not None:
         _require_buildable(vm.spec, spec)
     return VmChange(
@@ -55,6 +56,18 @@ def change_of(vm: Vm, request: UpdateVMRequest) -> VmChange:
         labels=dict(request.labels) if everything or "labels" in paths else None,
         description=request.description if everything or "description" in paths else None,
     )
+
+
+def _with_parents(spec: VmSpec, paths: list[str]) -> VmSpec:
+    """Copy a spec with every message on the way to a path in place, else merging skips a path that is to be reset."""
+    full = VmSpec()
+    full.CopyFrom(spec)
+    for path in paths:
+        parent: Message = full
+        for name in path.split(".")[:-1]:
+            parent = getattr(parent, name)
+            parent.SetInParent()
+    return full
 
 
 def _filled_in(request: UpdateVMRequest) -> list[str]:
