@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
@@ -23,8 +24,8 @@ from hypervisor.errors import (
     WrongState,
 )
 from hypervisor.libvirt import domain_xml
-from hypervisor.libvirt.connection import LibvirtConnection
-from hypervisor.libvirt.domain_inventory import Inventory
+from hypervisor.libvirt.connection import Lane, LibvirtConnection
+from hypervisor.libvirt.domain_inventory import GuestMemory, Inventory
 from hypervisor.libvirt.domain_operations import OFF, DomainOperations
 from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
 from hypervisor.types import (
@@ -46,13 +47,16 @@ CALL_DEADLINE_S: Final = 30.0
 START_DEADLINE_S: Final = 300.0
 """Reading a saved memory image back, or zeroing huge pages, takes a minute for every 64 GiB or so."""
 HEALTH_DEADLINE_S: Final = 5.0
+GUEST_DEADLINE_S: Final = 2.0
+"""QEMU answers within a millisecond or two, each; one that takes longer is left out, not waited for."""
 REBOOT_GRACE_S: Final = 20.0
 """How long a guest has to begin its reboot before it is taken for deaf and reset; orderly ones need a few seconds."""
-PRESS_AGAIN_S: Final = 10.0
+PRESS_AGAIN_S: Final = 3.0
 """How often the power button is pressed while waiting: a guest that is still booting misses the first press."""
 TCG_CACHE_SINCE: Final = 8_000_000
 """libvirt 8.0.0, the first that can bound the emulator's cache. Source: formatdomain.html, `tb-cache`."""
 
+_HAS_GUEST: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 _HAS_ENDED: Final = frozenset({EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED})
 
 _log = logging.getLogger(__name__)
@@ -153,7 +157,7 @@ class LibvirtHypervisor(Hypervisor):
         await self._change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
-        """Press the power button, again every 10 s, until libvirt says that the domain stopped; see `Hypervisor`."""
+        """Press the power button, again every 3 s, until libvirt says that the domain stopped; see `Hypervisor`."""
         with self._watch(vm_id) as watch:
             try:
                 async with asyncio.timeout(timeout_s) as scope:
@@ -202,11 +206,17 @@ class LibvirtHypervisor(Hypervisor):
 
     async def status(self, vm_id: str) -> VmStatus:
         """See `Hypervisor`."""
-        return await self._look(vm_id, self._inventory.read_one)
+        status = await self._look(vm_id, self._inventory.read_one)
+
+        def read_memory(connection: Any) -> GuestMemory:
+            return self._inventory.read_guest_memory_of(self._operations.find(connection, vm_id))
+
+        return (await self._with_guest_memory([status], read_memory))[0]
 
     async def list(self) -> Sequence[VmStatus]:
         """Every domain, by a number of calls that does not grow with theirs; see `Hypervisor`."""
-        return await self._connection.run(self._inventory.read_all)
+        statuses = await self._connection.run(self._inventory.read_all)
+        return await self._with_guest_memory(statuses, self._inventory.read_guest_memory)
 
     async def console(self, vm_id: str) -> Console:
         """Read the VNC display's address from the running domain's definition; see `Hypervisor`."""
@@ -264,13 +274,30 @@ class LibvirtHypervisor(Hypervisor):
 
     async def _change(self, vm_id: str, work: Callable[[Any], T], *, deadline_s: float | None = None) -> T:
         """Do `work`, given the connection, alone on that VM."""
-        return await self._connection.run(work, vm_id=vm_id, is_exclusive=True, deadline_s=deadline_s)
+        return await self._connection.run(work, lane=Lane.CHANGE, vm_id=vm_id, deadline_s=deadline_s)
 
     async def _look(self, vm_id: str, work: Callable[[Any], T]) -> T:
         """Do `work`, given the domain, beside whatever else goes on."""
         return await self._connection.run(
             lambda connection: work(self._operations.find(connection, vm_id)), vm_id=vm_id
         )
+
+    async def _with_guest_memory(
+        self, statuses: Sequence[VmStatus], read: Callable[[Any], GuestMemory]
+    ) -> Sequence[VmStatus]:
+        """Put in what running guests say of their memory; leave it out where one that hangs would keep us waiting."""
+        if all(status.state not in _HAS_GUEST for status in statuses):
+            return statuses
+        try:
+            memory = await self._connection.run(read, lane=Lane.GUEST, deadline_s=GUEST_DEADLINE_S)
+        except HypervisorError:  # hung, or gone since: what we have is true as of when it was read
+            return statuses
+        return [
+            dataclasses.replace(status, memory_used_bytes=memory[status.vm_id])
+            if status.state in _HAS_GUEST and status.vm_id in memory
+            else status
+            for status in statuses
+        ]
 
     # everything below runs in worker threads
 
@@ -296,8 +323,9 @@ class LibvirtHypervisor(Hypervisor):
             name="libvirt",
             version=f"QEMU {_version(connection.getVersion())}, libvirt {_version(connection.getLibVersion())}",
             accelerator=self._operations.host.accelerator,
-            max_vcpus=connection.getMaxVcpus(kind),
-            max_memory_bytes=connection.getInfo()[1] * 2**20,
+            max_vcpus=domain_xml.read_max_vcpus(connection.getDomainCapabilities(None, "x86_64", "q35", kind)),
+            # Not getInfo(), which goes by NUMA nodes and misses memory that was added while the host ran.
+            max_memory_bytes=connection.getMemoryStats(-1)["total"] * 1024,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import enum
 import logging
 import threading
 import weakref
@@ -25,10 +26,22 @@ from hypervisor.libvirt.library import load_libvirt
 
 T = TypeVar("T")
 
-CHANGE_WORKER_COUNT: Final = 3
-LOOK_WORKER_COUNT: Final = 2
-"""Together 5: how many calls of one client libvirt's daemon takes at once, by the default of `max_client_requests` in
-libvirtd.conf. More would only queue there, unseen. Apart, so that slow changes do not keep anyone from looking."""
+
+class Lane(enum.Enum):
+    """Kinds of calls that do not get in each other's way; the value is how many run at once.
+
+    libvirt's daemon takes 5 calls of a client at once (`max_client_requests` in libvirtd.conf). With every change and
+    every question to a guest hung, one is still free to look.
+    """
+
+    CHANGE = 3
+    """Changes a VM; one at a time for each."""
+    LOOK = 2
+    """Takes no answer from any guest's QEMU."""
+    GUEST = 1
+    """Asks guests' QEMUs, without which its caller can do."""
+
+
 CONNECT_DEADLINE_S: Final = 10.0
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_COUNT: Final = 3
@@ -44,13 +57,29 @@ class _Pools:
     """The worker threads, from `open` to `close`."""
 
     def __init__(self) -> None:
-        pool = concurrent.futures.ThreadPoolExecutor
-        self.change = pool(CHANGE_WORKER_COUNT, thread_name_prefix="libvirt-change")
-        self.look = pool(LOOK_WORKER_COUNT, thread_name_prefix="libvirt-look")
+        self._pools = {
+            lane: concurrent.futures.ThreadPoolExecutor(lane.value, thread_name_prefix=f"libvirt-{lane.name.lower()}")
+            for lane in Lane
+        }
+        self._overdue: dict[Lane, set[concurrent.futures.Future[Any]]] = {lane: set() for lane in Lane}
+
+    def submit(self, lane: Lane, function: Callable[..., T], *arguments: object) -> concurrent.futures.Future[T]:
+        """Have a thread of the lane call `function`."""
+        return self._pools[lane].submit(function, *arguments)
+
+    def note_overdue(self, lane: Lane, call: concurrent.futures.Future[Any]) -> None:
+        """Note that nobody waits any more for this call, whose thread is busy with it."""
+        if not call.done():
+            self._overdue[lane].add(call)
+
+    def is_stuck(self, lane: Lane) -> bool:
+        """Tell whether all of the lane's threads are busy with calls nobody waits for."""
+        self._overdue[lane] = {call for call in self._overdue[lane] if not call.done()}
+        return len(self._overdue[lane]) >= lane.value
 
     def shutdown(self) -> None:
         """Take no more work, drop what waits, and let the threads end by themselves."""
-        for pool in (self.change, self.look):
+        for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -135,31 +164,32 @@ class LibvirtConnection:
             self._pools = None
 
     async def run(
-        self, work: Callable[[Any], T], *, vm_id: str = "", is_exclusive: bool = False, deadline_s: float | None = None
+        self, work: Callable[[Any], T], *, lane: Lane = Lane.LOOK, vm_id: str = "", deadline_s: float | None = None
     ) -> T:
         """Call `work` with the `virConnect` in a worker thread.
 
         Args:
             work: may call libvirt several times and block; its `libvirtError` becomes ours.
             vm_id: the VM it is about, if about one.
-            is_exclusive: whether to wait until no other exclusive work on that VM is under way.
 
         Raises:
             Unavailable: not connected, or not done in time; then it may still happen.
             VmNotFound, Refused: see `error_map`.
         """
         limit_s = self._call_deadline_s if deadline_s is None else deadline_s
+        about = f" about VM {vm_id}" if vm_id else ""
+        if self._pools is not None and self._pools.is_stuck(lane):
+            raise Unavailable(f"libvirt hangs in earlier calls of the same kind; one{about} was not made")
         try:
             async with asyncio.timeout(limit_s) as scope:
-                if not is_exclusive:
-                    return await self._submit(work, vm_id, None)
+                if lane is not Lane.CHANGE:
+                    return await self._submit(lane, work, vm_id, None)
                 lock = self._locks.setdefault(vm_id, asyncio.Lock())
                 await lock.acquire()
-                return await self._submit(work, vm_id, lock)
+                return await self._submit(lane, work, vm_id, lock)
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            about = f" about VM {vm_id}" if vm_id else ""
             raise Unavailable(f"libvirt did not answer a call{about} within {limit_s:g} s") from error
 
     async def run_blocking(self, work: Callable[[], T]) -> T:
@@ -172,13 +202,13 @@ class LibvirtConnection:
 
     # calls
 
-    async def _submit(self, work: Callable[[Any], T], vm_id: str, lock: asyncio.Lock | None) -> T:
+    async def _submit(self, lane: Lane, work: Callable[[Any], T], vm_id: str, lock: asyncio.Lock | None) -> T:
         """Run `work` in the pool and release `lock` when the thread is done, however long after our caller left."""
         try:
             if self._session is None or self._pools is None:
                 raise Unavailable(f"libvirt at {self._uri} is not connected: {self._obstacle}")
-            pool = self._pools.look if lock is None else self._pools.change
-            future = pool.submit(self._call, work, self._session.connection, self._epoch, vm_id)
+            pools = self._pools
+            future = pools.submit(lane, self._call, work, self._session.connection, self._epoch, vm_id)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -191,6 +221,7 @@ class LibvirtConnection:
         except asyncio.CancelledError:
             if self._pools is None and not _is_cancelling():
                 raise Unavailable(f"the connection to libvirt at {self._uri} was closed") from None
+            pools.note_overdue(lane, future)
             raise
 
     def _call(self, work: Callable[[Any], T], connection: Any, epoch: object, vm_id: str) -> T:

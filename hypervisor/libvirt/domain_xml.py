@@ -113,6 +113,12 @@ def parse(document: str) -> etree._Element:
     return etree.fromstring(document.encode(), parser)
 
 
+def read_max_vcpus(domain_capabilities: str) -> int:
+    """Return how many vCPUs a VM may have, from what libvirt says of a machine type; 0 if it does not say."""
+    vcpu = parse(domain_capabilities).find("vcpu")
+    return 0 if vcpu is None else int(vcpu.get("max", "0"))
+
+
 def make_domain_name(config: VmConfig) -> str:
     """Name a domain so that people recognise it in virsh: the VM's name as far as it is plain, and part of its id."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", config.name).strip("-.")
