@@ -14,7 +14,7 @@ from benchmarks.machine import observe_machine
 from benchmarks.measurement import Section
 from benchmarks.memory import measure_memory
 from benchmarks.report import to_json, to_text
-from controlplane.cli.dev.stack import ClusterFailed
+from controlplane.cli.dev.stack import ClusterFailed, HypervisorChoice
 
 PARTS = ("lifecycle", "api", "memory")
 
@@ -26,10 +26,21 @@ class Effort:
     lifecycle_pairs: int
     api: ApiEffort
     memory_vm_count: int
+    memory_hypervisors: tuple[HypervisorChoice, ...]
 
 
-FULL = Effort(lifecycle_pairs=20, api=ApiEffort(round_count=7, stretch_s=0.8), memory_vm_count=100)
-QUICK = Effort(lifecycle_pairs=5, api=ApiEffort(round_count=3, stretch_s=0.25), memory_vm_count=20)
+FULL = Effort(
+    lifecycle_pairs=24,
+    api=ApiEffort(round_count=7, stretch_s=0.8),
+    memory_vm_count=100,
+    memory_hypervisors=(HypervisorChoice.MOCK, HypervisorChoice.LIBVIRT),
+)
+QUICK = Effort(
+    lifecycle_pairs=5,
+    api=ApiEffort(round_count=3, stretch_s=0.2),
+    memory_vm_count=20,
+    memory_hypervisors=(HypervisorChoice.MOCK,),
+)
 
 
 @click.command()
@@ -53,7 +64,7 @@ async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
     measures: Mapping[str, Callable[[], Awaitable[Section]]] = {
         "lifecycle": lambda: measure_lifecycle(effort.lifecycle_pairs),
         "api": lambda: measure_api(effort.api),
-        "memory": lambda: measure_memory(effort.memory_vm_count),
+        "memory": lambda: measure_memory(effort.memory_vm_count, effort.memory_hypervisors),
     }
     return [await measures[part]() for part in PARTS if part in parts]
 

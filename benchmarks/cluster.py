@@ -21,7 +21,6 @@ CACHE_DIR = Path(__file__).parents[1] / ".cache" / "benchmarks"
 _ROOM: dict[str, str] = {
     "LIMIQUANTIX_SCHEDULER__CPU_OVERCOMMIT_RATIO": "64",
     "LIMIQUANTIX_SCHEDULER__RESERVED_CORES": "0",
-    "LIMIQUANTIX_LOG__LEVEL": "warning",
 }
 """What the control plane is told besides: a hundred VMs that are never started must find room on two CPUs."""
 

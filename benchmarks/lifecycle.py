@@ -16,12 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import yaml
-
 from benchmarks.cluster import Measured, running_cluster, tell
 from benchmarks.libvirt_host import DirectLibvirt, copy_of_definition, direct_libvirt, why_no_libvirt
 from benchmarks.measurement import Goal, Pair, Row, Section, compare
-from benchmarks.rpc_times import RpcTimes, fetch_rpc_times, mean_ms
+from benchmarks.rpc_times import RpcTimes, fetch_rpc_times, mean_ms, metrics_url_of_node
 from controlplane.cli.dev.demo import BootFiles
 from controlplane.cli.dev.stack import Cluster, HypervisorChoice
 from limiquantix.compute.v1 import vm_service_pb2 as pb
@@ -180,13 +178,8 @@ def _rows(turns: Sequence[_Turn]) -> tuple[Row, ...]:
 async def _read_rpc_times(measured: Measured) -> tuple[RpcTimes, RpcTimes]:
     """Times so far at the control plane and at the node daemon."""
     cluster: Cluster = measured.cluster
-    config = await asyncio.to_thread((measured.data_dir / "node-1" / "config.yaml").read_text)
-    return await fetch_rpc_times(cluster.http_url), await fetch_rpc_times(metrics_url_of_node(config))
-
-
-def metrics_url_of_node(config_text: str) -> str:
-    """Find, in a node daemon's configuration, where it serves its metrics."""
-    return f"http://127.0.0.1:{yaml.safe_load(config_text)['server']['metrics_port']}"
+    log = await asyncio.to_thread((measured.data_dir / "log" / "node-1.log").read_text)
+    return await fetch_rpc_times(cluster.http_url), await fetch_rpc_times(metrics_url_of_node(log))
 
 
 def _where_time_goes(

@@ -8,6 +8,7 @@ whole in each.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,11 @@ class Footprint:
     rss_mib: float
 
 
-async def measure_memory(vm_count: int) -> Section:
-    """Run this part; without libvirt, for the mock only."""
+async def measure_memory(vm_count: int, hypervisors: Sequence[HypervisorChoice]) -> Section:
+    """Run this part, a cluster for each hypervisor, the mock first; libvirt is left out where there is none."""
     rows: list[Row] = []
     notes: list[str] = []
-    for hypervisor in (HypervisorChoice.MOCK, HypervisorChoice.LIBVIRT):
+    for hypervisor in hypervisors:
         if hypervisor is HypervisorChoice.LIBVIRT and (reason := await why_no_libvirt()):
             notes.append(f"node daemon with libvirt left out: {reason}")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,18 @@ class Total:
 
 RpcTimes = Mapping[str, Total]
 """By the method's last name."""
+
+
+def metrics_url_of_node(log_text: str) -> str:
+    """Find, in what a node daemon logged as JSON lines, where it serves its metrics; its last start counts.
+
+    Raises:
+        LookupError: it did not say.
+    """
+    for line in reversed(log_text.splitlines()):
+        if '"metrics_address"' in line:
+            return f"http://{json.loads(line)['metrics_address']}"
+    raise LookupError("the node daemon's log does not say where it serves its metrics")
 
 
 async def fetch_rpc_times(base_url: str) -> RpcTimes:
