@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pwd
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -101,9 +102,10 @@ def test_find_barred_directory_closed_directory_is_named(tmp_path: Path) -> None
     closed = tmp_path / "closed"
     (closed / "inside").mkdir(parents=True)
     closed.chmod(0o700)
-    for opened in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        if opened.stat().st_uid == os.geteuid():
-            opened.chmod(0o755)
+    for opened in (tmp_path, *tmp_path.parents):
+        if opened == Path(tempfile.gettempdir()):
+            break
+        opened.chmod(0o755)
     stranger = next(user.pw_name for user in pwd.getpwall() if user.pw_uid not in (0, os.geteuid()))
 
     assert find_barred_directory(closed / "inside", stranger) == closed
