@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -25,6 +26,7 @@ _CONNECT_HEADERS = (
     "x-user-agent",
     "authorization",
 )
+_GRPC = "application/grpc"
 _EXPOSED_HEADERS = ("grpc-status", "grpc-message", "grpc-status-details-bin", IGNORED_FIELDS_HEADER)
 
 
@@ -59,9 +61,19 @@ def _keeping_path(service: ServiceApplication) -> ASGIApp:
     """Undo what mounting does to the path: Connect looks its methods up by the full one."""
 
     async def app(scope, receive, send):  # type: ignore[no-untyped-def]
+        content_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip()
+        if content_type == _GRPC or content_type.startswith(f"{_GRPC}+"):
+            await _grpc_refused(scope, receive, send)
+            return
         await service({**scope, "root_path": ""}, receive, send)
 
     return app
+
+
+_grpc_refused = JSONResponse(
+    {"code": "unimplemented", "message": "gRPC needs HTTP/2: use the gRPC port, or gRPC-Web or JSON here"},
+    status_code=415,
+)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from connectrpc.code import Code as ConnectCode
+from connectrpc.codec import Codec
 from connectrpc.errors import ConnectError, ErrorDetail
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
@@ -28,6 +30,7 @@ from limiquantix.rpc.server import MAX_MESSAGE_BYTES
 from limiquantix.rpc.status import to_status
 
 IGNORED_FIELDS_HEADER = "limiquantix-ignored-fields"
+_PLAIN_IN_PATHS = '[]" '
 
 _CONNECT_CODES = {code: ConnectCode[code.name if code is not Code.CANCELLED else "CANCELED"] for code in Code}
 
@@ -75,7 +78,7 @@ class ServiceApplication(ConnectASGIApplication[Any]):
             service=servicer,
             endpoints=lambda _: endpoints,
             read_max_bytes=MAX_MESSAGE_BYTES,
-            codecs=[BinaryCodec(), _ApiJsonCodec()],
+            codecs=[_InConnectTerms(BinaryCodec()), _InConnectTerms(StrictJsonCodec())],
         )
 
     @property
@@ -84,12 +87,21 @@ class ServiceApplication(ConnectASGIApplication[Any]):
         return self._path
 
 
-class _ApiJsonCodec(StrictJsonCodec):
-    """Raises decoding faults in Connect's own terms, since decoding happens outside the pipeline."""
+class _InConnectTerms(Codec[Message, Any]):
+    """A codec whose faults are Connect's own errors, since decoding happens outside the pipeline."""
+
+    def __init__(self, codec: Codec[Message, Any]) -> None:
+        self._codec = codec
+
+    def name(self) -> str:
+        return self._codec.name()
+
+    def encode(self, message: Message) -> bytes:
+        return self._codec.encode(message)
 
     def decode(self, data: bytes | bytearray, message_class: type[Any]) -> Any:
         try:
-            return super().decode(data, message_class)
+            return self._codec.decode(data, message_class)
         except ApiError as error:
             raise to_connect_error(error) from error
 
@@ -162,7 +174,8 @@ def report_ignored_fields(app: ASGIApp) -> ASGIApp:
 
         async def send_with_header(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start" and notes.ignored:
-                value = ",".join(notes.ignored).encode("ascii", "backslashreplace")
+                # Quoted, because a caller may name a field anything, also a line break that begins a header.
+                value = ",".join(quote(path, safe=_PLAIN_IN_PATHS) for path in notes.ignored).encode()
                 message["headers"] = [*message.get("headers", ()), (IGNORED_FIELDS_HEADER.encode(), value)]
             await send(message)
 

@@ -1,13 +1,11 @@
 """JSON bodies to messages, strictly: what a caller wrote is used, reported as ignored, or refused by path.
 
-protobuf's own parser, told to ignore unknown fields, also drops unknown enum names in silence. So the body is walked
-beside the message's descriptor first: unknown fields are noted for the response header `limiquantix-ignored-fields`,
-enum names that do not exist are noted as faults, which validation reports together with all others.
+The walk over the document is in `json_check`. Its notes are left on the request: ignored fields go into the response
+header `limiquantix-ignored-fields`, faults are reported by validation together with all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,17 +13,12 @@ from typing import Any, TypeVar
 import orjson
 from connectrpc.codec import Codec
 from google.protobuf import json_format
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+from controlplane.api.http.json_check import DocumentCheck
 from limiquantix.errors import FieldViolation, InvalidArgument, Reason
 
 MessageT = TypeVar("MessageT", bound=Message)
-
-_MAX_REPORTED_PATH_CHARS = 200
-
-MAX_REPORTED_FIELDS = 32
-"""Ignored fields named in the response header; a body can hold thousands."""
 
 
 @dataclass(slots=True)
@@ -35,7 +28,7 @@ class DecodeNotes:
     ignored: list[str] = field(default_factory=list)
     """Paths of fields that the message does not have."""
     faults: list[FieldViolation] = field(default_factory=list)
-    """Enum names that do not exist."""
+    """Values that do not fit their fields, which the message was made without."""
 
 
 decode_notes: ContextVar[DecodeNotes | None] = ContextVar("decode_notes", default=None)
@@ -57,7 +50,7 @@ class StrictJsonCodec(Codec[Message, Any]):
         """Decode a body; an empty one is the empty message.
 
         Raises:
-            InvalidArgument: it is not JSON, or a value does not fit its field's type.
+            InvalidArgument: it is not a JSON object. Values that do not fit their fields are noted, not raised.
         """
         message = message_class()
         if not data.strip():
@@ -68,10 +61,14 @@ class StrictJsonCodec(Codec[Message, Any]):
             raise InvalidArgument(Reason.MALFORMED_REQUEST, f"the body is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise InvalidArgument(Reason.MALFORMED_REQUEST, "the body must be a JSON object")
-        notes = decode_notes.get() or DecodeNotes()
-        notes.faults.extend(_faults_of(document, message.DESCRIPTOR, "", notes.ignored))
+        check = DocumentCheck()
+        usable = check.usable(document, message.DESCRIPTOR)
+        notes = decode_notes.get()
+        if notes is None:
+            raise RuntimeError("a body is decoded outside of report_ignored_fields, so its faults would be lost")
+        notes.ignored, notes.faults = check.ignored, check.faults
         try:
-            json_format.ParseDict(document, message, ignore_unknown_fields=True, max_recursion_depth=64)
+            json_format.ParseDict(usable, message, max_recursion_depth=64)
         except (json_format.ParseError, ValueError, TypeError, OverflowError) as error:
             raise InvalidArgument(Reason.MALFORMED_REQUEST, f"a value does not fit its field: {error}") from error
         return message
@@ -89,49 +86,13 @@ class BinaryCodec(Codec[Message, Any]):
         return message.SerializeToString()
 
     def decode(self, data: bytes | bytearray, message_class: type[MessageT]) -> MessageT:
-        """Decode from the wire format."""
-        return message_class.FromString(bytes(data))
+        """Decode from the wire format.
 
-
-def _faults_of(document: dict[str, Any], descriptor: Any, path: str, ignored: list[str]) -> Iterator[FieldViolation]:
-    """Walk an object beside its message type: yields enum faults, collects unknown fields in `ignored`."""
-    fields = descriptor.fields_by_name
-    for key, value in document.items():
-        known = descriptor.fields_by_camelcase_name.get(key) or fields.get(key)
-        name = known.name if known is not None else key
-        here = f"{path}.{name}" if path else name
-        if known is None:
-            if len(ignored) < MAX_REPORTED_FIELDS:
-                ignored.append(here[:_MAX_REPORTED_PATH_CHARS])
-        elif value is not None:
-            yield from _faults_of_field(value, known, here, ignored)
-
-
-def _faults_of_field(value: Any, known: FieldDescriptor, path: str, ignored: list[str]) -> Iterator[FieldViolation]:
-    if known.message_type is not None and known.message_type.GetOptions().map_entry:
-        entry = known.message_type.fields_by_name["value"]
-        items = value.items() if isinstance(value, dict) else ()
-        for key, item in items:
-            yield from _faults_of_value(item, entry, f'{path}["{key}"]', ignored)
-    elif known.is_repeated:
-        for index, item in enumerate(value if isinstance(value, list) else ()):
-            yield from _faults_of_value(item, known, f"{path}[{index}]", ignored)
-    else:
-        yield from _faults_of_value(value, known, path, ignored)
-
-
-def _faults_of_value(value: Any, known: FieldDescriptor, path: str, ignored: list[str]) -> Iterator[FieldViolation]:
-    if known.enum_type is not None and isinstance(value, str):
-        if value not in known.enum_type.values_by_name:
-            yield FieldViolation(path, f"{value!r:.100} is not one of {', '.join(_names(known.enum_type))}")
-    elif isinstance(value, dict) and _is_plain_message(known.message_type):
-        yield from _faults_of(value, known.message_type, path, ignored)
-
-
-def _is_plain_message(descriptor: Any) -> bool:
-    """Whether JSON writes the message as an object of its fields; well-known types have forms of their own."""
-    return descriptor is not None and not descriptor.full_name.startswith("google.protobuf.")
-
-
-def _names(enum: EnumDescriptor) -> list[str]:
-    return [value.name for value in enum.values]
+        Raises:
+            InvalidArgument: it is no such message.
+        """
+        try:
+            return message_class.FromString(bytes(data))
+        except DecodeError as error:
+            name = message_class.DESCRIPTOR.full_name
+            raise InvalidArgument(Reason.MALFORMED_REQUEST, f"the body is not a {name}") from error

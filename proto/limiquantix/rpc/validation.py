@@ -43,11 +43,14 @@ def validate(request: Message, checks: Mapping[type[Message], Check], found: Seq
 
     Args:
         checks: rules that a .proto file cannot state, by request type; their findings join those of the contract.
-        found: faults known already, reported first.
+        found: faults known already, reported first. Their fields are missing in the message, which is not told again.
     """
-    violations = [*found, *violations_of(request)]
+    violations = violations_of(request)
     check = checks.get(type(request))
     if check is not None:
         violations.extend(check(request))
+    if found:
+        known = {violation.field for violation in found}
+        violations = [*found, *(violation for violation in violations if violation.field not in known)]
     if violations:
         raise InvalidArgument.from_violations(violations)
