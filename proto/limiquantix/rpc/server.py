@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from limiquantix.errors import ApiError
+from limiquantix.errors import ApiError, InvalidArgument, Reason
 from limiquantix.rpc.pipeline import CallPipeline, is_filled
 from limiquantix.rpc.status import to_status
 
@@ -61,19 +62,22 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith(self._prefixes):
             return handler
+        deserialize = _readable_or_not(handler.request_deserializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+                self._stream(method, handler.unary_stream), deserialize, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            self._unary(method, handler.unary_unary), deserialize, handler.response_serializer
         )
 
     def _unary(self, method: str, behaviour: Callable[..., Awaitable[Message]]) -> Any:
         filled = is_filled(behaviour)
 
-        async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        async def call(request: Message | None, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             try:
+                if request is None:
+                    return await self._pipeline.unary(method, Empty(), _refuse_unreadable, filled=False)
                 return await self._pipeline.unary(method, request, lambda: behaviour(request, context), filled=filled)
             except ApiError as error:
                 await context.abort_with_status(rpc_status.to_status(to_status(error)))
@@ -84,8 +88,11 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, behaviour: Callable[..., AsyncIterator[Message]]) -> Any:
         filled = is_filled(behaviour)
 
-        async def call(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
+        async def call(request: Message | None, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Message]:
             try:
+                if request is None:
+                    await self._pipeline.unary(method, Empty(), _refuse_unreadable, filled=False)
+                    return
                 responses = self._pipeline.stream(method, request, lambda: behaviour(request, context), filled=filled)
                 async for response in responses:
                     yield response
@@ -93,6 +100,22 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
                 await context.abort_with_status(rpc_status.to_status(to_status(error)))
 
         return call
+
+
+def _readable_or_not(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:
+    """Make bytes that are no such message None: what the library would answer is UNKNOWN, with the exception's text."""
+
+    def read(data: bytes) -> Message | None:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return None
+
+    return read
+
+
+async def _refuse_unreadable() -> NoReturn:
+    raise InvalidArgument(Reason.MALFORMED_REQUEST, "the bytes sent are not a message of the method's request type")
 
 
 class RpcServer:
