@@ -250,7 +250,9 @@ class UpdateVMRequest(_message.Message):
     id: _builtins.str
     description: _builtins.str
     @_builtins.property
-    def spec(self) -> _vm_pb2.VmSpec: ...
+    def spec(self) -> _vm_pb2.VmSpec:
+        """Need not be sound by itself: the rules hold for the spec that the VM has afterwards."""
+
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Paths to take from this request, such as "spec.memory.size_mib" or "labels"; "*" takes everything. Empty takes
