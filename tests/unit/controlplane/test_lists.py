@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+from datetime import UTC
 from typing import Any
 
 import pytest
@@ -153,7 +155,7 @@ async def test_nodes_are_filtered_and_paged_with_their_vms(world: World) -> None
 
 CURSORS = st.builds(
     Cursor,
-    created_at=st.datetimes(timezones=st.just(START_OF_TIME.tzinfo)),  # type: ignore[arg-type]
+    created_at=st.datetimes(timezones=st.just(UTC)),
     id=st.uuids().map(str),
 )
 
@@ -196,18 +198,13 @@ def _aimed(position: bytes) -> str:
     )
 )
 def test_hostile_token_is_refused_or_a_position_nothing_else(token: str) -> None:
-    try:
-        cursor = decode_cursor(token, ListVMsRequest())
-    except InvalidArgument as error:
-        assert error.reason == Reason.PAGE_TOKEN_INVALID
-    else:
-        assert cursor is not None
+    with contextlib.suppress(InvalidArgument):
+        assert decode_cursor(token, ListVMsRequest()) is not None
 
 
 async def test_position_beyond_all_time_is_an_empty_page_or_refused(world: World) -> None:
     await fill(world, 1)
     for year_edge in (b"\x00" * 8, b"\x7f" + b"\xff" * 7, b"\x80" + b"\x00" * 7, b"\x00\xdc\xbf\xfa\x00\x00\x00\x00"):
-        try:
-            await world.vms.list(ListVMsRequest(page_token=_aimed(year_edge + b"\xff" * 16)))
-        except InvalidArgument as error:
-            assert error.reason == Reason.PAGE_TOKEN_INVALID
+        with contextlib.suppress(InvalidArgument):
+            page = await world.vms.list(ListVMsRequest(page_token=_aimed(year_edge + b"\xff" * 16)))
+            assert len(page.items) <= 1
