@@ -27,7 +27,7 @@ demo: setup ## the same, but end once the VM has booted
 
 test: lint ## lint, then all tests, those with real VMs included
 	@echo '· pytest'
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 lint: setup ## style, types, layers, dependencies, generated code
 	$(call quietly,ruff check,$(BIN)/ruff check -q .)
