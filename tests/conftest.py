@@ -1,6 +1,7 @@
 """Tests of one file run in one process, so that they share what the file sets up; those of `e2e` all in the same one.
 
-Each of those starts a whole cluster, which looks for free ports, then has others bind them: two at once may want the same.
+Each of those starts a whole cluster, which looks for free ports and then has others bind them: two at once may want the
+same.
 """
 
 from __future__ import annotations
