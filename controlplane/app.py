@@ -16,6 +16,7 @@ import click
 import pydantic
 import structlog
 import uvloop
+from sqlalchemy.exc import DBAPIError
 
 from controlplane.api.checks import CHECKS
 from controlplane.api.http.application import build_application
@@ -25,7 +26,7 @@ from controlplane.api.http.server import HttpServer
 from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.unfilled import FolderServicer
 from controlplane.api.vm_servicer import VmServicer
-from controlplane.config import ConfigFileMissing, ControlPlaneConfig, TlsSettings, is_loopback, load_config
+from controlplane.config import ConfigFileUnusable, ControlPlaneConfig, TlsSettings, is_loopback, load_config
 from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
 from controlplane.domain.node import CapacityPolicy
 from controlplane.scheduler.plan import SchedulerConfig
@@ -35,6 +36,7 @@ from controlplane.services.nodes import NodeService
 from controlplane.services.vm_operations import VmOperations
 from controlplane.services.vms import VmService
 from controlplane.state.factory import create_store, migrate
+from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
 from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, vm_service_pb2
 from limiquantix.compute.v1.folder_service_pb2_grpc import add_FolderServiceServicer_to_server
@@ -153,8 +155,8 @@ def utc_now() -> datetime:
 def _tls_files(settings: TlsSettings) -> TlsFiles | None:
     if not settings.enabled:
         return None
-    if settings.cert_path is None or settings.key_path is None:
-        raise click.UsageError("tls.enabled needs tls.cert_path and tls.key_path")
+    assert settings.cert_path is not None  # noqa: S101 - checked with the configuration
+    assert settings.key_path is not None  # noqa: S101
     return TlsFiles(settings.cert_path, settings.key_path, settings.ca_path)
 
 
@@ -168,7 +170,7 @@ async def serve(config: ControlPlaneConfig, ready_file: Path | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    plane = ControlPlane(config, create_store(config.database.url))
+    plane = ControlPlane(config, _store(config.database.url))
     try:
         addresses = await plane.start()
         _warn_of_open_listeners(config)
@@ -229,13 +231,13 @@ def main(
             overrides.setdefault(section, {})[key] = value
     try:
         config = load_config(config_path, overrides)
-    except (ConfigFileMissing, pydantic.ValidationError) as error:
+    except (ConfigFileUnusable, pydantic.ValidationError) as error:
         raise click.ClickException(str(error)) from error
     context.obj = config
     if context.invoked_subcommand is None:
         configure_logging(config.log.level, LogFormat(config.log.style))
         if migrate_first:
-            _exit_on_failure(lambda: _log.info("database_migrated", revision=migrate(config.database.url)))
+            _exit_on_failure(lambda: _log.info("database_migrated", revision=_migrated(config.database.url)))
         _exit_on_failure(lambda: uvloop.run(serve(config, ready_file)))
 
 
@@ -246,7 +248,28 @@ def migrate_command(config: ControlPlaneConfig) -> None:
 
     Example: limiquantix-controlplane --database-url sqlite:///limiquantix.db migrate
     """
-    _exit_on_failure(lambda: click.echo(f"database is at revision {migrate(config.database.url)}"))
+    _exit_on_failure(lambda: click.echo(f"database is at revision {_migrated(config.database.url)}"))
+
+
+def _store(url: str) -> Store:
+    try:
+        return create_store(url)
+    except (ValueError, RuntimeError) as error:
+        raise click.ClickException(f"database.url: {error}") from error
+
+
+def _migrated(url: str) -> str:
+    try:
+        return migrate(url)
+    except (ValueError, RuntimeError) as error:
+        raise click.ClickException(f"database.url: {error}") from error
+    except OSError as error:
+        raise click.ClickException(f"the database cannot be made: {error.filename}: {error.strerror}") from error
+    except DBAPIError as error:
+        detail = unavailability(error)
+        if detail is None:
+            raise
+        raise click.ClickException(f"the database cannot be migrated: {detail}") from error
 
 
 def _exit_on_failure(action: Callable[[], None]) -> None:

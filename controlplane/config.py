@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from controlplane.scheduler.scores import Strategy
@@ -29,7 +30,7 @@ class LogStyle(enum.StrEnum):
 
 def _check_address(value: str) -> str:
     host, separator, port = value.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65_535:
+    if not separator or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
         raise ValueError(f'{value!r} is not "host:port" (port 0 takes a free one)')
     return f"{host or '127.0.0.1'}:{port}"
 
@@ -51,9 +52,15 @@ class TlsSettings(_Section):
     """PEM files; `ca_path` makes clients show a certificate of that CA."""
 
     enabled: bool = False
-    cert_path: Path | None = None
-    key_path: Path | None = None
-    ca_path: Path | None = None
+    cert_path: FilePath | None = None
+    key_path: FilePath | None = None
+    ca_path: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.enabled and (self.cert_path is None or self.key_path is None):
+            raise ValueError("enabled needs cert_path and key_path")
+        return self
 
 
 class ListenSettings(_Section):
@@ -104,7 +111,7 @@ class NodeSettings(_Section):
 class LogSettings(_Section):
     """Logging to standard error."""
 
-    level: str = "info"
+    level: Literal["debug", "info", "warning", "error"] = "info"
     style: LogStyle = LogStyle.JSON
 
 
@@ -135,8 +142,20 @@ class ControlPlaneConfig(BaseSettings):
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
 
-class ConfigFileMissing(Exception):
-    """A configuration file was named that does not exist."""
+class ConfigFileUnusable(Exception):
+    """The configuration file does not exist, cannot be read or is no YAML mapping; the message names it."""
+
+
+def _require_mapping(path: Path) -> None:
+    """Check what the settings source takes for granted, which would end in a traceback."""
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigFileUnusable(f"configuration file {path} is not YAML: {error}") from error
+    except OSError as error:
+        raise ConfigFileUnusable(f"configuration file {path} cannot be read: {error.strerror}") from error
+    if document is not None and not isinstance(document, dict):
+        raise ConfigFileUnusable(f"configuration file {path} must hold sections such as `http:`")
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> ControlPlaneConfig:
@@ -147,12 +166,14 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ControlPlaneCon
         overrides: values of command-line flags, nested as in the file.
 
     Raises:
-        ConfigFileMissing: the named file does not exist.
+        ConfigFileUnusable: the named file does not exist, or the file that is read holds no YAML mapping.
         pydantic.ValidationError: a value is wrong or a key unknown.
     """
     if path is not None and not path.is_file():
-        raise ConfigFileMissing(f"configuration file {path} does not exist")
+        raise ConfigFileUnusable(f"configuration file {path} does not exist")
     file = path or (DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.is_file() else None)
+    if file is not None:
+        _require_mapping(file)
 
     class _FromFile(ControlPlaneConfig):
         model_config = SettingsConfigDict(yaml_file=file)
