@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from controlplane.domain import errors
 from controlplane.domain.node import Node
+from limiquantix.errors import Reason, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceStub
 from limiquantix.rpc.channel import open_channel
@@ -43,48 +45,63 @@ class GrpcNodeDaemon:
         self._peer = peer
         self._timeouts = timeouts
 
-    async def _call(self, call: Awaitable[ResponseT]) -> ResponseT:
+    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
         try:
-            return await call
+            return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, peer=self._peer) from error
+        except grpc.aio.UsageError as error:
+            raise self._moved() from error  # the channel was closed before the call
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled the caller: the channel was closed under the call, which the library tells in this way.
+            raise self._moved() from None
+
+    def _moved(self) -> Unavailable:
+        return Unavailable(
+            Reason.NODE_UNREACHABLE,
+            f"{self._peer} is called at another address now, or no longer; look at the VM and try again",
+            metadata={"peer": self._peer},
+        )
 
     async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> None:
-        await self._call(self._stub.CreateVM(request, timeout=self._timeouts.create_s))
+        await self._call(self._stub.CreateVM, request, self._timeouts.create_s)
 
     async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
-        await self._call(self._stub.ReconfigureVM(request, timeout=self._timeouts.power_s))
+        await self._call(self._stub.ReconfigureVM, request, self._timeouts.power_s)
 
     async def delete_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.DeleteVM(_vm(vm_id), timeout=self._timeouts.create_s))
+        await self._call(self._stub.DeleteVM, _vm(vm_id), self._timeouts.create_s)
 
     async def start_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.StartVM(_vm(vm_id), timeout=self._timeouts.power_s))
+        await self._call(self._stub.StartVM, _vm(vm_id), self._timeouts.power_s)
 
     async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
         request = node_v1.StopVMRequest(vm_id=vm_id, timeout_seconds=timeout_s)
-        await self._call(self._stub.StopVM(request, timeout=timeout_s + self._timeouts.power_s))
+        await self._call(self._stub.StopVM, request, timeout_s + self._timeouts.power_s)
 
     async def force_stop_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.ForceStopVM(_vm(vm_id), timeout=self._timeouts.power_s))
+        await self._call(self._stub.ForceStopVM, _vm(vm_id), self._timeouts.power_s)
 
     async def reboot_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.RebootVM(_vm(vm_id), timeout=self._timeouts.power_s))
+        await self._call(self._stub.RebootVM, _vm(vm_id), self._timeouts.power_s)
 
     async def pause_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.PauseVM(_vm(vm_id), timeout=self._timeouts.power_s))
+        await self._call(self._stub.PauseVM, _vm(vm_id), self._timeouts.power_s)
 
     async def resume_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.ResumeVM(_vm(vm_id), timeout=self._timeouts.power_s))
+        await self._call(self._stub.ResumeVM, _vm(vm_id), self._timeouts.power_s)
 
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
-        return await self._call(self._stub.GetVMStatus(_vm(vm_id), timeout=self._timeouts.query_s))
+        return await self._call(self._stub.GetVMStatus, _vm(vm_id), self._timeouts.query_s)
 
     async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
-        return await self._call(self._stub.GetConsole(_vm(vm_id), timeout=self._timeouts.query_s))
+        return await self._call(self._stub.GetConsole, _vm(vm_id), self._timeouts.query_s)
 
     async def console_log(self, request: node_v1.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
-        return await self._call(self._stub.GetConsoleLog(request, timeout=self._timeouts.query_s))
+        return await self._call(self._stub.GetConsoleLog, request, self._timeouts.query_s)
 
 
 def _vm(vm_id: str) -> node_v1.VMIdRequest:
