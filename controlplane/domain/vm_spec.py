@@ -77,18 +77,26 @@ def _missing(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
 
 
 def _machine(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
-    if spec.cpu.numa.enabled:
+    if spec.cpu.numa.ByteSize():
         yield FieldViolation(f"{path}.cpu.numa", _NOT_YET)
     if spec.cpu.features.ByteSize():
         yield FieldViolation(f"{path}.cpu.features", _NOT_YET)
-    if spec.memory.huge_pages.enabled:
+    if spec.memory.huge_pages.ByteSize():
         yield FieldViolation(f"{path}.memory.huge_pages", _NOT_YET)
     if spec.memory.max_memory_mib > spec.memory.size_mib:
         yield FieldViolation(f"{path}.memory.max_memory_mib", "memory hot-plug " + _NOT_YET)
+    if spec.memory.overcommit_ratio:
+        yield FieldViolation(f"{path}.memory.overcommit_ratio", _NOT_YET)
     if spec.firmware == UEFI_SECURE_BOOT:
         yield FieldViolation(f"{path}.firmware", "secure boot " + _NOT_YET)
     if spec.agent.channel == GuestAgentConfig.VSOCK:
         yield FieldViolation(f"{path}.agent.channel", "VSOCK " + _NOT_YET)
+    for name in ("socket_path", "vsock_cid"):
+        if getattr(spec.agent, name):
+            yield FieldViolation(f"{path}.agent.{name}", _NOT_YET)
+    for name in ("rate_bytes", "period_ms", "backend"):
+        if getattr(spec.rng, name):
+            yield FieldViolation(f"{path}.rng.{name}", _NOT_YET)
     if spec.guest_os.overrides.ByteSize():
         yield FieldViolation(f"{path}.guest_os.overrides", _NOT_YET)
     yield from _display(spec.display, f"{path}.display")
