@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,12 +14,14 @@ from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
 HARDWARE_VERSION = "q35"
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
 
 def timestamp(moment: datetime) -> Timestamp:
     """Encode a moment, microseconds kept."""
-    encoded = Timestamp()
-    encoded.FromDatetime(moment)
-    return encoded
+    seconds, microseconds = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1_000)
 
 
 def virtual_machine(vm: Vm) -> vm_pb2.VirtualMachine:

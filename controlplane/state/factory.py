@@ -7,9 +7,10 @@ from pathlib import Path
 from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from controlplane.state import migration
 from controlplane.state.engine import Database, StoreLimits
 from controlplane.state.interface import Store
+from controlplane.state.revision import stored_revision
+from controlplane.state.schema import REVISION
 from controlplane.state.sql import SqlStore
 from controlplane.state.sqlite import SqliteDatabase, require_usable_sqlite
 
@@ -40,7 +41,21 @@ def migrate(url: str) -> str:
         SchemaMismatch: the database is newer than this program.
         OSError, sqlalchemy.exc.DBAPIError: the database cannot be created or changed.
     """
-    return migration.upgrade(_database(url))
+    database = _database(url)
+    if database.exists() and _revision_of(database) == REVISION:
+        return REVISION
+    from controlplane.state.migration import upgrade  # noqa: PLC0415 - Alembic is large, and seldom needed
+
+    return upgrade(database)
+
+
+def _revision_of(database: Database) -> str | None:
+    engine = database.migration_engine()
+    try:
+        with engine.begin() as connection:
+            return stored_revision(connection)
+    finally:
+        engine.dispose()
 
 
 def migration_engine(url: str) -> Engine:

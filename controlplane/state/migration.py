@@ -11,14 +11,11 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
 
 import migrations
 from controlplane.state.engine import Database
 from controlplane.state.interface import SchemaMismatch
-
-_COMMAND = "limiquantix-controlplane migrate"
-_REVISION_TABLE = "alembic_version"
+from controlplane.state.revision import mismatch, stored_revision
 
 
 def upgrade(database: Database) -> str:
@@ -39,7 +36,7 @@ def upgrade(database: Database) -> str:
         with engine.begin() as connection:
             found = stored_revision(connection)
             if found is not None and not _knows(scripts, found):
-                raise mismatch(found)
+                raise mismatch(found, is_older=False)
             config.attributes["connection"] = connection
             command.upgrade(config, newest)
             database.check_migrated(connection)
@@ -48,24 +45,9 @@ def upgrade(database: Database) -> str:
     return newest
 
 
-def stored_revision(connection: Connection) -> str | None:
-    """Read the revision of the database's schema; None if it has none yet."""
-    if not inspect(connection).has_table(_REVISION_TABLE):
-        return None
-    revision: str | None = connection.execute(text(f"SELECT version_num FROM {_REVISION_TABLE}")).scalar()  # noqa: S608
-    return revision
-
-
-def mismatch(found: str | None) -> SchemaMismatch:
-    """Describe a schema that is not the one needed; `found` is None for a database without any."""
-    if found is None:
-        return SchemaMismatch(f"the database has no tables yet; run `{_COMMAND}`")
-    if _knows(ScriptDirectory.from_config(_config()), found):
-        return SchemaMismatch(f"the database's schema {found} is older than this program; run `{_COMMAND}`")
-    return SchemaMismatch(
-        f"the database's schema {found} is newer than this program; install the version that made it or a later one "
-        f"(`{_COMMAND}` of this version cannot help)"
-    )
+def is_older(revision: str) -> bool:
+    """Whether this program has a migration that leads on from the revision; False for one it does not know."""
+    return _knows(ScriptDirectory.from_config(_config()), revision)
 
 
 def _knows(scripts: ScriptDirectory, revision: str) -> bool:

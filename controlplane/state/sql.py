@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from controlplane.domain import errors
 from controlplane.state.engine import Database, Session, SessionPool, StoreLimits
 from controlplane.state.faults import is_conflict, unavailability
-from controlplane.state.interface import Transaction
-from controlplane.state.migration import mismatch, stored_revision
+from controlplane.state.interface import SchemaMismatch, Transaction
+from controlplane.state.revision import mismatch, stored_revision
 from controlplane.state.schema import REVISION
 from controlplane.state.transaction import SqlTransaction
 
@@ -39,7 +39,7 @@ class SqlStore:
             raise mismatch(None)
         found = await self._serve(self._pools.reader, _read_revision, self._limits.total_s)
         if found != REVISION:
-            raise mismatch(found)
+            raise await asyncio.to_thread(_mismatch, found)
         self._is_open = True
 
     async def close(self) -> None:
@@ -142,3 +142,10 @@ class SqlStore:
 
 async def _read_revision(session: Session) -> str | None:
     return await session.call(stored_revision)
+
+
+def _mismatch(found: str | None) -> SchemaMismatch:
+    """Describe the wrong schema; only now is Alembic needed, to tell an older one from a newer."""
+    from controlplane.state.migration import is_older  # noqa: PLC0415
+
+    return mismatch(found, is_older=found is None or is_older(found))
