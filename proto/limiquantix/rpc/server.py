@@ -51,17 +51,24 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, pipeline: CallPipeline, services: Sequence[str]) -> None:
         self._pipeline = pipeline
         self._prefixes = tuple(f"/{service}/" for service in services)
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the handler of one method."""
-        handler = await continuation(handler_call_details)
+        """Wrap the handler of one method; made once a method, since gRPC asks for it at every call."""
         method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(self._prefixes):
             return handler
+        return self._wrapped.setdefault(method, self._wrap(method, handler))
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         deserialize = _readable_or_not(handler.request_deserializer)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
