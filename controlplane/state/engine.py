@@ -53,6 +53,10 @@ class Session(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Give the connection back without waiting for it: for a transaction that is committed, or only read."""
+        ...
+
 
 class SessionPool(Protocol):
     """A bounded number of connections to one database."""

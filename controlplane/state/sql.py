@@ -89,13 +89,20 @@ class SqlStore:
             transaction.require_usable()
             return result
 
-        return await self._serve(pool, use, self._limits.total_s)
+        return await self._serve(pool, use, self._limits.total_s, read_only=read_only)
 
-    async def _serve(self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], limit_s: float) -> ResultT:
+    async def _serve(
+        self,
+        pool: SessionPool,
+        use: Callable[[Session], Awaitable[ResultT]],
+        limit_s: float,
+        *,
+        read_only: bool = True,
+    ) -> ResultT:
         """Run one transaction within the limit, repeated as needed, with the database's faults in our words."""
         try:
             async with asyncio.timeout(limit_s) as limit:
-                return await self._repeat(pool, use)
+                return await self._repeat(pool, use, read_only=read_only)
         except TimeoutError as error:
             if not limit.expired():
                 raise  # the work's own
@@ -106,29 +113,36 @@ class SqlStore:
                 raise
             raise errors.state_unavailable(detail) from error
 
-    async def _repeat(self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]]) -> ResultT:
+    async def _repeat(
+        self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], *, read_only: bool
+    ) -> ResultT:
         """Begin anew after a conflict, each time in a new transaction, with growing, random pauses between."""
         longest_pause_s = self._limits.first_pause_s
         for _ in range(self._limits.attempt_count - 1):
             try:
-                return await self._attempt(pool, use)
+                return await self._attempt(pool, use, read_only=read_only)
             except DBAPIError as error:
                 if not is_conflict(error):
                     raise
                 _log.debug("a transaction met another and begins anew", exc_info=True)
             await asyncio.sleep(random.uniform(0, longest_pause_s))  # noqa: S311 - spreads callers, guards nothing
             longest_pause_s *= 2
-        return await self._attempt(pool, use)
+        return await self._attempt(pool, use, read_only=read_only)
 
-    async def _attempt(self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]]) -> ResultT:
+    async def _attempt(
+        self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], *, read_only: bool
+    ) -> ResultT:
         """Run one transaction once: committed when this returns, rolled back when it raises."""
         session = await pool.acquire()
         try:
             result = await use(session)
-            await session.commit()
-            return result
-        finally:
+            if not read_only:
+                await session.commit()
+        except BaseException:
             await session.close()
+            raise
+        session.release()
+        return result
 
     def _end_probe(self, probe: asyncio.Task[str | None]) -> None:
         self._probes.discard(probe)

@@ -90,14 +90,25 @@ class ThreadSession:
 
     async def close(self) -> None:
         """Roll back and give the thread back; see `Session`."""
-        if not self._is_used:
-            self._on_closed()
+        closing = self._end_later()
+        if closing is None:
             return
-        closing = self._submit(self._end)
-        closing.add_done_callback(lambda _: self._on_closed())
         done, _ = await asyncio.wait({closing}, timeout=self._limits.release_s)
         if not done:
             _log.warning("the database does not end a transaction; its connection is out of use until it does")
+
+    def release(self) -> None:
+        """Give the thread back once the connection is; see `Session`."""
+        self._end_later()
+
+    def _end_later(self) -> asyncio.Future[None] | None:
+        """Have the thread end the transaction; None if there is nothing to end."""
+        if not self._is_used:
+            self._on_closed()
+            return None
+        closing = self._submit(self._end)
+        closing.add_done_callback(lambda _: self._on_closed())
+        return closing
 
     def _submit(self, step: Callable[[], ResultT]) -> asyncio.Future[ResultT]:
         self._is_used = True

@@ -82,6 +82,9 @@ class ScriptedSession:
         _fail_next(self._database.commit_faults)
 
     async def close(self) -> None:
+        self.release()
+
+    def release(self) -> None:
         self._database.closed_count += 1
 
 
