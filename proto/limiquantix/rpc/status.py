@@ -39,7 +39,7 @@ def to_status(error: ApiError) -> status_pb2.Status:
         details.append(_bad_request(error.violations))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(retry)
     status = status_pb2.Status(code=int(error.code), message=_shortened(error.message, MAX_MESSAGE_BYTES))
     for detail in details:
