@@ -12,19 +12,22 @@ from typing import Any, TypeVar
 
 import grpc
 import httpx
+from google.protobuf import json_format
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from controlplane.app import Addresses, ControlPlane
 from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings
 from controlplane.state.factory import create_store
 from controlplane.state.interface import Store
+from limiquantix.compute.v1 import node_service_pb2, vm_service_pb2
 from limiquantix.compute.v1.folder_service_pb2_grpc import FolderServiceStub
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from limiquantix.errors import ApiError
 from limiquantix.rpc.channel import open_channel
-from limiquantix.rpc.status import from_rpc_error
+from limiquantix.rpc.status import ERROR_DOMAIN, from_rpc_error
 from tests.support.control_plane_world import register_request
 from tests.support.databases import fresh_sqlite
 from tests.support.fake_daemons import FakeDaemon, serve
@@ -63,6 +66,16 @@ class JsonAnswer:
         return [violation.field for violation in self.detail(BadRequest).field_violations]
 
 
+def sound_body(**changes: Any) -> dict[str, Any]:
+    """Make the JSON body of a sound `CreateVM`, with some keys replaced."""
+    return {"name": "t", "spec": sound_spec(), **changes}
+
+
+def sound_spec(**changes: Any) -> dict[str, Any]:
+    """Make the JSON of a sound spec, with some keys replaced."""
+    return {"cpu": {"cores": 1}, "memory": {"sizeMib": 128}, **changes}
+
+
 @dataclass
 class RunningControlPlane:
     """Everything a wire test needs."""
@@ -80,6 +93,37 @@ class RunningControlPlane:
         self.vms = VMServiceStub(self.channel)
         self.nodes = NodeServiceStub(self.channel)
         self.folders = FolderServiceStub(self.channel)
+
+    async def refused(
+        self, method: str, body: dict[str, Any], service: str = VM_SERVICE
+    ) -> tuple[ApiError, JsonAnswer]:
+        """Make a call that must fail, on both wires, and check that both say the same."""
+        module, stub = (vm_service_pb2, self.vms) if service == VM_SERVICE else (node_service_pb2, self.nodes)
+        descriptor = module.DESCRIPTOR.services_by_name[service.rpartition(".")[2]].methods_by_name[method]
+        request = json_format.ParseDict(body, GetMessageClass(descriptor.input_type)())
+        error = await error_of(getattr(stub, method)(request, timeout=DEADLINE_S))
+        answer = await self.post(method, body, service)
+        assert (answer.code.upper(), answer.document["message"]) == (error.code.name, error.message)
+        assert answer.detail(ErrorInfo) == ErrorInfo(
+            reason=error.reason, domain=ERROR_DOMAIN, metadata=dict(error.metadata)
+        )
+        assert answer.faulty_fields == [violation.field for violation in error.violations]
+        assert "Traceback" not in json.dumps(answer.document)
+        return error, answer
+
+    async def clear(self) -> None:
+        """Take the host's faults back and delete every VM."""
+        self.daemon.heal()
+        vms = await self.vms.ListVMs(vm_service_pb2.ListVMsRequest(page_size=1000), timeout=DEADLINE_S)
+        for vm in vms.vms:
+            await self.vms.DeleteVM(vm_service_pb2.DeleteVMRequest(id=vm.id, force=True), timeout=DEADLINE_S)
+
+    async def assert_no_trace_of_vms(self) -> None:
+        """Check that there is no row, no claim and nothing on the host."""
+        assert (await self.post("ListVMs", {})).document == {}
+        node = (await self.post("GetNode", {"id": self.node_id}, NODE_SERVICE)).document
+        assert "allocatedVcpus" not in node["status"]["resources"]["cpu"]
+        assert self.daemon.vms == {}
 
     async def post(self, method: str, body: Any, service: str = VM_SERVICE, **headers: str) -> JsonAnswer:
         """Call a method with JSON; bytes and text are sent as they are."""

@@ -1,0 +1,154 @@
+"""Which methods of the contract this version fills. All others answer UNIMPLEMENTED, whatever they are sent.
+
+A method that is filled moves into the list here, and nowhere else has to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from controlplane.api.node_servicer import NodeServicer
+from controlplane.api.unfilled import FolderServicer
+from controlplane.api.vm_servicer import VmServicer
+from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, vm_service_pb2
+from limiquantix.errors import Code, Reason
+from limiquantix.node.v1 import node_daemon_pb2
+from limiquantix.rpc.pipeline import is_filled
+from limiquantix.rpc.status import from_rpc_error
+from nodedaemon.servicer import NodeDaemonServicer
+from tests.support.running_control_plane import DEADLINE_S, RunningControlPlane, running_control_plane
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FILLED: dict[str, set[str]] = {
+    "limiquantix.compute.v1.VMService": {
+        *("CreateVM", "GetVM", "ListVMs", "UpdateVM", "DeleteVM"),
+        *("StartVM", "StopVM", "RebootVM", "PauseVM", "ResumeVM"),
+        *("GetConsole", "GetConsoleLog"),
+    },
+    "limiquantix.compute.v1.NodeService": {
+        *("RegisterNode", "GetNode", "ListNodes", "UpdateHeartbeat", "SyncFullState", "NotifyVMChange"),
+    },
+    "limiquantix.compute.v1.FolderService": set(),
+    "limiquantix.node.v1.NodeDaemonService": {
+        *("HealthCheck", "GetNodeInfo", "CreateVM", "ReconfigureVM", "DeleteVM", "GetVMStatus", "ListVMs"),
+        *("StartVM", "StopVM", "ForceStopVM", "RebootVM", "PauseVM", "ResumeVM", "GetConsole", "GetConsoleLog"),
+    },
+}
+
+SERVICERS: dict[str, type] = {
+    "limiquantix.compute.v1.VMService": VmServicer,
+    "limiquantix.compute.v1.NodeService": NodeServicer,
+    "limiquantix.compute.v1.FolderService": FolderServicer,
+    "limiquantix.node.v1.NodeDaemonService": NodeDaemonServicer,
+}
+
+SERVICES: list[ServiceDescriptor] = [
+    service
+    for module in (vm_service_pb2, node_service_pb2, folder_service_pb2, node_daemon_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+]
+
+SERVED_HERE = [
+    method for service in SERVICES if service.file.package == "limiquantix.compute.v1" for method in service.methods
+]
+
+
+def path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def filled(method: MethodDescriptor) -> bool:
+    return method.name in FILLED[method.containing_service.full_name]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningControlPlane]:
+    """A control plane without nodes."""
+    async with running_control_plane(tmp_path_factory.mktemp("filled"), with_node=False) as running:
+        yield running
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+async def test_methods_a_servicer_defines_are_those_listed(service: ServiceDescriptor) -> None:
+    servicer = SERVICERS[service.full_name]
+
+    assert {method.name for method in service.methods if is_filled(getattr(servicer, method.name))} == FILLED[
+        service.full_name
+    ]
+
+
+async def grpc_outcome(plane: RunningControlPlane, method: MethodDescriptor) -> tuple[Code | None, str]:
+    """Call with an empty request; gives the error's code and reason, or None for an answer."""
+    request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+    coding: dict[str, Any] = {
+        "request_serializer": request.SerializeToString,
+        "response_deserializer": response.FromString,
+    }
+    try:
+        if method.server_streaming:
+            async for _ in plane.channel.unary_stream(path(method), **coding)(request(), timeout=DEADLINE_S):
+                break
+        else:
+            await plane.channel.unary_unary(path(method), **coding)(request(), timeout=DEADLINE_S)
+    except grpc.aio.AioRpcError as error:
+        decoded = from_rpc_error(error, peer="the control plane")
+        return decoded.code, decoded.reason
+    return None, ""
+
+
+@pytest.mark.parametrize("method", SERVED_HERE, ids=lambda method: method.full_name.rpartition("v1.")[2])
+async def test_method_is_filled_or_unimplemented_over_grpc(
+    plane: RunningControlPlane, method: MethodDescriptor
+) -> None:
+    code, reason = await grpc_outcome(plane, method)
+
+    if filled(method):
+        assert code in {None, Code.INVALID_ARGUMENT}
+    else:
+        assert (code, reason) == (Code.UNIMPLEMENTED, Reason.NOT_IMPLEMENTED)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"id": 7, "vmId": "x", "nonsense": true}'], ids=["empty", "nonsense"])
+@pytest.mark.parametrize(
+    "method",
+    [method for method in SERVED_HERE if not method.server_streaming],
+    ids=lambda method: method.full_name.rpartition("v1.")[2],
+)
+async def test_method_is_filled_or_unimplemented_over_json(
+    plane: RunningControlPlane, method: MethodDescriptor, body: bytes
+) -> None:
+    answer = await plane.post(method.name, body, method.containing_service.full_name)
+
+    if filled(method):
+        assert answer.status in {200, 400}
+    else:
+        assert (answer.status, answer.code) == (501, "unimplemented")
+        assert method.name in answer.document["message"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [method for method in SERVED_HERE if method.server_streaming],
+    ids=lambda method: method.full_name.rpartition("v1.")[2],
+)
+async def test_streaming_method_is_unimplemented_over_json(
+    plane: RunningControlPlane, method: MethodDescriptor
+) -> None:
+    assert not filled(method), "write the test of a stream that answers, then change this one"
+    envelope = b"\x00\x00\x00\x00\x02{}"
+
+    response = await plane.http.post(
+        path(method), content=envelope, headers={"content-type": "application/connect+json"}
+    )
+
+    assert response.status_code == 200  # Connect puts a stream's error into its last envelope
+    assert response.content[0] == 0x02
+    assert b'"code":"unimplemented"' in response.content.replace(b": ", b":")
