@@ -24,10 +24,11 @@ from hypervisor.errors import (
     WrongState,
 )
 from hypervisor.libvirt import domain_xml
-from hypervisor.libvirt.connection import Lane, LibvirtConnection
+from hypervisor.libvirt.connection import LibvirtConnection
 from hypervisor.libvirt.domain_inventory import GuestMemory, Inventory
 from hypervisor.libvirt.domain_operations import OFF, DomainOperations
 from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
+from hypervisor.libvirt.worker_pool import Lane
 from hypervisor.types import (
     Accelerator,
     Capabilities,
@@ -170,8 +171,12 @@ class LibvirtHypervisor(Hypervisor):
                     raise GuestDidNotStop(vm_id, timeout_s) from None
 
     async def force_stop(self, vm_id: str) -> None:
-        """Kill the domain's process, or drop its saved memory; see `Hypervisor`."""
-        await self._change(vm_id, partial(self._operations.force_stop, vm_id))
+        """Kill the domain's process, or drop its saved memory; see `Hypervisor`.
+
+        Does not wait for other operations on the VM: where these hang, it is what ends them. libvirt gives a process
+        10 s to end by itself before it kills it.
+        """
+        await self._connection.run(partial(self._operations.force_stop, vm_id), lane=Lane.KILL, vm_id=vm_id)
 
     async def reboot(self, vm_id: str) -> None:
         """Press the power button, and turn the machine on again once it is off; reset a guest that does not react.

@@ -1,9 +1,11 @@
-"""One connection to libvirt for asyncio: calls in worker threads with a deadline, events in the loop, kept open.
+"""libvirt for asyncio: calls in worker threads with a deadline, events in the loop, and it comes back by itself.
 
-libvirt's calls block, for good if a daemon or a guest's monitor hangs. So each runs in a bounded pool of threads and is
+libvirt's calls block, for good if a daemon or a guest's QEMU hangs. So each is made by a thread of a small pool and
 given up after a deadline; the thread stays busy until libvirt lets go, which keep-alive forces when the daemon is hung.
 Calls that change a VM hold that VM's lock for as long as the thread works, not just until the deadline: a hung VM costs
 one thread, not all.
+
+One connection brings the events and tells when the daemon is lost; each thread has another for its calls.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import enum
 import logging
 import threading
 import weakref
@@ -23,24 +24,9 @@ from hypervisor.errors import HypervisorError, Unavailable
 from hypervisor.libvirt.domain_state import RawEvent, RawKind
 from hypervisor.libvirt.error_map import ErrorCode, has_code, translate
 from hypervisor.libvirt.library import load_libvirt
+from hypervisor.libvirt.worker_pool import Lane, WorkerPool
 
 T = TypeVar("T")
-
-
-class Lane(enum.Enum):
-    """Kinds of calls that do not get in each other's way; the value is how many run at once.
-
-    libvirt's daemon takes 5 calls of a client at once (`max_client_requests` in libvirtd.conf). With every change and
-    every question to a guest hung, one is still free to look.
-    """
-
-    CHANGE = 3
-    """Changes a VM; one at a time for each."""
-    LOOK = 2
-    """Takes no answer from any guest's QEMU."""
-    GUEST = 1
-    """Asks guests' QEMUs, without which its caller can do."""
-
 
 CONNECT_DEADLINE_S: Final = 10.0
 KEEPALIVE_INTERVAL_S: Final = 5
@@ -53,39 +39,9 @@ _CLOSE_DEADLINE_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
-class _Pools:
-    """The worker threads, from `open` to `close`."""
-
-    def __init__(self) -> None:
-        self._pools = {
-            lane: concurrent.futures.ThreadPoolExecutor(lane.value, thread_name_prefix=f"libvirt-{lane.name.lower()}")
-            for lane in Lane
-        }
-        self._overdue: dict[Lane, set[concurrent.futures.Future[Any]]] = {lane: set() for lane in Lane}
-
-    def submit(self, lane: Lane, function: Callable[..., T], *arguments: object) -> concurrent.futures.Future[T]:
-        """Have a thread of the lane call `function`."""
-        return self._pools[lane].submit(function, *arguments)
-
-    def note_overdue(self, lane: Lane, call: concurrent.futures.Future[Any]) -> None:
-        """Note that nobody waits any more for this call, whose thread is busy with it."""
-        if not call.done():
-            self._overdue[lane].add(call)
-
-    def is_stuck(self, lane: Lane) -> bool:
-        """Tell whether all of the lane's threads are busy with calls nobody waits for."""
-        self._overdue[lane] = {call for call in self._overdue[lane] if not call.done()}
-        return len(self._overdue[lane]) >= lane.value
-
-    def shutdown(self) -> None:
-        """Take no more work, drop what waits, and let the threads end by themselves."""
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """One `virConnect` and the events asked of it, which keep it from being freed until they are given back."""
+    """The connection for events, and what was asked of it, which keeps it from being freed until it is given back."""
 
     connection: Any
     callback_ids: tuple[int, ...]
@@ -114,7 +70,7 @@ class LibvirtConnection:
         self._call_deadline_s = call_deadline_s
         self._library = load_libvirt()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pools: _Pools | None = None
+        self._pools: dict[Lane, WorkerPool] = {}
         self._session: _Session | None = None
         self._epoch: object = None
         self._opening: asyncio.Future[_Session] | None = None
@@ -137,12 +93,11 @@ class LibvirtConnection:
         if self._supervisor is not None:
             return
         self._loop, self._is_lost = asyncio.get_running_loop(), asyncio.Event()
-        self._pools = _Pools()
+        self._pools = {lane: WorkerPool(lane, self) for lane in Lane}
         try:
             await self._connect()
         except BaseException:
-            self._pools.shutdown()
-            self._pools = None
+            self._shut_pools()
             raise
         self._supervisor = asyncio.create_task(self._supervise(), name="libvirt-reconnect")
 
@@ -159,9 +114,7 @@ class LibvirtConnection:
         session, self._session, self._epoch = self._session, None, None
         if session is not None:
             await asyncio.wait({_in_own_thread(self._disconnect, session)}, timeout=_CLOSE_DEADLINE_S)
-        if self._pools is not None:
-            self._pools.shutdown()
-            self._pools = None
+        self._shut_pools()
 
     async def run(
         self, work: Callable[[Any], T], *, lane: Lane = Lane.LOOK, vm_id: str = "", deadline_s: float | None = None
@@ -178,7 +131,7 @@ class LibvirtConnection:
         """
         limit_s = self._call_deadline_s if deadline_s is None else deadline_s
         about = f" about VM {vm_id}" if vm_id else ""
-        if self._pools is not None and self._pools.is_stuck(lane):
+        if self._session is not None and self._pools[lane].is_stuck():
             raise Unavailable(f"libvirt hangs in earlier calls of the same kind; one{about} was not made")
         try:
             async with asyncio.timeout(limit_s) as scope:
@@ -205,10 +158,10 @@ class LibvirtConnection:
     async def _submit(self, lane: Lane, work: Callable[[Any], T], vm_id: str, lock: asyncio.Lock | None) -> T:
         """Run `work` in the pool and release `lock` when the thread is done, however long after our caller left."""
         try:
-            if self._session is None or self._pools is None:
+            if self._session is None:
                 raise Unavailable(f"libvirt at {self._uri} is not connected: {self._obstacle}")
-            pools = self._pools
-            future = pools.submit(lane, self._call, work, self._session.connection, self._epoch, vm_id)
+            pool = self._pools[lane]
+            future = pool.submit(lambda connection: self._call(work, connection, vm_id))
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -219,27 +172,43 @@ class LibvirtConnection:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if self._pools is None and not _is_cancelling():
+            if future.cancelled() and not _is_cancelling():
                 raise Unavailable(f"the connection to libvirt at {self._uri} was closed") from None
-            pools.note_overdue(lane, future)
+            pool.note_overdue(future)
             raise
 
-    def _call(self, work: Callable[[Any], T], connection: Any, epoch: object, vm_id: str) -> T:
-        """In a worker thread: call, and say errors in our words."""
-        try:
-            return work(connection)
-        except self._library.libvirtError as error:
-            is_connected = self._is_alive(connection)
-            if not is_connected:
-                self._in_loop(self._lose, epoch, "the connection broke")
-            raise translate(error, vm_id, is_connected=is_connected) from error
+    def _shut_pools(self) -> None:
+        for pool in self._pools.values():
+            pool.shutdown()
+        self._pools = {}
 
-    def _is_alive(self, connection: Any) -> bool:
-        """Tell whether the connection's socket is open; asks the client library only."""
+    # in worker threads
+
+    def dial(self) -> Any:
+        """Open a connection for one thread's calls; see `Dialler`."""
+        try:
+            return self._open_connection()
+        except self._library.libvirtError as error:
+            raise self._unreachable(error) from error
+
+    def is_alive(self, connection: Any) -> bool:
+        """Tell whether the connection's socket is open, which the client library knows by itself; see `Dialler`."""
         try:
             return bool(connection.isAlive() == 1)
         except self._library.libvirtError:
             return False
+
+    def hang_up(self, connection: Any) -> None:
+        """See `Dialler`."""
+        with contextlib.suppress(self._library.libvirtError):
+            connection.close()
+
+    def _call(self, work: Callable[[Any], T], connection: Any, vm_id: str) -> T:
+        """Call, and say errors in our words."""
+        try:
+            return work(connection)
+        except self._library.libvirtError as error:
+            raise translate(error, vm_id, is_connected=self.is_alive(connection)) from error
 
     def _in_loop(self, function: Callable[..., object], *arguments: object) -> None:
         """From any thread: call `function` in the loop; not at all, if that has ended."""
@@ -265,15 +234,27 @@ class LibvirtConnection:
         try:
             self._session = opening.result()
         except self._library.libvirtError as error:
-            raise Unavailable(f"libvirt at {self._uri} cannot be reached: {error.get_error_message()}") from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Any) -> Unavailable:
+        return Unavailable(f"libvirt at {self._uri} cannot be reached: {error.get_error_message()}")
+
+    def _open_connection(self) -> Any:
+        """Open a connection that breaks when the daemon hangs, rather than hang with it."""
+        connection = self._library.open(self._uri)
+        try:
+            self._optionally(connection.setKeepAlive, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _open(self, epoch: object) -> _Session:
         """In a thread of its own: connect and ask for events."""
         library = self._library
-        connection = library.open(self._uri)
+        connection = self._open_connection()
         try:
             connection.registerCloseCallback(self._closed_by_peer, epoch)
-            self._optionally(connection.setKeepAlive, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
             families = (
                 (library.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
                 (library.VIR_DOMAIN_EVENT_ID_REBOOT, self._reboot),
@@ -303,8 +284,7 @@ class LibvirtConnection:
                 connection.domainEventDeregisterAny(callback_id)
         with contextlib.suppress(self._library.libvirtError):
             connection.unregisterCloseCallback()
-        with contextlib.suppress(self._library.libvirtError):
-            connection.close()
+        self.hang_up(connection)
 
     def _discard_opened(self, opening: asyncio.Future[_Session]) -> None:
         if not opening.cancelled() and opening.exception() is None:

@@ -13,8 +13,9 @@ import pytest
 
 from hypervisor.errors import Refused, Unavailable, VmNotFound
 from hypervisor.libvirt.backend import LibvirtHypervisor
-from hypervisor.libvirt.connection import Lane, LibvirtConnection
+from hypervisor.libvirt.connection import LibvirtConnection
 from hypervisor.libvirt.domain_state import RawEvent
+from hypervisor.libvirt.worker_pool import Lane
 from hypervisor.types import Accelerator
 
 pytest.importorskip("libvirt")
@@ -101,7 +102,7 @@ async def test_changes_of_one_vm_wait_for_a_hung_one_and_others_do_not(connectio
 async def test_looking_works_while_every_change_hangs_and_further_changes_are_refused_at_once(
     connection: LibvirtConnection,
 ) -> None:
-    hangs = [Hang() for _ in range(Lane.CHANGE.value)]
+    hangs = [Hang() for _ in range(Lane.CHANGE.thread_count)]
     calls = [connection.run(hang, lane=Lane.CHANGE, vm_id=str(uuid.uuid4()), deadline_s=0.2) for hang in hangs]
     assert all(isinstance(end, Unavailable) for end in await asyncio.gather(*calls, return_exceptions=True))
     assert await connection.run(lambda _: "seen") == "seen"
@@ -112,7 +113,7 @@ async def test_looking_works_while_every_change_hangs_and_further_changes_are_re
 
 
 async def test_close_ends_calls_that_wait_with_unavailable(connection: LibvirtConnection) -> None:
-    hangs = [Hang() for _ in range(Lane.GUEST.value)]
+    hangs = [Hang() for _ in range(Lane.GUEST.thread_count)]
     busy = [asyncio.create_task(connection.run(hang, lane=Lane.GUEST)) for hang in hangs]
     waiting = asyncio.create_task(connection.run(lambda _: None, lane=Lane.GUEST))
     for hang in hangs:
