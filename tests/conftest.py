@@ -1,7 +1,7 @@
-"""Tests of one file run in one process, so that they share what the file sets up; those of `e2e` all in the same one.
+"""Which tests may run beside each other: those of one file share what it sets up, so they stay in one process.
 
-Each of those starts a whole cluster, which looks for free ports and then has others bind them: two at once may want the
-same.
+So do all that start clusters or libvirt daemons. They share the machine's ports, and whoever looks for a free one finds
+out too late that another took it: `limiquantix dev` for its daemons, libvirt for its VNC servers.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-_E2E = Path(__file__).parent / "e2e"
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
+
+_ON_REAL_PARTS = tuple(Path(__file__).parent / name for name in ("contract", "e2e", "integration"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put every test into the group that pytest-xdist keeps together (`--dist loadgroup`)."""
     for item in items:
-        group = "e2e" if item.path.is_relative_to(_E2E) else str(item.path)
+        is_on_real_parts = any(item.path.is_relative_to(directory) for directory in _ON_REAL_PARTS)
+        group = "real" if is_on_real_parts else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
