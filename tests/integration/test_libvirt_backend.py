@@ -1,0 +1,144 @@
+"""What only real QEMU processes can show of the libvirt backend: guests that hang, do not listen, or are saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from hypervisor.errors import GuestDidNotStop, WrongState
+from hypervisor.libvirt.backend import LibvirtHypervisor
+from hypervisor.libvirt.qemu_process import find_processes
+from hypervisor.types import (
+    Accelerator,
+    CdromConfig,
+    CpuTopology,
+    DiskBus,
+    DiskConfig,
+    DiskFormat,
+    NicConfig,
+    NicModel,
+    PowerState,
+    VmConfig,
+    VncConsole,
+)
+from tests.support import power_button_guest
+from tests.support.private_libvirt_host import eventually, private_libvirt, skip_unless_private_libvirt, virsh
+
+pytest.importorskip("libvirt")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A private libvirt daemon, the backend on it, and a directory."""
+
+    uri: str
+    backend: LibvirtHypervisor
+    directory: Path
+
+    def config(self, *, deaf: bool = False) -> VmConfig:
+        vm_id = str(uuid.uuid4())
+        disk = power_button_guest.write_disk(self.directory / f"{vm_id}.raw", deaf=deaf)
+        return VmConfig(vm_id, "t", CpuTopology(), 16, disks=(DiskConfig("system", disk, DiskFormat.RAW),))
+
+    async def booted(self, config: VmConfig, *, count: int = 1) -> None:
+        async def look() -> bool | None:
+            log = await self.backend.read_console_log(config.vm_id, 0, 2**20)
+            return log.data.count(power_button_guest.HELLO) >= count or None
+
+        await eventually(look, "the guest's hello")
+
+    async def start(self, config: VmConfig) -> VmConfig:
+        await self.backend.create(config)
+        await self.backend.start(config.vm_id)
+        await self.booted(config)
+        return config
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def uri(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    directory = tmp_path_factory.mktemp("libvirt")
+    await skip_unless_private_libvirt(directory)
+    async with private_libvirt(directory) as libvirt:
+        yield libvirt.uri
+
+
+@pytest.fixture
+async def host(uri: str, tmp_path: Path) -> AsyncIterator[Host]:
+    backend = LibvirtHypervisor(uri, tmp_path / "console", Accelerator.TCG, reboot_grace_s=0.5)
+    await backend.open()
+    yield Host(uri, backend, tmp_path)
+    for vm in await backend.list():
+        await backend.force_stop(vm.vm_id)
+        await backend.delete(vm.vm_id)
+    await backend.close()
+
+
+async def test_reboot_of_a_deaf_guest_resets_it(host: Host) -> None:
+    config = await host.start(host.config(deaf=True))
+    await host.backend.reboot(config.vm_id)
+    await host.booted(config, count=2)
+    assert (await host.backend.status(config.vm_id)).state is PowerState.RUNNING
+
+
+async def test_hung_guest_hides_no_other_and_can_be_killed(host: Host) -> None:
+    hung, other = await host.start(host.config()), await host.start(host.config())
+    os.kill(find_processes([hung.vm_id])[hung.vm_id].pid, signal.SIGSTOP)
+    for _ in range(3):
+        states = {vm.vm_id: vm.state for vm in await host.backend.list()}
+        assert states == {hung.vm_id: PowerState.RUNNING, other.vm_id: PowerState.RUNNING}
+    with pytest.raises(GuestDidNotStop):
+        await host.backend.stop(hung.vm_id, 0.2)
+    await host.backend.pause(other.vm_id)
+    await host.backend.force_stop(hung.vm_id)
+    assert (await host.backend.status(hung.vm_id)).state is PowerState.STOPPED
+
+
+async def test_saved_vm_is_suspended_continues_at_start_and_is_dropped_by_force_stop(host: Host) -> None:
+    config = await host.start(host.config())
+    await virsh(host.uri, "managedsave", config.vm_id)
+    assert (await host.backend.status(config.vm_id)).state is PowerState.SUSPENDED
+    with pytest.raises(WrongState):
+        await host.backend.stop(config.vm_id, 1)
+    await host.backend.start(config.vm_id)
+    assert (await host.backend.read_console_log(config.vm_id, 0, 2**20)).data.count(power_button_guest.HELLO) == 1
+    await virsh(host.uri, "managedsave", config.vm_id)
+    await host.backend.force_stop(config.vm_id)
+    assert (await host.backend.status(config.vm_id)).state is PowerState.STOPPED
+
+
+async def test_started_at_is_when_the_process_started_for_every_observer(host: Host) -> None:
+    before_s = time.time()
+    config = await host.start(host.config())
+    started_at_s = (await host.backend.status(config.vm_id)).started_at_s
+    assert started_at_s is not None
+    assert before_s - 0.1 <= started_at_s <= time.time()
+
+
+async def test_qemu_accepts_disks_and_cards_of_every_kind(host: Host) -> None:
+    disks = []
+    for number, bus in enumerate([*DiskBus] * 2):
+        path = host.directory / f"{number} '><&\",.raw"
+        path.write_bytes(bytes(2**20))
+        disks.append(DiskConfig(f"d{number}", path, DiskFormat.RAW, bus))
+    config = host.config()
+    nics = tuple(NicConfig(model.value, f"52:54:00:00:00:{n:02x}", model) for n, model in enumerate(NicModel))
+    everything = dataclasses.replace(
+        config,
+        disks=(*config.disks, *disks),
+        cdroms=(CdromConfig("empty"),),
+        nics=nics,
+        vnc=VncConsole(),
+        memory_mib=32,
+    )
+    await host.start(everything)
+    console = await host.backend.console(everything.vm_id)
+    assert len(console.password) == 8
