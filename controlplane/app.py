@@ -83,7 +83,9 @@ class ControlPlane:
         # Documented methods that this version does not fill are inherited and answer UNIMPLEMENTED, hence the ignores;
         # tests/contract/test_filled_methods.py lists them.
         vm_servicer = VmServicer(  # type: ignore[abstract]
-            VmService(store, self._daemons, self._operations, SchedulerConfig(config.scheduler.strategy), utc_now)
+            VmService(
+                store, self._daemons, self._operations, syncs, SchedulerConfig(config.scheduler.strategy), utc_now
+            )
         )
         node_servicer = NodeServicer(  # type: ignore[abstract]
             NodeService(store, policy, syncs, utc_now),

@@ -56,7 +56,7 @@ class VmServicer(VMServiceServicer):
         return encode.virtual_machine(await self._vms.resume(request.id))
 
     async def GetConsole(self, request: api.GetConsoleRequest, context: CallContext) -> vm_pb2.ConsoleInfo:
-        return encode.console(await self._vms.console(request.vm_id))
+        return encode.console(await self._vms.console(request))
 
     async def GetConsoleLog(self, request: api.GetConsoleLogRequest, context: CallContext) -> api.GetConsoleLogResponse:
         log = await self._vms.console_log(request)

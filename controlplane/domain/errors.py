@@ -42,6 +42,15 @@ def vm_state_forbids(vm_id: str, operation: str, state: str, allowed: Sequence[s
     )
 
 
+def console_absent(vm_id: str, kind: str) -> FailedPrecondition:
+    """The VM has no console of that kind."""
+    return FailedPrecondition(
+        Reason.CONSOLE_ABSENT,
+        f"VM {vm_id} has no {kind} console; ask for VNC",
+        metadata={"vm_id": vm_id, "type": kind},
+    )
+
+
 def node_not_found(node_id: str) -> NotFound:
     """No node has that id."""
     return NotFound(Reason.NODE_NOT_FOUND, f"node {node_id} does not exist", metadata={"node_id": node_id})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from limiquantix.compute.v1.vm_pb2 import (
+    UEFI,
     UEFI_SECURE_BOOT,
     BootConfig,
     BootDevice,
@@ -22,6 +23,9 @@ from limiquantix.errors import FieldViolation
 
 MAX_CDROMS = 4
 """A q35 machine has six SATA ports; two stay free for SATA disks."""
+
+MIN_UEFI_MEMORY_MIB = 256
+"""OVMF was seen to crash with 128 MiB and to boot with 256."""
 
 _LOOPBACK = frozenset({"", "127.0.0.1", "localhost"})
 
@@ -87,8 +91,7 @@ def _machine(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
         yield FieldViolation(f"{path}.memory.max_memory_mib", "memory hot-plug " + _NOT_YET)
     if spec.memory.overcommit_ratio:
         yield FieldViolation(f"{path}.memory.overcommit_ratio", _NOT_YET)
-    if spec.firmware == UEFI_SECURE_BOOT:
-        yield FieldViolation(f"{path}.firmware", "secure boot " + _NOT_YET)
+    yield from _firmware(spec, path)
     if spec.agent.channel == GuestAgentConfig.VSOCK:
         yield FieldViolation(f"{path}.agent.channel", "VSOCK " + _NOT_YET)
     for name in ("socket_path", "vsock_cid"):
@@ -101,6 +104,14 @@ def _machine(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
         yield FieldViolation(f"{path}.guest_os.overrides", _NOT_YET)
     yield from _display(spec.display, f"{path}.display")
     yield from _boot(spec.boot, f"{path}.boot")
+
+
+def _firmware(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
+    if spec.firmware == UEFI and 0 < spec.memory.size_mib < MIN_UEFI_MEMORY_MIB:
+        message = f"UEFI needs at least {MIN_UEFI_MEMORY_MIB} MiB; its firmware crashes with less"
+        yield FieldViolation(f"{path}.memory.size_mib", message)
+    if spec.firmware == UEFI_SECURE_BOOT:
+        yield FieldViolation(f"{path}.firmware", "secure boot " + _NOT_YET)
 
 
 def _display(display: DisplayConfig, path: str) -> Iterator[FieldViolation]:

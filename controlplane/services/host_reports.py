@@ -73,7 +73,10 @@ class HostReportService:
         Returns:
             What was done: "UPDATED", "LOST", "STALE" (a newer report is stored), "UNKNOWN" (no such VM) or "MISPLACED".
         """
-        return await self.store.run(lambda tx: self._vm_changed(tx, request))
+        done = await self.store.run(lambda tx: self._vm_changed(tx, request))
+        if done == "MISPLACED":
+            _log.error("vm_misplaced", vm_id=request.vm.id, reported_by=request.node_id)
+        return done
 
     async def _vm_changed(self, tx: Transaction, request: api.VMChangeNotification) -> str:
         report = request.vm
@@ -81,7 +84,6 @@ class HostReportService:
         if vm is None:
             return "UNKNOWN"
         if vm.node_id != request.node_id:
-            _log.error("vm_misplaced", vm_id=vm.id, reported_by=request.node_id, placed_on=vm.node_id)
             return "MISPLACED"
         if report.state_change_count < vm.reported_change_count:
             return "STALE"

@@ -50,12 +50,23 @@ def change_of(vm: Vm, request: UpdateVMRequest) -> VmChange:
         spec.CopyFrom(vm.spec)
         FieldMask(paths=spec_paths).MergeMessage(_with_parents(request.spec, spec_paths), spec, True, True)
     if spec is not None:
+        spec = _with_secrets_of(vm.spec, spec)
         _require_buildable(vm.spec, spec)
     return VmChange(
         spec=spec,
         labels=dict(request.labels) if everything or "labels" in paths else None,
         description=request.description if everything or "description" in paths else None,
     )
+
+
+def _with_secrets_of(old: VmSpec, new: VmSpec) -> VmSpec:
+    """Keep the console's password unless another is given: no answer shows it, so nobody can send it back."""
+    if new.display.password or not old.display.password:
+        return new
+    full = VmSpec()
+    full.CopyFrom(new)
+    full.display.password = old.display.password
+    return full
 
 
 def _with_parents(spec: VmSpec, paths: list[str]) -> VmSpec:

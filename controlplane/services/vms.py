@@ -20,6 +20,7 @@ from controlplane.domain.query import Page, VmFilter
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerOperation, PowerState, Vm, observed, require_state
 from controlplane.domain.vm_spec import filled_in
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.host_reports import SyncTracker
 from controlplane.services.macs import random_mac
 from controlplane.services.node_spec import STATE_OF_STATUS, in_callers_words, to_node_spec
 from controlplane.services.page_tokens import decode_cursor, page_limit
@@ -28,6 +29,7 @@ from controlplane.services.vm_operations import VmOperations
 from controlplane.services.vm_updates import VmChange, change_of
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
+from limiquantix.compute.v1.vm_pb2 import DisplayConfig
 from limiquantix.errors import ApiError, NotFound
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
@@ -49,6 +51,7 @@ class VmService:
     store: Store
     daemons: DaemonPool
     operations: VmOperations
+    syncs: SyncTracker
     scheduler: SchedulerConfig
     now: Clock
 
@@ -77,9 +80,15 @@ class VmService:
         after = decode_cursor(request.page_token, request)
         return await self.store.read(lambda tx: tx.list_vms(wanted, after, page_limit(request.page_size)))
 
-    async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
-        """Ask the VM's host where its graphical console listens."""
-        vm, daemon = await self._locate(vm_id)
+    async def console(self, request: api.GetConsoleRequest) -> node_v1.ConsoleInfoResponse:
+        """Ask the VM's host where its graphical console listens.
+
+        Raises:
+            FailedPrecondition: the VM has no console of the kind asked for, or is not running.
+        """
+        vm, daemon = await self._locate(request.vm_id)
+        if request.type != DisplayConfig.VNC:
+            raise errors.console_absent(vm.id, DisplayConfig.DisplayType.Name(request.type))
         return await daemon.console(vm.id)
 
     async def console_log(self, request: api.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
@@ -148,7 +157,8 @@ class VmService:
         try:
             await self.store.run(lambda tx: _remove(tx, vm.id))
         except ApiError as error:
-            # The row stays PROVISIONING, and the node's next full sync removes it.
+            # The row stays PROVISIONING, and the node's next full sync removes it: ask for one.
+            self.syncs.forget(vm.node_id)
             _log.error("undo_left_row", vm_id=vm.id, node_id=vm.node_id, reason=error.reason)
 
     async def delete(self, request: api.DeleteVMRequest) -> None:
@@ -190,7 +200,8 @@ class VmService:
         new_spec = to_node_spec(change.spec) if change.spec is not None else None
         if new_spec is None or new_spec == to_node_spec(vm.spec):
             return await self.store.run(lambda tx: self._apply_change(tx, vm.id, change))
-        require_state(vm, PowerOperation.RESIZE)
+        resizes = (change.spec.cpu, change.spec.memory) != (vm.spec.cpu, vm.spec.memory) if change.spec else False
+        require_state(vm, PowerOperation.RESIZE if resizes else PowerOperation.RECONFIGURE)
         daemon = await self._daemon_of(vm)
         updated = await self.store.run(lambda tx: self._apply_change(tx, vm.id, change))
         grown, shrunk = _size_changes(vm, updated)

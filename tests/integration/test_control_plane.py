@@ -130,6 +130,13 @@ async def test_console_password_leaves_only_by_the_console_call(plane: RunningCo
     }
 
 
+async def test_console_of_a_kind_the_vm_lacks_is_refused(plane: RunningControlPlane) -> None:
+    created = await plane.post("CreateVM", sound_body(startOnCreate=True))
+    answer = await plane.post("GetConsole", {"vmId": created.document["id"], "type": "SPICE"})
+    assert answer.document["code"] == "failed_precondition"
+    assert "no SPICE console" in answer.document["message"]
+
+
 async def test_console_log_is_read_in_pieces(plane: RunningControlPlane) -> None:
     vm = await plane.vms.CreateVM(create_request("logs"), timeout=DEADLINE_S)
     request = vm_service_pb2.GetConsoleLogRequest(vm_id=vm.id, max_bytes=6)

@@ -88,6 +88,7 @@ CASES = [
     _spec("absurd topology", ["cpu"], cpu={"cores": 1024, "sockets": 64, "threadsPerCore": 8}),
     _spec("zero memory", ["memory.size_mib"], memory={"sizeMib": 0}),
     _spec("absurd memory", ["memory.size_mib"], memory={"sizeMib": 2**64 - 1}),
+    _spec("UEFI in too little memory", ["memory.size_mib"], memory={"sizeMib": 128}, firmware="UEFI"),
     _spec("unknown firmware number", ["firmware"], firmware=99),
     _disk("unknown bus number", ".bus", bus=99),
     _disk("unknown format number", ".format", format=7),

@@ -60,7 +60,7 @@ class World:
         """Forget everything that is not in the database, as a process that was killed does."""
         syncs = SyncTracker()
         self.operations = VmOperations()
-        self.vms = VmService(self.store, self.daemons, self.operations, SchedulerConfig(), self.clock)
+        self.vms = VmService(self.store, self.daemons, self.operations, syncs, SchedulerConfig(), self.clock)
         self.nodes = NodeService(self.store, self.policy, syncs, self.clock)
         self.reports = HostReportService(self.store, self.operations, syncs, self.clock)
         self.heartbeats = HeartbeatService(

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from controlplane.api.encode import virtual_machine
 from controlplane.domain.node import Capacity
 from controlplane.domain.vm import Vm
 from limiquantix.compute.v1.vm_pb2 import (
+    BootConfig,
+    BootDevice,
     CpuConfig,
     DiskDevice,
     DisplayConfig,
@@ -234,3 +237,36 @@ async def test_shrink_the_host_refuses_is_undone_though_others_wait_for_room(wor
 async def test_update_of_an_unknown_vm_is_not_found(world: World) -> None:
     with pytest.raises(NotFound):
         await world.vms.update(UpdateVMRequest(id=make_id(), description="x"))
+
+
+async def test_spec_as_a_caller_reads_it_keeps_the_password_it_does_not_show(world: World) -> None:
+    await world.add_node(vcpus=16)
+    spec = size(2, 512)
+    spec.display.password = "hush1234"
+    vm = await world.vms.create(create_request(spec=spec))
+    await world.vms.start(vm.id)
+    world.host_of(vm).calls.clear()
+    shown = virtual_machine(vm).spec
+    assert shown.display.password == ""
+    shown.ha_policy.priority = 7
+
+    after = await world.vms.update(update(vm, "spec", spec=shown))
+
+    assert (after.spec.display.password, after.spec.ha_policy.priority) == ("hush1234", 7)
+    assert world.host_of(vm).calls == []
+
+
+@pytest.mark.parametrize(
+    ("path", "spec", "operation"),
+    [
+        ("spec.memory.size_mib", size(2, 1024), "change CPU or memory of"),
+        ("spec.boot", VmSpec(boot=BootConfig(boot_order=[BootDevice(type=BootDevice.CDROM)])), "change devices of"),
+    ],
+)
+async def test_change_of_a_running_vm_is_refused_by_what_it_is(
+    world: World, vm: Vm, path: str, spec: VmSpec, operation: str
+) -> None:
+    await world.vms.start(vm.id)
+
+    with pytest.raises(FailedPrecondition, match=f"cannot {operation} VM {vm.id} while it is RUNNING"):
+        await world.vms.update(update(vm, path, spec=spec))
