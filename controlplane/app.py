@@ -133,6 +133,15 @@ class ControlPlane:
             grpc=_with_port(self._config.grpc.listen_address, grpc_port),
         )
 
+    async def run(self, until: asyncio.Event) -> None:
+        """Serve until the event; ends with the error of a background task that failed, since that is a defect."""
+        assert self._background is not None, "start first"  # noqa: S101
+        waiting = asyncio.get_running_loop().create_task(until.wait())
+        await asyncio.wait({waiting, self._background}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._background.done():
+            await self._background
+
     async def stop(self) -> None:
         """Refuse new calls, let running operations end, store what is pending, let go of everything."""
         await self._http.stop()
@@ -141,10 +150,10 @@ class ControlPlane:
         if self._background is not None:
             self._background.cancel()
             await asyncio.wait([self._background])
-        try:
-            await self._heartbeats.flush()
-        except ApiError as error:
-            _log.warning("last_heartbeats_not_stored", reason=error.reason)
+            try:
+                await self._heartbeats.flush()
+            except ApiError as error:
+                _log.warning("last_heartbeats_not_stored", reason=error.reason)
         await self._daemons.close()
         await self._store.close()
 
@@ -179,7 +188,7 @@ async def serve(config: ControlPlaneConfig, ready_file: Path | None) -> None:
         _log.info("control_plane_started", version=version(), http=addresses.http, grpc=addresses.grpc)
         if ready_file is not None:
             await asyncio.to_thread(_write_ready_file, ready_file, addresses)
-        await asked_to_stop.wait()
+        await plane.run(until=asked_to_stop)
         _log.info("control_plane_stopping")
     finally:
         await plane.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.cli.dev.leftovers import add_bridge, remove_bridge
+from controlplane.cli.dev.leftovers import add_bridge
 from controlplane.cli.dev.libvirt_choice import libvirt_answers
 from controlplane.cli.dev.libvirtd import PrivateLibvirt, PrivateLibvirtError, processes_inside
 from tests.support.private_libvirt_host import (
@@ -197,6 +197,18 @@ async def test_private_libvirt_bridge_exists_while_it_runs(tmp_path: Path) -> No
     assert bridge_address(BRIDGE) is None
 
 
+async def test_private_libvirt_bridge_stays_until_the_last_daemon_that_uses_it_ends(tmp_path: Path) -> None:
+    second = private_libvirt(tmp_path / "second", bridge=BRIDGE)
+    async with private_libvirt(tmp_path / "first", bridge=BRIDGE):
+        made = bridge_address(BRIDGE)
+        await second.start()
+    try:
+        assert bridge_address(BRIDGE) == made
+    finally:
+        await second.stop()
+    assert bridge_address(BRIDGE) is None
+
+
 async def test_private_libvirt_bridge_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     mac = "52:54:00:00:00:01"
     add_bridge(BRIDGE, mac)
@@ -205,7 +217,7 @@ async def test_private_libvirt_bridge_of_somebody_else_is_left_alone(tmp_path: P
             pass
         assert bridge_address(BRIDGE) == mac
     finally:
-        remove_bridge(BRIDGE, mac)
+        await asyncio.to_thread(subprocess.run, ["/sbin/ip", "link", "delete", BRIDGE], check=True)
 
 
 async def test_private_libvirt_bridge_that_cannot_be_made_is_a_warning(tmp_path: Path) -> None:

@@ -14,13 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _NETWORK_DEVICES = Path("/sys/class/net")
+_OUR_MAC_PREFIX = "02:4c:51"
+"""Locally administered, so no vendor's: a bridge that begins with it was made here."""
 _USAGE = "usage: leftovers.py --directory PATH [--bridge NAME MAC]\n"
 
 
 def leftovers_command(directory: Path, bridge: tuple[str, str] | None) -> list[str]:
-    """Return the words that remove `directory`, and the bridge (name, MAC address) if that address is still its own."""
+    """Return the words that remove `directory`, and the bridge (name, own MAC address) if nobody else uses it."""
     words = [sys.executable, "-I", "-S", "-E", os.path.abspath(__file__), "--directory", str(directory)]
     return words if bridge is None else [*words, "--bridge", *bridge]
+
+
+def bridge_mac(identity: bytes) -> str:
+    """Return the MAC address with which the owner of this identity makes a bridge; its beginning marks it as ours."""
+    return f"{_OUR_MAC_PREFIX}:{identity[0]:02x}:{identity[1]:02x}:{identity[2]:02x}"
 
 
 def add_bridge(name: str, mac: str) -> None:
@@ -35,7 +42,7 @@ def add_bridge(name: str, mac: str) -> None:
 
 
 def remove_bridge(name: str, mac: str) -> None:
-    """Delete the bridge `name` if it exists and carries our address; somebody else's stays.
+    """Delete the bridge `name` if one of our daemons made it and none but the owner of `mac` uses it any more.
 
     Raises OSError or SubprocessError when it cannot be deleted.
     """
@@ -43,8 +50,23 @@ def remove_bridge(name: str, mac: str) -> None:
         address = (_NETWORK_DEVICES / name / "address").read_text().strip()
     except OSError:
         return
-    if address == mac:
+    if address.startswith(_OUR_MAC_PREFIX) and not _has_other_users(name, mac):
         _ip("link", "delete", name)
+
+
+def _has_other_users(name: str, mac: str) -> bool:
+    """Look for the reaper of another daemon: its command line names the bridge it will look after at its end."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for position, word in enumerate(words[:-2]):
+            if word == b"--bridge" and words[position + 1] == name.encode() and words[position + 2] != mac.encode():
+                return True
+    return False
 
 
 def _ip(*words: str) -> None:

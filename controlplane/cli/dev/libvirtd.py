@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
-from controlplane.cli.dev.leftovers import add_bridge, leftovers_command, remove_bridge
+from controlplane.cli.dev.leftovers import add_bridge, bridge_mac, leftovers_command, remove_bridge
 from controlplane.cli.dev.libvirt_choice import SYSTEM_BIN_PATH, find_daemon, libvirt_answers
 from controlplane.cli.dev.private_mounts import private_mounts_command
 from controlplane.cli.dev.reaper import COMMAND_GRACE_S, DESCENDANT_GRACE_S, FINALLY_GRACE_S, reaper_command
@@ -74,7 +74,8 @@ class PrivateLibvirt:
 
     cache_dir: libvirt's cache, by default below the data directory. What libvirt learns about QEMU costs it 1.5 s the
         first time; tests with fresh data directories share one cache.
-    bridge: a bridge without address or DHCP to provide while none of that name exists, or None for no bridge.
+    bridge: a bridge without address or DHCP to provide while none of that name exists, or None for no bridge. Several
+        daemons share it; it goes with the last of them.
     tell: called with one line for the user where something was not as wished but the daemon runs.
     """
 
@@ -89,7 +90,7 @@ class PrivateLibvirt:
         self._data_dir = data_dir.absolute()
         self._cache_dir = (cache_dir or self._data_dir / "cache").absolute()
         self._run_dir = socket_directory(self._data_dir)
-        self._bridge = None if bridge is None else (bridge, _own_mac(self._data_dir))
+        self._bridge = None if bridge is None else (bridge, bridge_mac(_digest(self._data_dir)))
         self._tell = tell
         self._daemon = find_daemon()
         self._reaper: asyncio.subprocess.Process | None = None
@@ -295,11 +296,6 @@ def processes_inside(run_dir: Path) -> list[int]:
             if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
                 found.append(int(process.name))
     return found
-
-
-def _own_mac(data_dir: Path) -> str:
-    """Return the MAC address, always the same for a data directory, that marks its bridge as ours."""
-    return ":".join(f"{byte:02x}" for byte in b"\x52\x54\x00" + _digest(data_dir)[:3])
 
 
 def _digest(data_dir: Path) -> bytes:
