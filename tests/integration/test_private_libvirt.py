@@ -1,5 +1,6 @@
 """A real private libvirt daemon: that it answers, keeps what it is told to keep, and leaves nothing."""
 
+import asyncio
 import os
 import subprocess
 import sys
