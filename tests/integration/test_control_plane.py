@@ -386,3 +386,11 @@ async def test_cors_is_closed_by_default_and_a_restart_knows_everything(
         await again.stop()
         with contextlib.suppress(Exception):
             await again.stop()
+
+
+async def test_error_details_can_be_read_without_a_decoder(plane: RunningControlPlane) -> None:
+    answer = await plane.post("CreateVM", {"name": "", "spec": sound_spec()})
+    shown = {detail["type"]: detail["debug"] for detail in answer.document["details"]}
+    assert shown["google.rpc.ErrorInfo"]["reason"] == "FIELD_VIOLATIONS"
+    (violation,) = shown["google.rpc.BadRequest"]["fieldViolations"]
+    assert violation["field"] == "name"

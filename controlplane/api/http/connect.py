@@ -6,6 +6,7 @@ Every call goes through the same pipeline as over gRPC, so both transports answe
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +17,12 @@ from connectrpc.errors import ConnectError, ErrorDetail
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf import any_pb2, json_format
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from protobuf.wkt import Any as AnyMessage
+from protobuf.wkt import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
@@ -57,11 +60,23 @@ class ConnectContext:
         """See `set_code`."""
 
 
+class ReadableDetail(ErrorDetail):
+    """An error detail that JSON shows in plain words too, as the protocol's `debug`, beside its base64 bytes."""
+
+    def __init__(self, packed: any_pb2.Any) -> None:
+        super().__init__(AnyMessage(type_url=packed.type_url, value=packed.value))
+        fields = json_format.MessageToDict(packed)
+        fields.pop("@type")
+        self._readable = Struct.from_json(json.dumps(fields))
+
+    def value(self, desc_or_registry: Any = None) -> Any:
+        """What the library shows as `debug` when asked for no particular type."""
+        return self._readable if desc_or_registry is None else super().value(desc_or_registry)
+
+
 def to_connect_error(error: ApiError) -> ConnectError:
     """Encode an error with the same details that gRPC carries."""
-    details = [
-        ErrorDetail(AnyMessage(type_url=packed.type_url, value=packed.value)) for packed in to_status(error).details
-    ]
+    details = [ReadableDetail(packed) for packed in to_status(error).details]
     return ConnectError(_CONNECT_CODES[error.code], error.message, details)
 
 
