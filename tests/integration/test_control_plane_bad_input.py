@@ -321,6 +321,19 @@ async def test_thousands_of_faults_are_told_within_what_a_client_can_receive(pla
     assert error.violations[0].field == "node_id"
 
 
+async def test_list_that_is_too_long_is_refused_as_a_whole_on_both_wires(plane: RunningControlPlane) -> None:
+    request = vm_service_pb2.CreateVMRequest(name="x", labels={str(n): "" for n in range(65)})
+    request.spec.disks.extend(vm_pb2.DiskDevice() for _ in range(100_000))
+
+    error = await error_of(plane.vms.CreateVM(request, timeout=DEADLINE_S))
+    disks = [{"bus": "FLOPPY"}] * 100_000
+    answer = await plane.post("CreateVM", {"name": "x", "labels": dict(request.labels), "spec": {"disks": disks}})
+
+    assert [violation.field for violation in error.violations] == ["labels", "spec.disks"]
+    assert (answer.status, answer.faulty_fields[:2]) == (400, ["labels", "spec.disks"])
+    assert not any(field.startswith("spec.disks[") for field in answer.faulty_fields)
+
+
 @pytest.mark.parametrize("path", ["GetVM", "Nothing", "", "GetVM/", "../VMService/GetVM"])
 @pytest.mark.parametrize("http_method", ["GET", "PUT", "DELETE"])
 async def test_wrong_http_method_is_refused(plane: RunningControlPlane, http_method: str, path: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 from google.protobuf import json_format
@@ -19,6 +19,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message_factory import GetMessageClass
 
 from limiquantix.errors import FieldViolation
+from limiquantix.rpc.list_limits import item_limit, too_long
 
 MAX_REPORTED_FIELDS = 32
 """Ignored fields that are noted; a body can hold thousands."""
@@ -71,17 +72,21 @@ class DocumentCheck:
 
     def _field(self, value: Any, known: FieldDescriptor, path: str) -> Any:
         if known.message_type is not None and known.message_type.GetOptions().map_entry:
-            return self._map(value, known.message_type.fields_by_name["value"], path)
+            return self._map(value, known, path)
         if not known.is_repeated:
             return self._value(value, known, path)
         if not isinstance(value, list):
             raise _Unusable("must be a list")
+        _require_bounded(value, known)
         items = [self._read(self._value, item, known, f"{path}[{index}]") for index, item in enumerate(value)]
         return [item for item in items if item is not _NOTHING]
 
-    def _map(self, value: Any, entry: FieldDescriptor, path: str) -> dict[str, Any]:
+    def _map(self, value: Any, known: FieldDescriptor, path: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise _Unusable("must be an object of keys and values")
+        _require_bounded(value, known)
+        assert known.message_type is not None  # noqa: S101 - a map's entries are messages
+        entry = known.message_type.fields_by_name["value"]
         items = {key: self._read(self._value, item, entry, f'{path}["{key}"]') for key, item in value.items()}
         return {key: item for key, item in items.items() if item is not _NOTHING}
 
@@ -112,6 +117,13 @@ class DocumentCheck:
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _require_bounded(items: Sized, known: FieldDescriptor) -> None:
+    """Refuse a list that is too long as a whole: a body has room for millions of items, and each costs time."""
+    limit = item_limit(known)
+    if limit is not None and len(items) > limit:
+        raise _Unusable(too_long(known, "").description)
 
 
 def _scalar(value: Any, known: FieldDescriptor) -> Any:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-_RULES = "buf.validate.field"
+from limiquantix.rpc.list_limits import is_map, rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def canonicalise_ids(message: Message) -> None:
 
 @functools.cache
 def _ids_of(descriptor: Descriptor) -> _Ids:
-    fields = [field for field in descriptor.fields if not _is_map(field)]
+    fields = [field for field in descriptor.fields if not is_map(field)]
     ids = [field for field in fields if _is_id(field)]
     holders = [field for field in fields if field.message_type and _has_ids(field.message_type, frozenset())]
     return _Ids(
@@ -66,21 +65,12 @@ def _has_ids(descriptor: Descriptor, within: frozenset[str]) -> bool:
     return any(
         _is_id(field) or (field.message_type is not None and _has_ids(field.message_type, deeper))
         for field in descriptor.fields
-        if not _is_map(field)
+        if not is_map(field)
     )
 
 
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
-
-
 def _is_id(field: FieldDescriptor) -> bool:
-    rules = _rules_of(field)
+    rules = rules_of(field)
     if field.type != field.TYPE_STRING or rules is None:
         return False
     return bool(rules.repeated.items.string.uuid if field.is_repeated else rules.string.uuid)
-
-
-def _rules_of(field: FieldDescriptor) -> Any:
-    """Give the field's `buf.validate.FieldRules`; None if it has none."""
-    return next((rules for option, rules in field.GetOptions().ListFields() if option.full_name == _RULES), None)

@@ -26,7 +26,7 @@ from limiquantix.errors import (
     Unimplemented,
 )
 from limiquantix.rpc.canonical import canonicalise_ids
-from limiquantix.rpc.validation import Check, validate
+from limiquantix.rpc.validation import Check, require_bounded, validate
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ class CallPipeline:
             self._observer.call_finished(method, code, time.monotonic() - started_s)
 
     def _prepare(self, request: Message, found: Sequence[FieldViolation]) -> None:
+        require_bounded(request, found)
         canonicalise_ids(request)
         validate(request, self._checks, found)
 

@@ -11,6 +11,7 @@ import protovalidate
 from google.protobuf.message import Message
 
 from limiquantix.errors import FieldViolation, InvalidArgument
+from limiquantix.rpc.list_limits import overlong_lists
 
 Check = Callable[[Message], Iterable[FieldViolation]]
 
@@ -36,6 +37,16 @@ def violations_of(request: Message) -> list[FieldViolation]:
         FieldViolation(_field_path(v), v.proto.message or v.proto.rule_id)
         for v in _validator.collect_violations(request)
     ]
+
+
+def require_bounded(request: Message, found: Sequence[FieldViolation] = ()) -> None:
+    """Raise `InvalidArgument` if a list of the request is too long; first of all checks, since it bounds their cost.
+
+    Only then are faults not told all at once: `found`, and the lists, but not what is wrong elsewhere.
+    """
+    overlong = list(overlong_lists(request))
+    if overlong:
+        raise InvalidArgument.from_violations([*found, *overlong])
 
 
 def validate(request: Message, checks: Mapping[type[Message], Check], found: Sequence[FieldViolation] = ()) -> None:
