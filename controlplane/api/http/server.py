@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from limiquantix.rpc.server import AddressInUse
 
@@ -16,6 +17,9 @@ _BACKLOG = 512
 _GRACE_S = 5
 _MAX_CONCURRENT_CONNECTIONS = 2_000
 _KEEP_ALIVE_S = 75
+
+REQUEST_DEADLINE_S = 60.0
+"""From the first byte of a request, or from connecting, to its last: 16 MiB over 2.2 Mbit/s."""
 
 
 class _Server(uvicorn.Server):
@@ -26,11 +30,66 @@ class _Server(uvicorn.Server):
         yield
 
 
-class HttpServer:
-    """Owns one listening HTTP server."""
+class _Protocol(H11Protocol):
+    """uvicorn's connection, closed when its caller takes too long over a request.
 
-    def __init__(self, application: ASGIApp) -> None:
+    uvicorn itself waits for ever, so a few thousand callers that send nothing would keep all others out.
+    """
+
+    request_deadline_s = REQUEST_DEADLINE_S
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._set_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def _set_deadline(self) -> None:
+        """Let the clock run exactly while a request is under way to us."""
+        if not self._is_arriving() or self.transport.is_closing():
+            self._clear_deadline()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.request_deadline_s, self.transport.close)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _is_arriving(self) -> bool:
+        if self.cycle is None:
+            return True  # the first one; those after it begin with their first byte
+        if self.cycle.response_complete:
+            return bool(self.conn.trailing_data[0])
+        return self.cycle.more_body
+
+
+def _protocol(deadline_s: float) -> type[asyncio.Protocol]:
+    """Make the class that uvicorn makes its connections from."""
+    return type("Protocol", (_Protocol,), {"request_deadline_s": deadline_s})
+
+
+class HttpServer:
+    """Owns one listening HTTP server.
+
+    Args:
+        request_deadline_s: how long a request may take to arrive; what is later is cut off.
+    """
+
+    def __init__(self, application: ASGIApp, request_deadline_s: float = REQUEST_DEADLINE_S) -> None:
         self._application = application
+        self._request_deadline_s = request_deadline_s
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -46,6 +105,7 @@ class HttpServer:
         listener = _listen(address)
         config = uvicorn.Config(
             self._application,
+            http=_protocol(self._request_deadline_s),
             log_config=None,
             access_log=False,
             lifespan="off",

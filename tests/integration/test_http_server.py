@@ -1,0 +1,77 @@
+"""The HTTP server against callers that dawdle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from controlplane.api.http.server import HttpServer
+
+DEADLINE_S = 20.0
+WHOLE = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse(await Request(scope, receive).body())(scope, receive, send)
+
+
+@pytest_asyncio.fixture
+async def port() -> AsyncIterator[int]:
+    """A server that gives a request a tenth of a second to arrive."""
+    server = HttpServer(_echo, request_deadline_s=0.1)
+    yield await server.start("127.0.0.1:0")
+    await server.stop()
+
+
+async def _exchange(port: int, *pieces: bytes) -> bytes:
+    """Send the pieces and read until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"POST /", WHOLE[:-20], WHOLE[:-1]],
+    ids=["nothing", "half a line", "half the headers", "half the body"],
+)
+async def test_connection_whose_request_does_not_arrive_is_closed(port: int, beginning: bytes) -> None:
+    assert b"200 OK" not in await _exchange(port, beginning)
+
+
+async def test_second_request_that_does_not_arrive_closes_the_connection(port: int) -> None:
+    answer = await _exchange(port, WHOLE, WHOLE[:-1])
+
+    assert answer.count(b"200 OK") == 1
+
+
+async def test_request_that_arrives_is_answered_however_long_that_takes() -> None:
+    may_answer = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await may_answer.wait()
+        await _echo(scope, receive, send)
+
+    server = HttpServer(slow, request_deadline_s=0.05)
+    port = await server.start("127.0.0.1:0")
+    try:
+        dawdler = asyncio.create_task(_exchange(port, b"POST /"))
+        waiting = asyncio.create_task(_exchange(port, WHOLE.replace(b"Host: x", b"Host: x\r\nConnection: close")))
+        await dawdler  # cut off, so the deadline of the other has passed as well
+        await _exchange(port, b"POST /")
+        may_answer.set()
+        assert b"200 OK" in await waiting
+    finally:
+        await server.stop()
