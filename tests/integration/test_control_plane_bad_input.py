@@ -297,6 +297,18 @@ async def test_wrong_content_type_is_refused(plane: RunningControlPlane, content
     assert "Traceback" not in response.text
 
 
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "", "text/plain"])
+async def test_body_of_another_type_is_answered_with_the_header_to_send(
+    plane: RunningControlPlane, content_type: str
+) -> None:
+    response = await plane.http.post(
+        f"/{VM_SERVICE}/ListVMs", content="{}", headers={"content-type": content_type} if content_type else {}
+    )
+
+    assert (response.status_code, response.json()["code"]) == (415, "invalid_argument")
+    assert "'Content-Type: application/json'" in response.json()["message"]
+
+
 async def test_body_above_the_limit_is_refused(plane: RunningControlPlane) -> None:
     answer = await plane.post("CreateVM", '{"name":"' + "x" * (17 * 2**20) + '"}')
 

@@ -27,6 +27,7 @@ _CONNECT_HEADERS = (
     "authorization",
 )
 _GRPC = "application/grpc"
+_CONNECT_TYPES = ("application/json", "application/proto", "application/connect+", "application/grpc-web")
 _EXPOSED_HEADERS = ("grpc-status", "grpc-message", "grpc-status-details-bin", IGNORED_FIELDS_HEADER)
 
 
@@ -65,6 +66,9 @@ def _keeping_path(service: ServiceApplication) -> ASGIApp:
         if content_type == _GRPC or content_type.startswith(f"{_GRPC}+"):
             await _grpc_refused(scope, receive, send)
             return
+        if scope["method"] == "POST" and not content_type.startswith(_CONNECT_TYPES):
+            await _type_refused(scope, receive, send)
+            return
         await service({**scope, "root_path": ""}, receive, send)
 
     return app
@@ -73,6 +77,13 @@ def _keeping_path(service: ServiceApplication) -> ASGIApp:
 _grpc_refused = JSONResponse(
     {"code": "unimplemented", "message": "gRPC needs HTTP/2: use the gRPC port, or gRPC-Web or JSON here"},
     status_code=415,
+)
+
+
+_type_refused = JSONResponse(
+    {"code": "invalid_argument", "message": "say what the body is: send the header 'Content-Type: application/json'"},
+    status_code=415,
+    headers={"Accept-Post": "application/json, application/proto"},
 )
 
 
