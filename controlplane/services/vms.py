@@ -30,7 +30,7 @@ from controlplane.services.vm_updates import VmChange, change_of
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import DisplayConfig
-from limiquantix.errors import ApiError, NotFound
+from limiquantix.errors import ApiError, DeadlineExceeded, NotFound, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
 _log = structlog.get_logger(__name__)
@@ -210,6 +210,8 @@ class VmService:
                 node_v1.ReconfigureVMRequest(vm_id=vm.id, name=vm.name, spec=new_spec, labels=updated.labels)
             )
         except BaseException as error:
+            if isinstance(error, Unavailable | DeadlineExceeded):
+                await _restore_on_host(vm, daemon)
             await self.store.run(lambda tx: self._undo_change(tx, vm, grown))
             if isinstance(error, ApiError):
                 raise in_callers_words(error) from error
@@ -363,6 +365,18 @@ async def _remove(tx: Transaction, vm_id: str) -> None:
     vm = await tx.get_vm(vm_id)
     if vm is not None and await tx.delete_vm(vm_id):
         await tx.release(vm.node_id, Capacity(vm.vcpu_count, vm.memory_bytes))
+
+
+async def _restore_on_host(before: Vm, daemon: NodeDaemon) -> None:
+    """Give a VM its old definition again, of which nobody knows whether the host replaced it. Raises no `ApiError`."""
+    try:
+        await daemon.reconfigure_vm(
+            node_v1.ReconfigureVMRequest(
+                vm_id=before.id, name=before.name, spec=to_node_spec(before.spec), labels=before.labels
+            )
+        )
+    except ApiError as error:
+        _log.warning("undo_left_definition_on_node", vm_id=before.id, node_id=before.node_id, reason=error.reason)
 
 
 async def _ignoring_absence(call: Awaitable[None]) -> None:

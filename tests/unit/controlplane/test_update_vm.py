@@ -214,6 +214,18 @@ async def test_resize_the_host_refuses_is_undone(
     assert await world.allocated(vm.node_id) == Capacity(2, 512 * MIB)
 
 
+async def test_resize_whose_answer_is_lost_is_undone_on_the_host_too(world: World, vm: Vm) -> None:
+    host = world.host_of(vm)
+    defined = host.vms[vm.id].spec
+    host.fail("reconfigure_vm", unreachable(), after_acting=True, times=1)
+
+    with pytest.raises(Unavailable):
+        await world.vms.update(update(vm, "spec.cpu.cores", spec=size(4, 512)))
+
+    assert host.vms[vm.id].spec == defined
+    assert (await world.vms.get(vm.id)).spec == vm.spec
+
+
 async def test_shrink_the_host_refuses_is_undone_though_others_wait_for_room(world: World, vm: Vm) -> None:
     host = world.host_of(vm)
     await world.create("filler", cores=14)
