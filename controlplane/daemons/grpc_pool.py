@@ -70,7 +70,7 @@ class GrpcNodeDaemon:
         await self._call(self._stub.CreateVM, request, self._timeouts.create_s)
 
     async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
-        await self._call(self._stub.ReconfigureVM, request, self._timeouts.power_s)
+        await self._call(self._stub.ReconfigureVM, request, self._timeouts.create_s)
 
     async def delete_vm(self, vm_id: str) -> None:
         await self._call(self._stub.DeleteVM, _vm(vm_id), self._timeouts.create_s)

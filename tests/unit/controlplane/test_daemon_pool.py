@@ -11,7 +11,7 @@ import pytest
 from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
 from controlplane.domain.node import Node
 from limiquantix.errors import DeadlineExceeded, FailedPrecondition, Internal, Reason, Unavailable
-from limiquantix.node.v1.node_daemon_pb2 import CreateVMOnNodeRequest, VMSpec
+from limiquantix.node.v1.node_daemon_pb2 import CreateVMOnNodeRequest, ReconfigureVMRequest, VMSpec
 from limiquantix.rpc.server import RpcServer
 from tests.support.builders import make_id, make_node
 from tests.support.fake_daemons import FakeDaemon, serve
@@ -102,6 +102,24 @@ async def test_cancelled_caller_stays_cancelled(pool: GrpcDaemonPool, host: tupl
     with pytest.raises(asyncio.CancelledError):
         await starting
     gate.release()
+
+
+async def test_reconfigure_gets_the_time_that_disks_take(host: tuple[FakeDaemon, Node]) -> None:
+    daemon, node = host
+    vm_id = await put_vm(daemon)
+    gate, slow_start = daemon.hold("reconfigure_vm"), daemon.hold("start_vm")
+    pool = GrpcDaemonPool(CallTimeouts(query_s=0.1, power_s=0.1, create_s=30))
+    request = ReconfigureVMRequest(vm_id=vm_id, name="t", spec=VMSpec(cpu_cores=2, memory_mib=128))
+    reconfiguring = asyncio.ensure_future(pool.daemon(node).reconfigure_vm(request))
+    await gate.entered.wait()
+
+    with pytest.raises(DeadlineExceeded):  # by now the time of a power operation has passed
+        await pool.daemon(node).start_vm(vm_id)
+    gate.release()
+
+    await reconfiguring
+    slow_start.release()
+    await pool.close()
 
 
 async def test_node_without_endpoint_is_unavailable(pool: GrpcDaemonPool) -> None:
