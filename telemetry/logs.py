@@ -69,8 +69,17 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO | None =
 
 def _renderers(log_format: LogFormat, stream: TextIO) -> list[structlog.types.Processor]:
     if log_format is LogFormat.CONSOLE:
-        return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)]
+        return [_on_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+
+
+def _on_one_line(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Escape control characters of the message, as the renderer does with the facts.
+
+    A message of the standard library's loggers has its facts inside; one with a line break could pose as a second line.
+    """
+    message = str(event.get("event", ""))
+    return {**event, "event": "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)}
 
 
 def _to_json(event: Any, default: Any) -> str:

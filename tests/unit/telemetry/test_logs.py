@@ -67,3 +67,12 @@ def test_console_lines_are_for_people() -> None:
 def test_unknown_level_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(ValueError, match="debug, info, warning, error"):
         configure_logging("loud", LogFormat.JSON)
+
+
+def test_hostile_text_begins_no_line_of_its_own_on_the_console() -> None:
+    stream = io.StringIO()
+    configure_logging("info", LogFormat.CONSOLE, stream)
+    structlog.get_logger("a").warning("refused", name="x\n2026 forged\x1b[2J")
+    logging.getLogger("b").warning("refused %s", "x\n2026 forged\x1b[2J")
+    assert len(stream.getvalue().splitlines()) == 2
+    assert "\x1b" not in stream.getvalue()
