@@ -21,6 +21,7 @@ set -eu
 # busybox-static; where the other busybox is installed, which it would replace, it is downloaded only.)
 needs='qemu-system-x86
 qemu-utils
+ovmf
 libvirt-daemon libvirt-daemon-system
 libvirt-daemon-driver-qemu
 libvirt-clients

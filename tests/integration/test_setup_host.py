@@ -27,6 +27,7 @@ def pretend_installed(directory: Path, *packages: str) -> str:
 
 ALL_BUT_GENISOIMAGE_AND_QEMU_UTILS = (
     "qemu-system-x86",
+    "ovmf",
     "libvirt-daemon-system",
     "libvirt-daemon-driver-qemu",
     "libvirt-clients",
