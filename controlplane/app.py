@@ -113,6 +113,7 @@ class ControlPlane:
                 [ServiceApplication(descriptor, servicer, pipeline) for descriptor, servicer in served],
                 routes({"database": store.ping}, registry, utc_now(), names),
                 config.http.cors_origins,
+                config.http.accepted_hosts,
             )
         )
         self._background: asyncio.Task[None] | None = None

@@ -21,6 +21,9 @@ DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/controlplane.yaml")
 DEFAULT_DATABASE_URL = "sqlite:////var/lib/limiquantix/controlplane/limiquantix.db"
 
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
+
+
 class LogStyle(enum.StrEnum):
     """How log lines look."""
 
@@ -76,6 +79,16 @@ class HttpSettings(ListenSettings):
 
     listen_address: str = "127.0.0.1:8080"
     cors_origins: list[str] = Field(default_factory=list)
+    allowed_hosts: list[str] = Field(default_factory=list)
+    """Names in a request's Host header; none given means this machine's loopback names on a loopback listener, and any
+    elsewhere."""
+
+    @property
+    def accepted_hosts(self) -> list[str]:
+        """The names to accept, "*" for any."""
+        if self.allowed_hosts:
+            return self.allowed_hosts
+        return list(LOOPBACK_NAMES) if is_loopback(self.listen_address) else ["*"]
 
 
 class GrpcSettings(ListenSettings):

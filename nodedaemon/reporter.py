@@ -165,6 +165,9 @@ class Reporter:
                 )
         except (ApiError, TimeoutError) as error:
             trouble = str(error) or type(error).__name__
+        except Exception:  # noqa: BLE001 - a defect here must not end the reporting of changes
+            _log.exception("full_state_report_failed")
+            trouble = "defect, see the log line before"
         finally:
             self._is_syncing = False
             self._wake.set()

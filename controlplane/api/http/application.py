@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
@@ -32,15 +33,20 @@ _EXPOSED_HEADERS = ("grpc-status", "grpc-message", "grpc-status-details-bin", IG
 
 
 def build_application(
-    services: Iterable[ServiceApplication], routes: Iterable[BaseRoute], cors_origins: Sequence[str]
+    services: Iterable[ServiceApplication],
+    routes: Iterable[BaseRoute],
+    cors_origins: Sequence[str],
+    allowed_hosts: Sequence[str] = ("*",),
 ) -> ASGIApp:
     """Assemble the application.
 
     Args:
         cors_origins: origins whose pages may call the API from a browser; none by default.
+        allowed_hosts: names by which requests may address this server, "*" for any. A page whose own name was made to
+            resolve to this machine (DNS rebinding) is of the same origin for its browser; only the name gives it away.
     """
     mounts = [Mount(service.path, app=_keeping_path(service)) for service in services]
-    middleware = []
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
     if cors_origins:
         middleware.append(
             Middleware(
