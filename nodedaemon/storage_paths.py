@@ -2,7 +2,8 @@
 
 The layout is `{root}/{vm_id}/` for a VM's own images and `{root}/templates/` for what VMs are made from; everything
 else below the root (ISO images, kernels) may be used by any VM. A path of a request is taken relative to the root,
-symbolic links are followed first, and a refusal never tells whether a file outside exists.
+symbolic links are followed first, and neither a refusal nor its absence tells whether a file outside, or another VM's,
+exists: where a path leads is judged before what is there.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ class StoragePaths:
         Raises:
             PathRefused: it is not there, not a regular file, outside, or another VM's.
         """
-        path = self._resolve(text)
+        path = self._locate(text)
         owner = _owner_of(path.relative_to(self._root).parts)
         if owner is not None and owner != str(uuid.UUID(vm_id)):
             raise PathRefused("names a file of another VM")
-        return path
+        return _existing(path)
 
     def resolve_disk(self, text: str, vm_id: str, image_format: DiskFormat, *, readonly: bool) -> Path:
         """Find an existing image that VM `vm_id` may use as a disk of this format.
@@ -86,9 +87,10 @@ class StoragePaths:
         Raises:
             PathRefused: it is not below `templates/`, its name does not tell its format, or it leads outside.
         """
-        path = self._resolve(text)
+        path = self._locate(text)
         if not self._is_template(path):
             raise PathRefused(f"must name a file below {TEMPLATES}/ of the node's storage path")
+        path = _existing(path)
         image_format = _TEMPLATE_FORMATS.get(path.suffix)
         if image_format is None:
             raise PathRefused("must end in .qcow2 or .raw: the format is taken from the name, never guessed")
@@ -96,14 +98,33 @@ class StoragePaths:
             return Template(path, image_format, path.stat().st_size)
         return Template(path, image_format, self._check_chain(path, None))
 
-    def _resolve(self, text: str) -> Path:
+    def _locate(self, text: str) -> Path:
+        """Follow links and `..` to a place below the root, whether or not anything is there."""
+        wanted = self._root / text
+        if self._climbs_out(wanted):
+            raise PathRefused(_OUTSIDE)
         try:
-            path = (self._root / text).resolve(strict=True)
+            path = wanted.resolve()
         except (OSError, ValueError, RuntimeError) as error:
             raise PathRefused(_OUTSIDE) from error
-        if not path.is_relative_to(self._root) or not path.is_file():
+        if not path.is_relative_to(self._root):
             raise PathRefused(_OUTSIDE)
         return path
+
+    def _climbs_out(self, path: Path) -> bool:
+        """Tell whether a `..` is taken anywhere but below the root.
+
+        Such a path may lead back inside, and then it would be found or not as what it passes on its way outside exists.
+        """
+        passed: list[str] = []
+        for part in path.parts:
+            if part != "..":
+                passed.append(part)
+                continue
+            passed.pop()
+            if not Path(*passed).is_relative_to(self._root):
+                return True
+        return False
 
     def _is_template(self, path: Path) -> bool:
         return path.is_relative_to(self._root / TEMPLATES)
@@ -133,13 +154,23 @@ class StoragePaths:
         if ":" in name.partition("/")[0]:
             raise PathRefused("has a backing file that is not a plain file")
         try:
-            backing = self._resolve(str(image.parent / name))
+            backing = self._locate(str(image.parent / name))
+            is_own = vm_id is not None and backing.is_relative_to(self.vm_dir(vm_id))
+            if is_own or self._is_template(backing):
+                return _existing(backing)
         except PathRefused as error:
             raise PathRefused("has a backing file that is missing or outside the node's storage path") from error
-        is_own = vm_id is not None and backing.is_relative_to(self.vm_dir(vm_id))
-        if not (is_own or self._is_template(backing)):
-            raise PathRefused(f"has a backing file that is not below {TEMPLATES}/")
-        return backing
+        raise PathRefused(f"has a backing file that is not below {TEMPLATES}/")
+
+
+def _existing(path: Path) -> Path:
+    """Require a regular file at a place that was located before."""
+    try:
+        if path.resolve(strict=True) == path and path.is_file():
+            return path
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PathRefused(_OUTSIDE) from error
+    raise PathRefused(_OUTSIDE)
 
 
 def _owner_of(parts: tuple[str, ...]) -> str | None:
