@@ -40,12 +40,18 @@ class GoneVm:
 
 
 class VmObserver:
-    """The only reader of VM states in the daemon; any number of readings may run at once."""
+    """The only reader of VM states in the daemon; any number of readings may run at once.
 
-    def __init__(self, hypervisor: Hypervisor, changes: StateChanges) -> None:
+    Args:
+        now_s: the clock of CPU use, see `CpuUsage`.
+    """
+
+    def __init__(
+        self, hypervisor: Hypervisor, changes: StateChanges, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._hypervisor = hypervisor
         self._changes = changes
-        self._cpu = CpuUsage()
+        self._cpu = CpuUsage(now_s)
 
     @property
     def position(self) -> int:
