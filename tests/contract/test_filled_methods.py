@@ -20,9 +20,15 @@ from controlplane.api.vm_servicer import VmServicer
 from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, vm_service_pb2
 from limiquantix.errors import Code, Reason
 from limiquantix.node.v1 import node_daemon_pb2
-from limiquantix.rpc.pipeline import is_filled
+from limiquantix.node.v1.node_daemon_pb2_grpc import add_NodeDaemonServiceServicer_to_server
+from limiquantix.rpc.channel import open_channel
+from limiquantix.rpc.pipeline import CallPipeline, is_filled
+from limiquantix.rpc.server import RpcServer
 from limiquantix.rpc.status import from_rpc_error
+from nodedaemon.servicer import SERVICE as NODE_DAEMON
 from nodedaemon.servicer import NodeDaemonServicer
+from telemetry.metrics import RpcMetrics, build_registry
+from tests.support.node_daemon_parts import node_daemon_parts
 from tests.support.running_control_plane import DEADLINE_S, RunningControlPlane, running_control_plane
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -61,6 +67,9 @@ SERVED_HERE = [
 ]
 
 
+METHODS = {f"{service.name}.{method.name}": method for service in SERVICES for method in service.methods}
+
+
 def path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
@@ -76,6 +85,23 @@ async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runni
         yield running
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def channels(
+    plane: RunningControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, grpc.aio.Channel]]:
+    """Channels to the control plane and to a node daemon, by package."""
+    async with node_daemon_parts(tmp_path_factory.mktemp("node")) as daemon:
+        server = RpcServer(
+            CallPipeline({}, RpcMetrics(build_registry())),
+            [NODE_DAEMON],
+            lambda s: add_NodeDaemonServiceServicer_to_server(daemon.servicer, s),
+        )
+        port = await server.start("127.0.0.1:0")
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            yield {"limiquantix.compute.v1": plane.channel, "limiquantix.node.v1": channel}
+        await server.stop(0)
+
+
 @pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
 async def test_methods_a_servicer_defines_are_those_listed(service: ServiceDescriptor) -> None:
     servicer = SERVICERS[service.full_name]
@@ -85,8 +111,9 @@ async def test_methods_a_servicer_defines_are_those_listed(service: ServiceDescr
     ]
 
 
-async def grpc_outcome(plane: RunningControlPlane, method: MethodDescriptor) -> tuple[Code | None, str]:
+async def grpc_outcome(channels: dict[str, grpc.aio.Channel], method: MethodDescriptor) -> tuple[Code | None, str]:
     """Call with an empty request; gives the error's code and reason, or None for an answer."""
+    channel = channels[method.containing_service.file.package]
     request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
     coding: dict[str, Any] = {
         "request_serializer": request.SerializeToString,
@@ -94,26 +121,73 @@ async def grpc_outcome(plane: RunningControlPlane, method: MethodDescriptor) -> 
     }
     try:
         if method.server_streaming:
-            async for _ in plane.channel.unary_stream(path(method), **coding)(request(), timeout=DEADLINE_S):
+            async for _ in channel.unary_stream(path(method), **coding)(request(), timeout=DEADLINE_S):
                 break
         else:
-            await plane.channel.unary_unary(path(method), **coding)(request(), timeout=DEADLINE_S)
+            await channel.unary_unary(path(method), **coding)(request(), timeout=DEADLINE_S)
     except grpc.aio.AioRpcError as error:
-        decoded = from_rpc_error(error, peer="the control plane")
+        decoded = from_rpc_error(error, peer="the daemon")
         return decoded.code, decoded.reason
     return None, ""
 
 
-@pytest.mark.parametrize("method", SERVED_HERE, ids=lambda method: method.full_name.rpartition("v1.")[2])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 async def test_method_is_filled_or_unimplemented_over_grpc(
-    plane: RunningControlPlane, method: MethodDescriptor
+    channels: dict[str, grpc.aio.Channel], method: MethodDescriptor
 ) -> None:
-    code, reason = await grpc_outcome(plane, method)
+    code, reason = await grpc_outcome(channels, method)
 
     if filled(method):
         assert code in {None, Code.INVALID_ARGUMENT}
     else:
         assert (code, reason) == (Code.UNIMPLEMENTED, Reason.NOT_IMPLEMENTED)
+
+
+async def assert_unimplemented(channels: dict[str, grpc.aio.Channel], *names: str) -> None:
+    for name in names:
+        outcome = await grpc_outcome(channels, METHODS[name])
+        assert outcome == (Code.UNIMPLEMENTED, Reason.NOT_IMPLEMENTED), name
+
+
+async def test_fault_08_balancing_is_not_pretended_while_nothing_migrates(
+    channels: dict[str, grpc.aio.Channel],
+) -> None:
+    of_daemon = [f"NodeDaemonService.{name}" for name in ("PrepareMigration", "ReceiveMigration", "MigrateVM")]
+    await assert_unimplemented(channels, "VMService.MigrateVM", *of_daemon)
+    assert not [name for name in METHODS if "drs" in name.lower() or "recommendation" in name.lower()]
+
+
+async def test_fault_09_drain_is_not_pretended(channels: dict[str, grpc.aio.Channel]) -> None:
+    await assert_unimplemented(channels, "NodeService.DrainNode")
+
+
+async def test_fault_10_suspend_is_not_pretended(channels: dict[str, grpc.aio.Channel]) -> None:
+    await assert_unimplemented(channels, "VMService.SuspendVM")
+
+
+@pytest.mark.parametrize("service", ["VMService", "NodeDaemonService"])
+async def test_fault_14_attaching_and_detaching_is_not_pretended(
+    channels: dict[str, grpc.aio.Channel], service: str
+) -> None:
+    await assert_unimplemented(
+        channels, *(f"{service}.{name}" for name in ("AttachDisk", "DetachDisk", "AttachNIC", "DetachNIC"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("service", "revert"), [("VMService", "RevertToSnapshot"), ("NodeDaemonService", "RevertSnapshot")]
+)
+async def test_fault_15_snapshots_are_not_invented(
+    channels: dict[str, grpc.aio.Channel], service: str, revert: str
+) -> None:
+    methods = ("CreateSnapshot", "ListSnapshots", "DeleteSnapshot", revert)
+    await assert_unimplemented(channels, *(f"{service}.{name}" for name in methods))
+
+
+async def test_fault_17_event_stream_is_refused_rather_than_filled_with_made_up_heartbeats(
+    channels: dict[str, grpc.aio.Channel],
+) -> None:
+    await assert_unimplemented(channels, "NodeDaemonService.StreamEvents", "NodeService.StreamEvents")
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"id": 7, "vmId": "x", "nonsense": true}'], ids=["empty", "nonsense"])

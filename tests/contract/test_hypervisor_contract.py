@@ -11,7 +11,7 @@ import pytest
 
 from hypervisor.base import Hypervisor
 from hypervisor.errors import ConsoleAbsent, GuestDidNotStop, Refused, VmExists, VmNotFound, WrongState
-from hypervisor.types import EventKind, PowerState, VmEvent
+from hypervisor.types import EventKind, PowerState, VmEvent, VncConsole
 from tests.contract.conftest import BackendHost
 
 DEADLINE_S = 30
@@ -115,7 +115,7 @@ async def test_create_of_a_taken_id_with_another_configuration_is_refused(
         await backend.create(dataclasses.replace(config, memory_mib=config.memory_mib * 2))
 
 
-async def test_create_with_a_name_made_to_break_xml_keeps_it(backend: Hypervisor, host: BackendHost) -> None:
+async def test_fault_12_create_with_a_name_made_to_break_xml_keeps_it(backend: Hypervisor, host: BackendHost) -> None:
     config = dataclasses.replace(host.config(), name="a'><&\"b ü")
     await backend.create(config)
     assert (await backend.status(config.vm_id)).name == config.name
@@ -289,7 +289,9 @@ async def test_power_operations_on_a_stopped_vm_are_wrong_states(backend: Hyperv
         assert caught.value.state == "stopped"
 
 
-async def test_console_listens_on_the_host_itself_while_the_vm_runs(backend: Hypervisor, host: BackendHost) -> None:
+async def test_fault_11_console_listens_on_the_host_itself_while_the_vm_runs(
+    backend: Hypervisor, host: BackendHost
+) -> None:
     config = host.config(with_console=True)
     await backend.create(config)
     with pytest.raises(ConsoleAbsent):
@@ -298,6 +300,17 @@ async def test_console_listens_on_the_host_itself_while_the_vm_runs(backend: Hyp
     console = await backend.console(config.vm_id)
     assert (console.kind, console.host, console.password) == ("vnc", "127.0.0.1", "secret12")
     assert console.port >= 5900
+
+
+async def test_fault_11_console_without_a_password_gets_one_of_its_own(backend: Hypervisor, host: BackendHost) -> None:
+    passwords = set()
+    for _ in range(2):
+        config = dataclasses.replace(host.config(), vnc=VncConsole())
+        await backend.create(config)
+        await backend.start(config.vm_id)
+        passwords.add((await backend.console(config.vm_id)).password)
+    assert len(passwords) == 2
+    assert all(len(password) == 8 for password in passwords)
 
 
 async def test_console_of_a_vm_without_one_is_absent(backend: Hypervisor, host: BackendHost) -> None:

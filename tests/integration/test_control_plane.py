@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import httpx
@@ -181,6 +182,15 @@ async def test_fault_01_unplaced_vm_is_refused_with_a_reason_per_node_and_not_st
     assert error.metadata == {"node.host-a": "cpu: needs 1000 vCPUs, 14 of 14 free"}
     assert dict(answer.detail(ErrorInfo).metadata) == dict(error.metadata)
     await plane.assert_no_trace_of_vms()
+
+
+async def test_fault_23_new_control_plane_has_no_nodes_and_no_vms_and_places_none(tmp_path: Path) -> None:
+    async with running_control_plane(tmp_path, with_node=False) as new:
+        assert (await new.post("ListNodes", {}, NODE_SERVICE)).document == {}
+        assert (await new.post("ListVMs", {})).document == {}
+        error, _ = await new.refused("CreateVM", sound_body())
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, Reason.NO_NODE_FITS)
+        assert (await new.post("ListVMs", {})).document == {}
 
 
 async def test_fault_02_host_that_is_gone_is_unavailable_and_the_state_stays(plane: RunningControlPlane) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -89,7 +90,7 @@ async def test_reboot_of_a_deaf_guest_resets_it(host: Host) -> None:
     assert (await host.backend.status(config.vm_id)).state is PowerState.RUNNING
 
 
-async def test_hung_guest_hides_no_other_and_can_be_killed(host: Host) -> None:
+async def test_fault_18_hung_guest_hides_no_other_and_can_be_killed(host: Host) -> None:
     hung, other = await host.start(host.config()), await host.start(host.config())
     os.kill(find_processes([hung.vm_id])[hung.vm_id].pid, signal.SIGSTOP)
     for _ in range(3):
@@ -121,6 +122,14 @@ async def test_started_at_is_when_the_process_started_for_every_observer(host: H
     started_at_s = (await host.backend.status(config.vm_id)).started_at_s
     assert started_at_s is not None
     assert before_s - 0.1 <= started_at_s <= time.time()
+
+
+async def test_fault_11_process_of_a_vm_listens_on_loopback_for_its_console_and_on_nothing_else(host: Host) -> None:
+    config = await host.start(dataclasses.replace(host.config(), vnc=VncConsole()))
+    console = await host.backend.console(config.vm_id)
+    process = psutil.Process(find_processes([config.vm_id])[config.vm_id].pid)
+    sockets = [socket for socket in process.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
+    assert [(socket.laddr.ip, socket.laddr.port) for socket in sockets] == [("127.0.0.1", console.port)]
 
 
 async def test_qemu_accepts_disks_and_cards_of_every_kind(host: Host) -> None:

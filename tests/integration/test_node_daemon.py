@@ -184,7 +184,7 @@ async def test_create_the_hypervisor_refuses_leaves_no_file_and_no_vm(tmp_path: 
         assert list((await node.ListVMs(Empty())).vms) == []
 
 
-async def test_bad_paths_are_all_named_at_once_without_telling_of_the_host(tmp_path: Path) -> None:
+async def test_fault_19_bad_paths_are_all_named_at_once_without_telling_of_the_host(tmp_path: Path) -> None:
     async with node_daemon(tmp_path, "") as daemon, client(daemon) as node:
         request = create_request()
         request.spec.disks[0].path = "/etc/passwd"

@@ -29,7 +29,7 @@ def write(directory: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_listen_on_this_machine_only() -> None:
+def test_fault_11_defaults_listen_on_this_machine_only() -> None:
     config = load_config(None, {})
 
     assert is_loopback(config.http.listen_address)

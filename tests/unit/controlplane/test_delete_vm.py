@@ -15,7 +15,7 @@ from tests.support.fake_daemons import RUNNING, unreachable
 NOTHING = Capacity(0, 0)
 
 
-async def test_stopped_vm_is_deleted_everywhere_and_its_room_returned(world: World) -> None:
+async def test_fault_25_stopped_vm_is_deleted_everywhere_and_its_room_returned(world: World) -> None:
     node = await world.add_node()
     vm = await world.create(cores=4)
 
@@ -62,7 +62,7 @@ async def test_vm_the_host_no_longer_has_is_deleted_with_force(world: World) -> 
     assert await world.stored(vm.id) is None
 
 
-async def test_inventory_only_forgets_the_vm_and_leaves_the_host_alone(world: World) -> None:
+async def test_fault_25_inventory_only_forgets_the_vm_and_leaves_the_host_alone(world: World) -> None:
     node = await world.add_node()
     vm = await world.create(start=True)
     host = world.host_of(vm)

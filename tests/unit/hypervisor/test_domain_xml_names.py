@@ -26,7 +26,7 @@ def through_libvirt(config: VmConfig) -> etree._Element:
 
 
 @given(name=ANY_TEXT)
-def test_name_of_any_characters_comes_back_from_the_definition(name: str) -> None:
+def test_fault_12_name_of_any_characters_comes_back_from_the_definition(name: str) -> None:
     config = dataclasses.replace(MINIMAL, name=name)
     tree = through_libvirt(config)
     mark = read_mark(tree)

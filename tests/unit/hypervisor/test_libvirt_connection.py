@@ -88,7 +88,7 @@ async def test_call_that_hangs_is_given_up_at_its_deadline(connection: LibvirtCo
     hang.let_go()
 
 
-async def test_changes_of_one_vm_wait_for_a_hung_one_and_others_do_not(connection: LibvirtConnection) -> None:
+async def test_fault_18_changes_of_one_vm_wait_for_a_hung_one_and_others_do_not(connection: LibvirtConnection) -> None:
     hang, order = Hang(), []
     with pytest.raises(Unavailable):
         await connection.run(hang, lane=Lane.CHANGE, vm_id=VM, deadline_s=0.05)
@@ -99,7 +99,7 @@ async def test_changes_of_one_vm_wait_for_a_hung_one_and_others_do_not(connectio
     assert order == ["other", "same"]
 
 
-async def test_looking_works_while_every_change_hangs_and_further_changes_are_refused_at_once(
+async def test_fault_18_looking_works_while_every_change_hangs_and_further_changes_are_refused_at_once(
     connection: LibvirtConnection,
 ) -> None:
     hangs = [Hang() for _ in range(Lane.CHANGE.thread_count)]

@@ -142,7 +142,7 @@ async def test_start_beyond_the_hosts_memory_is_refused_with_the_numbers(clock: 
         await running(hypervisor, vm(memory_mib=600))
 
 
-async def test_cpu_time_grows_with_time_load_and_vcpus_and_stands_while_paused(clock: Clock) -> None:
+async def test_fault_23_cpu_time_grows_with_time_load_and_vcpus_and_stands_while_paused(clock: Clock) -> None:
     hypervisor = await mock(clock)
     vm_id = await running(hypervisor, vm(vcpus=4))
     await hypervisor.set_load(vm_id, 0.5)
@@ -158,7 +158,7 @@ async def test_cpu_time_grows_with_time_load_and_vcpus_and_stands_while_paused(c
     assert (await hypervisor.status(vm_id)).cpu_time_ns == pytest.approx(used_ns)
 
 
-async def test_memory_used_moves_and_stays_below_the_total(clock: Clock) -> None:
+async def test_fault_23_memory_used_moves_and_stays_below_the_total(clock: Clock) -> None:
     hypervisor = await mock(clock)
     vm_id = await running(hypervisor)
     seen = set()

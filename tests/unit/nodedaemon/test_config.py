@@ -20,7 +20,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_listen_on_the_loopback_address_only() -> None:
+def test_fault_11_defaults_listen_on_the_loopback_address_only() -> None:
     config = load_config(None, {})
     assert config.server.listen_address == "127.0.0.1:9090"
     assert config.server.metrics_port == 9091

@@ -1,0 +1,63 @@
+"""A node daemon's parts on the mock hypervisor, put together as its composition root does, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisor.mock import MockHypervisor
+from limiquantix.node.v1 import node_daemon_pb2 as pb
+from nodedaemon.change_count import StateChanges
+from nodedaemon.disk_images import DiskImages
+from nodedaemon.host_report import HostReport
+from nodedaemon.observer import VmObserver
+from nodedaemon.servicer import NodeDaemonServicer
+from nodedaemon.storage_paths import StoragePaths
+from nodedaemon.vm_actor import VmActors
+from telemetry.host import UsageSampler
+
+
+@dataclass
+class NodeDaemonParts:
+    """A node daemon's parts on the mock, without a wire."""
+
+    hypervisor: MockHypervisor
+    servicer: NodeDaemonServicer
+    report: HostReport
+    paths: StoragePaths
+
+    async def create(self, *, disk_count: int = 0, vcpu_count: int = 1) -> str:
+        disks = [pb.DiskSpec(id=str(uuid.uuid4()), size_gib=1) for _ in range(disk_count)]
+        spec = pb.VMSpec(cpu_cores=vcpu_count, memory_mib=64, disks=disks)
+        vm_id = str(uuid.uuid4())
+        await self.servicer.CreateVM(pb.CreateVMOnNodeRequest(vm_id=vm_id, name="web", spec=spec), None)
+        return vm_id
+
+    async def start(self, vm_id: str) -> None:
+        await self.servicer.StartVM(pb.VMIdRequest(vm_id=vm_id), None)
+
+    async def status(self, vm_id: str) -> pb.VMStatusResponse:
+        return await self.servicer.GetVMStatus(pb.VMIdRequest(vm_id=vm_id), None)
+
+
+@asynccontextmanager
+async def node_daemon_parts(
+    directory: Path, now_s: Callable[[], float] = time.time, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> AsyncIterator[NodeDaemonParts]:
+    hypervisor = MockHypervisor(now_s=now_s, sleep=sleep)
+    await hypervisor.open()
+    observer = VmObserver(hypervisor, StateChanges(1), now_s)
+    paths = StoragePaths(directory)
+    report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
+    actors = VmActors(max_concurrent=16, max_queued=16)
+    servicer = NodeDaemonServicer(  # type: ignore[abstract]
+        hypervisor, observer, actors, DiskImages(paths), paths, report
+    )
+    yield NodeDaemonParts(hypervisor, servicer, report, paths)
+    await actors.close(0)
+    await hypervisor.close()
