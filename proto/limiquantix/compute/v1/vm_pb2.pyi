@@ -1561,7 +1561,7 @@ class DisplayConfig(_message.Message):
     DISPLAYS_FIELD_NUMBER: _builtins.int
     type: Global___DisplayConfig.DisplayType.ValueType
     listen_address: _builtins.str
-    """Empty or a loopback address; consoles listen on the host's loopback address only."""
+    """Empty, 127.0.0.1 or localhost; consoles listen on the host's loopback address only."""
     port: _builtins.int
     """TCP port on the host; 0 takes a free one."""
     password: _builtins.str
