@@ -77,6 +77,7 @@ async def test_health_after_close_is_bad_without_raising(backend: Hypervisor) ->
 async def test_close_twice_succeeds(backend: Hypervisor) -> None:
     await backend.close()
     await backend.close()
+    assert not (await backend.health()).healthy
 
 
 async def test_capabilities_name_a_host_of_some_size(backend: Hypervisor) -> None:
@@ -139,7 +140,9 @@ async def test_stop_and_reconfigure_and_console_log_of_an_unknown_id_raise_not_f
 
 
 async def test_delete_of_an_unknown_id_succeeds(backend: Hypervisor) -> None:
+    before = {vm.vm_id for vm in await backend.list()}
     await backend.delete(ABSENT)
+    assert {vm.vm_id for vm in await backend.list()} == before
 
 
 async def test_delete_removes_the_vm_and_may_be_repeated(backend: Hypervisor, host: BackendHost) -> None:

@@ -22,8 +22,12 @@ def test_rpc_metrics_count_calls_by_method_and_code() -> None:
 
 
 def test_registries_do_not_share_metrics() -> None:
-    RpcMetrics(build_registry())
-    RpcMetrics(build_registry())
+    first, second = build_registry(), build_registry()
+    RpcMetrics(first).call_finished("/s/M", 0, 0.01)
+    RpcMetrics(second)
+    labels = {"method": "/s/M", "code": "OK"}
+    assert first.get_sample_value("limiquantix_rpc_calls_total", labels) == 1
+    assert second.get_sample_value("limiquantix_rpc_calls_total", labels) is None
 
 
 def test_metrics_server_serves_on_a_free_port_until_stopped() -> None:
