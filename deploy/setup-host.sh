@@ -12,8 +12,9 @@
 #   1  installing failed. With --check: something is missing.
 #   2  wrong usage.
 #
-# It may be run any number of times; when nothing is missing it only asks dpkg. It upgrades nothing and starts no
-# service: libvirt comes as the bare daemon, without the units of libvirt-daemon-system. Debian and Ubuntu only.
+# It may be run any number of times; when nothing is missing it only asks dpkg. It upgrades nothing. libvirt comes as
+# libvirt-daemon-system, since that package alone makes the user libvirt-qemu, without whom libvirt's QEMU driver does not
+# start, whoever it shall run QEMU as; where systemd runs, the package starts libvirt as a service. Debian and Ubuntu only.
 
 set -eu
 
@@ -22,7 +23,7 @@ set -eu
 needs='qemu-system-x86
 qemu-utils
 ovmf
-libvirt-daemon libvirt-daemon-system
+libvirt-daemon-system
 libvirt-daemon-driver-qemu
 libvirt-clients
 libvirt-dev

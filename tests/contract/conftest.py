@@ -22,7 +22,7 @@ from hypervisor.mock_faults import MockFaults
 from hypervisor.registry import Backend, HypervisorSettings, create_hypervisor
 from hypervisor.types import Accelerator, CpuTopology, DiskConfig, DiskFormat, VmConfig, VncConsole
 from tests.support import power_button_guest
-from tests.support.private_libvirt_host import private_libvirt, skip_unless_private_libvirt, virsh
+from tests.support.private_libvirt_host import leave_out, private_libvirt, skip_unless_private_libvirt, virsh
 
 MEMORY_MIB = 16
 
@@ -161,7 +161,7 @@ async def libvirt_uri(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     try:
         create_hypervisor(HypervisorSettings(Backend.LIBVIRT))
     except Unavailable as error:
-        pytest.skip(str(error))
+        leave_out(str(error))
     directory = tmp_path_factory.mktemp("libvirt")
     await skip_unless_private_libvirt(directory)
     async with private_libvirt(directory) as libvirt:
