@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controlplane.api import encode
+from controlplane.domain import documents
 from controlplane.services.heartbeats import HeartbeatService
 from controlplane.services.host_reports import HostReportService
 from controlplane.services.nodes import NodeService
@@ -23,15 +23,15 @@ class NodeServicer(NodeServiceServicer):
 
     async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
         registered = await self._nodes.register(request)
-        return encode.node(*await self._nodes.get(registered.id))
+        return documents.node(*await self._nodes.get(registered.id))
 
     async def GetNode(self, request: api.GetNodeRequest, context: CallContext) -> node_pb2.Node:
-        return encode.node(*await self._nodes.get(request.id))
+        return documents.node(*await self._nodes.get(request.id))
 
     async def ListNodes(self, request: api.ListNodesRequest, context: CallContext) -> api.ListNodesResponse:
         page = await self._nodes.list(request)
         return api.ListNodesResponse(
-            nodes=[encode.node(node, page.vm_ids.get(node.id, ())) for node in page.nodes],
+            nodes=[documents.node(node, page.vm_ids.get(node.id, ())) for node in page.nodes],
             next_page_token=encode_cursor(page.next_cursor, request),
             total_count=page.total_count,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.empty_pb2 import Empty
 
 from controlplane.api import encode
+from controlplane.domain import documents
 from controlplane.services.page_tokens import encode_cursor
 from controlplane.services.vms import VmService
 from limiquantix.compute.v1 import vm_pb2
@@ -20,40 +21,40 @@ class VmServicer(VMServiceServicer):
         self._vms = vms
 
     async def CreateVM(self, request: api.CreateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.create(request))
+        return documents.virtual_machine(await self._vms.create(request))
 
     async def GetVM(self, request: api.GetVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.get(request.id))
+        return documents.virtual_machine(await self._vms.get(request.id))
 
     async def ListVMs(self, request: api.ListVMsRequest, context: CallContext) -> api.ListVMsResponse:
         page = await self._vms.list(request)
         return api.ListVMsResponse(
-            vms=[encode.virtual_machine(vm) for vm in page.items],
+            vms=[documents.virtual_machine(vm) for vm in page.items],
             next_page_token=encode_cursor(page.next_cursor, request),
             total_count=page.total_count,
         )
 
     async def UpdateVM(self, request: api.UpdateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.update(request))
+        return documents.virtual_machine(await self._vms.update(request))
 
     async def DeleteVM(self, request: api.DeleteVMRequest, context: CallContext) -> Empty:
         await self._vms.delete(request)
         return Empty()
 
     async def StartVM(self, request: api.StartVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.start(request.id))
+        return documents.virtual_machine(await self._vms.start(request.id))
 
     async def StopVM(self, request: api.StopVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.stop(request))
+        return documents.virtual_machine(await self._vms.stop(request))
 
     async def RebootVM(self, request: api.RebootVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.reboot(request))
+        return documents.virtual_machine(await self._vms.reboot(request))
 
     async def PauseVM(self, request: api.PauseVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.pause(request.id))
+        return documents.virtual_machine(await self._vms.pause(request.id))
 
     async def ResumeVM(self, request: api.ResumeVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return encode.virtual_machine(await self._vms.resume(request.id))
+        return documents.virtual_machine(await self._vms.resume(request.id))
 
     async def GetConsole(self, request: api.GetConsoleRequest, context: CallContext) -> vm_pb2.ConsoleInfo:
         return encode.console(await self._vms.console(request))

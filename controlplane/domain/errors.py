@@ -12,6 +12,7 @@ from limiquantix.errors import (
     FieldViolation,
     InvalidArgument,
     NotFound,
+    OutOfRange,
     Reason,
     ResourceExhausted,
     Unavailable,
@@ -114,3 +115,87 @@ def concurrent_change(kind: str, record_id: str) -> Aborted:
 def state_unavailable(detail: str) -> Unavailable:
     """The database does not answer."""
     return Unavailable(Reason.STATE_UNAVAILABLE, f"the database does not answer: {detail}", retry_after_s=1.0)
+
+
+def vm_not_managed(vm_id: str) -> FailedPrecondition:
+    """The VM was found on a host and nobody took it over."""
+    return FailedPrecondition(
+        Reason.VM_NOT_MANAGED,
+        f"VM {vm_id} was found on its host and is only shown; take it over before you change it",
+        metadata={"vm_id": vm_id},
+    )
+
+
+def vm_runs_elsewhere(vm_id: str, node_ids: Sequence[str]) -> FailedPrecondition:
+    """Another host says that the VM runs there: starting it here would let two guests write to one disk."""
+    where = ", ".join(node_ids)
+    return FailedPrecondition(
+        Reason.VM_RUNS_ELSEWHERE,
+        f"VM {vm_id} runs on node {where} too, where it does not belong; stop and remove it there first",
+        metadata={"vm_id": vm_id, "node_ids": ",".join(node_ids)},
+    )
+
+
+def operation_not_found(operation_id: str) -> NotFound:
+    """No operation has that id, or it ended so long ago that it was forgotten."""
+    return NotFound(
+        Reason.OPERATION_NOT_FOUND,
+        f"operation {operation_id} does not exist, or ended long ago",
+        metadata={"operation_id": operation_id},
+    )
+
+
+def operation_ended(operation_id: str, state: str) -> FailedPrecondition:
+    """The operation has ended, so there is nothing to cancel."""
+    return FailedPrecondition(
+        Reason.OPERATION_ENDED,
+        f"operation {operation_id} has ended already: {state}",
+        metadata={"operation_id": operation_id, "state": state},
+    )
+
+
+def operation_cancelled(operation_id: str, why: str) -> Aborted:
+    """The operation was cancelled before it had its effect."""
+    return Aborted(
+        Reason.OPERATION_CANCELLED,
+        f"operation {operation_id} was cancelled: {why}",
+        metadata={"operation_id": operation_id},
+    )
+
+
+def too_many_operations(resource_id: str, limit: int) -> ResourceExhausted:
+    """The queue of a resource is full."""
+    return ResourceExhausted(
+        Reason.TOO_MANY_OPERATIONS,
+        f"{limit} operations already wait for VM {resource_id}; wait for them before asking for more",
+        metadata={"vm_id": resource_id},
+        retry_after_s=1.0,
+    )
+
+
+def request_id_reused(request_id: str) -> InvalidArgument:
+    """A request id came again with another body."""
+    return InvalidArgument(
+        Reason.REQUEST_ID_REUSED,
+        f"limiquantix-request-id {request_id!r} was used for another request; take a new one for each",
+        metadata={"request_id": request_id},
+    )
+
+
+def watch_too_slow(revision: int) -> ResourceExhausted:
+    """A watcher does not take its changes as fast as they come."""
+    return ResourceExhausted(
+        Reason.WATCH_TOO_SLOW,
+        f"this watch does not keep up with the changes and was ended; continue with from_revision {revision}",
+        metadata={"from_revision": str(revision)},
+    )
+
+
+def revision_unavailable(revision: int, oldest: int, newest: int) -> OutOfRange:
+    """The log does not hold what a watch would continue with."""
+    return OutOfRange(
+        Reason.REVISION_UNAVAILABLE,
+        f"the log of events holds what came after revision {oldest} up to {newest}, so a watch cannot continue from "
+        f"{revision}; begin anew without from_revision",
+        metadata={"from_revision": str(revision), "oldest": str(oldest), "newest": str(newest)},
+    )

@@ -29,7 +29,10 @@ class Vm:
 
     `power_state` is what the host last reported (PROVISIONING until it first did), never what was wished.
     `reported_change_count` orders such reports: one with a smaller count than the stored one is old and dropped.
-    `version` counts changes of the row; an update of a stale record is refused.
+    `version` counts changes of the row; an update of a stale record is refused. `generation` numbers the operations on
+    the VM and the processes that take them up; commands to its host carry it. `wanted_state` is RUNNING or STOPPED,
+    what was asked for last, UNKNOWN if nothing was. `sightings` are other nodes that say they have this VM too, each
+    with the power state it has there. `restart_count` counts restarts that nobody asked for since somebody last did.
     """
 
     id: str
@@ -51,6 +54,10 @@ class Vm:
     error_message: str = ""
     lost_reason: str = ""
     reported_change_count: int = 0
+    generation: int = 1
+    wanted_state: VmStatus.PowerState.ValueType = VmStatus.PowerState.UNKNOWN
+    sightings: Mapping[str, VmStatus.PowerState.ValueType] = field(default_factory=dict)
+    restart_count: int = 0
     version: int = 1
 
     @property
@@ -83,11 +90,12 @@ class PowerOperation(enum.Enum):
 
 
 _OFF = frozenset({PowerState.STOPPED, PowerState.SUSPENDED, PowerState.CRASHED})
-_ALIVE = frozenset({PowerState.RUNNING, PowerState.PAUSED})
+ALIVE_STATES = frozenset({PowerState.RUNNING, PowerState.PAUSED})
+"""States with a guest in memory."""
 
 ALLOWED_FROM: Mapping[PowerOperation, frozenset[int]] = {
     PowerOperation.START: _OFF,
-    PowerOperation.STOP: _ALIVE,
+    PowerOperation.STOP: ALIVE_STATES,
     PowerOperation.REBOOT: frozenset({PowerState.RUNNING}),
     PowerOperation.PAUSE: frozenset({PowerState.RUNNING}),
     PowerOperation.RESUME: frozenset({PowerState.PAUSED}),

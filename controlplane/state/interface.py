@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from controlplane.domain.event import Event, EventFilter, LoggedEvent, LogPosition
 from controlplane.domain.node import Capacity, Heartbeat, Node
+from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
 from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
 from controlplane.domain.vm import Vm
 
@@ -24,8 +26,8 @@ class Transaction(Protocol):
 
     # -- virtual machines
 
-    async def insert_vm(self, vm: Vm) -> None:
-        """Add a VM.
+    async def insert_vm(self, vm: Vm, event: Event | None = None) -> None:
+        """Add a VM. Here and in all that changes a VM or node, `event` is what the log says of it.
 
         Raises:
             AlreadyExists: its project has a VM of that name.
@@ -36,16 +38,27 @@ class Transaction(Protocol):
         """Read one VM; None if there is none."""
         ...
 
-    async def update_vm(self, vm: Vm) -> Vm:
-        """Write every field of a VM that was read before, and return it with its new `version`.
+    async def update_vm(self, vm: Vm, event: Event | None = None) -> Vm:
+        """Write a VM that was read before, all fields but `generation`, and return it with its new `version`.
 
         Raises:
             Aborted: the row was changed or removed since it was read.
         """
         ...
 
-    async def delete_vm(self, vm_id: str) -> bool:
+    async def delete_vm(self, vm_id: str, event: Event | None = None) -> bool:
         """Remove a VM's row; False if it was gone. Its claim is released separately."""
+        ...
+
+    async def next_generation(self, vm_id: str, at_least: int = 0) -> int | None:
+        """Count a VM's generation up, beyond `at_least`, and return it; None if there is no such VM.
+
+        Holds the VM's row until the transaction ends, so that of two callers one waits.
+        """
+        ...
+
+    async def touch_vms(self, vm_ids: Collection[str], seen_at: datetime) -> None:
+        """Note when VMs were last reported: no new version, no event."""
         ...
 
     async def list_vms(self, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
@@ -62,7 +75,7 @@ class Transaction(Protocol):
 
     # -- nodes
 
-    async def insert_node(self, node: Node) -> None:
+    async def insert_node(self, node: Node, event: Event | None = None) -> None:
         """Add a node.
 
         Raises:
@@ -78,7 +91,7 @@ class Transaction(Protocol):
         """Read the node of a host; None if there is none."""
         ...
 
-    async def update_node(self, node: Node) -> Node:
+    async def update_node(self, node: Node, event: Event | None = None) -> Node:
         """Write a node that was read before, all fields but `allocated`, `usage` and `last_heartbeat_at`.
 
         Raises:
@@ -115,8 +128,133 @@ class Transaction(Protocol):
         """
         ...
 
+    async def occupy(self, node_id: str, size: Capacity) -> None:
+        """Add to what is allocated whether it fits or not: what is found on a host is there already."""
+        ...
+
     async def release(self, node_id: str, size: Capacity) -> None:
         """Take a claim back; allocated never goes below 0. Does nothing if the node is gone."""
+        ...
+
+    # -- operations
+
+    async def insert_operation(self, operation: Operation) -> None:
+        """Add an operation.
+
+        Raises:
+            Aborted: the same request made one at the same moment.
+        """
+        ...
+
+    async def get_operation(self, operation_id: str) -> Operation | None:
+        """Read one operation; None if there is none."""
+        ...
+
+    async def operation_of_request(self, principal: str, request_id: str) -> Operation | None:
+        """Read the operation that a request made; None if it made none."""
+        ...
+
+    async def queue_of(self, resource_id: str) -> Sequence[Operation]:
+        """Unfinished operations on a resource in the order in which they run; one that is active comes first."""
+        ...
+
+    async def active_resource_ids(self, resource_ids: Collection[str]) -> set[str]:
+        """Those of the resources that have unfinished operations; one query."""
+        ...
+
+    async def unfinished_operations(self, not_owned_by: str, limit: int) -> Sequence[Operation]:
+        """Unfinished operations that another process owns, or none does, oldest first."""
+        ...
+
+    async def advance_operation(self, operation: Operation) -> Operation | None:
+        """Write an operation's state, steps, outcome and times, and return it as stored.
+
+        None, and nothing is written, if it has ended or its `owner_id` does not own it in this `attempt_count` any
+        more. Never touches a request for cancellation; what is returned has the stored one.
+        """
+        ...
+
+    async def take_operation(self, operation: Operation, version: int) -> bool:
+        """Write an operation's owner, attempt and generation too; False if it changed since `version`."""
+        ...
+
+    async def request_cancel(self, operation_id: str, reason: str) -> bool:
+        """Note that an operation shall be cancelled; False if it has ended or was cancelled before."""
+        ...
+
+    async def cancelled_ids(self, owner_id: str) -> Sequence[str]:
+        """Unfinished operations of a process that shall be cancelled."""
+        ...
+
+    async def list_operations(self, wanted: OperationFilter, after: Cursor | None, limit: int) -> Page[Operation]:
+        """Read up to `limit` operations before the cursor, newest first."""
+        ...
+
+    async def forget_operations(self, ended_before: datetime, limit: int) -> int:
+        """Remove up to `limit` operations that ended before; returns how many."""
+        ...
+
+    async def renew_replica(self, replica: Replica) -> None:
+        """Count a process's `renewal_count` up, which shows that it lives; adds it if it is not known."""
+        ...
+
+    async def all_replicas(self) -> Sequence[Replica]:
+        """Every process that is not forgotten."""
+        ...
+
+    async def remove_replica(self, replica_id: str) -> None:
+        """Forget a process; fine if it is not known."""
+        ...
+
+    # -- VMs that left the inventory while their host may still have them
+
+    async def insert_departed(self, departed: DepartedVm) -> None:
+        """Note one; noted before, it is replaced."""
+        ...
+
+    async def departed(self, node_id: str, vm_ids: Collection[str]) -> dict[str, DepartedVm]:
+        """Those of a node and those with one of the ids, by id."""
+        ...
+
+    async def remove_departed(self, vm_ids: Collection[str]) -> None:
+        """Forget some; fine if they are not noted."""
+        ...
+
+    # -- the log of events
+
+    async def log_vm_event(self, vm: Vm, event: Event) -> None:
+        """Tell something of a VM that changes no record."""
+        ...
+
+    async def sequence_events(self) -> LogPosition:
+        """Give revisions to all entries that have none; returns where the log ends then.
+
+        Of several processes one does it at a time. Whoever sees a revision sees all smaller ones.
+        """
+        ...
+
+    async def has_unnumbered_events(self) -> bool:
+        """Whether there is anything to give a revision to; takes no lock."""
+        ...
+
+    async def log_position(self) -> LogPosition:
+        """Say where the log ends."""
+        ...
+
+    async def unnumbered_event_ids(self) -> set[str]:
+        """Entries without a revision: what a snapshot read in this transaction has, but no revision tells."""
+        ...
+
+    async def events_after(self, revision: int, limit: int) -> Sequence[LoggedEvent]:
+        """Up to `limit` entries with larger revisions, in order."""
+        ...
+
+    async def newest_events(self, wanted: EventFilter, limit: int) -> Sequence[LoggedEvent]:
+        """Up to `limit` matching entries, newest first, those without a revision included."""
+        ...
+
+    async def compact_events(self, recorded_before: datetime, limit: int) -> int:
+        """Remove up to `limit` of the oldest entries; returns how many. The newest entry always stays."""
         ...
 
 

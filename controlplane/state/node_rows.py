@@ -52,11 +52,12 @@ def get_node_by_hostname(connection: Connection, hostname: str) -> Node | None:
     return found[0] if found else None
 
 
-def update_node(connection: Connection, node: Node) -> Node:
+def update_node(connection: Connection, node: Node) -> tuple[Node, Mapping[str, str] | None]:
     """Write what describes the node if the stored version is the record's.
 
-    What is returned keeps the record's `allocated`, `usage` and `last_heartbeat_at`, which may be older than the stored
-    ones.
+    Returns:
+        The node with its new version, and the labels it had before if they changed. It keeps the record's
+        `allocated`, `usage` and `last_heartbeat_at`, which may be older than the stored ones.
     """
     changed = dataclasses.replace(node, version=node.version + 1)
     statement = update(nodes).where(nodes.c.id == node.id, nodes.c.version == node.version)
@@ -66,8 +67,7 @@ def update_node(connection: Connection, node: Node) -> Node:
         _refuse(node, error)
     if row_count == 0:
         raise errors.concurrent_change("node", node.id)
-    queries.replace_labels(connection, node_labels, node.id, node.labels)
-    return changed
+    return changed, queries.replace_labels(connection, node_labels, node.id, node.labels)
 
 
 def list_nodes(connection: Connection, wanted: NodeFilter, after: Cursor | None, limit: int) -> Page[Node]:
@@ -124,6 +124,11 @@ def claim(connection: Connection, node_id: str, size: Capacity) -> bool:
     if size.memory_bytes > 0:
         conditions.append(nodes.c.allocated_memory_bytes + size.memory_bytes <= nodes.c.capacity_memory_bytes)
     return connection.execute(_allocate(size).where(*conditions)).rowcount > 0
+
+
+def occupy(connection: Connection, node_id: str, size: Capacity) -> None:
+    """Add to what is allocated whether it fits or not: for what is on the host already."""
+    connection.execute(_allocate(size).where(nodes.c.id == node_id))
 
 
 def release(connection: Connection, node_id: str, size: Capacity) -> None:

@@ -21,12 +21,13 @@ from sqlalchemy import (
 )
 
 from controlplane.domain.node import Node
+from controlplane.domain.operation import Operation
 from controlplane.domain.query import Cursor, Page
 from controlplane.domain.vm import Vm
 from controlplane.state.schema import UtcMicroseconds, node_labels, vm_labels
 
 Condition = ColumnElement[bool]
-RecordT = TypeVar("RecordT", Vm, Node)
+RecordT = TypeVar("RecordT", Vm, Node, Operation)
 
 
 def in_order(table: Table, conditions: Sequence[Condition]) -> Select[Any]:
@@ -91,8 +92,14 @@ def read_labels(connection: Connection, table: Table, owner_ids: Collection[str]
     return labels
 
 
-def replace_labels(connection: Connection, table: Table, owner_id: str, wanted: Mapping[str, str]) -> None:
-    """Turn the stored labels of one owner into the wanted ones; writes nothing if they are the same."""
+def replace_labels(
+    connection: Connection, table: Table, owner_id: str, wanted: Mapping[str, str]
+) -> Mapping[str, str] | None:
+    """Turn the stored labels of one owner into the wanted ones; writes nothing if they are the same.
+
+    Returns:
+        The labels it had until now; None if they are the same.
+    """
     stored = read_labels(connection, table, [owner_id]).get(owner_id, {})
     stale = [key for key, value in stored.items() if wanted.get(key) != value]
     if stale:
@@ -100,6 +107,7 @@ def replace_labels(connection: Connection, table: Table, owner_id: str, wanted: 
     insert_labels(
         connection, table, owner_id, {key: value for key, value in wanted.items() if stored.get(key) != value}
     )
+    return None if stored == dict(wanted) else stored
 
 
 def insert_labels(connection: Connection, table: Table, owner_id: str, labels: Mapping[str, str]) -> None:

@@ -16,8 +16,13 @@ ColumnValues = dict[str, Any]
 """Values for one row by column name; `Any` because each column has its own type."""
 
 
-def vm_values(vm: Vm) -> ColumnValues:
+def new_vm_values(vm: Vm) -> ColumnValues:
     """Every column of a VM's row. Labels have their own table."""
+    return {**vm_values(vm), "generation": vm.generation}
+
+
+def vm_values(vm: Vm) -> ColumnValues:
+    """The columns that `update_vm` writes: all but the generation, which operations count on their own."""
     return {
         "id": vm.id,
         "project_id": vm.project_id,
@@ -35,6 +40,9 @@ def vm_values(vm: Vm) -> ColumnValues:
         "error_message": vm.error_message,
         "lost_reason": vm.lost_reason,
         "reported_change_count": vm.reported_change_count,
+        "wanted_state": vm.wanted_state,
+        "sightings": dict(vm.sightings),
+        "restart_count": vm.restart_count,
         "created_at": vm.created_at,
         "updated_at": vm.updated_at,
         "state_changed_at": vm.state_changed_at,
@@ -66,6 +74,10 @@ def vm_from_row(row: Row[Any], labels: Mapping[str, str]) -> Vm:
         error_message=row.error_message,
         lost_reason=row.lost_reason,
         reported_change_count=row.reported_change_count,
+        generation=row.generation,
+        wanted_state=row.wanted_state,
+        sightings=row.sightings,
+        restart_count=row.restart_count,
         version=row.version,
     )
 

@@ -30,11 +30,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0001"
+REVISION = "0005"
 """Alembic revision these tables belong to: the newest one in `migrations.versions`."""
 
 MAX_STORED_INTEGER = 2**63 - 1
@@ -152,6 +153,10 @@ vms = Table(
     Column("error_message", Text, nullable=False),
     Column("lost_reason", Text, nullable=False),
     Column("reported_change_count", SaturatedInteger, nullable=False),
+    Column("generation", BigInteger, nullable=False, server_default="1"),
+    Column("wanted_state", Integer, nullable=False, server_default="0"),
+    Column("sightings", JSON, nullable=False, server_default="{}"),
+    Column("restart_count", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcMicroseconds, nullable=False),
     Column("updated_at", UtcMicroseconds, nullable=False),
     Column("state_changed_at", UtcMicroseconds, nullable=False),
@@ -184,3 +189,107 @@ def _label_table(name: str, owner: Table, owner_column: str) -> Table:
 
 vm_labels = _label_table("vm_labels", vms, "vm_id")
 node_labels = _label_table("node_labels", nodes, "node_id")
+
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("resource_type", Text, nullable=False),
+    # No foreign key: the operation that deletes a VM outlives it.
+    Column("resource_id", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    # NULL without one: of NULLs, a unique constraint allows any number.
+    Column("request_id", Text, nullable=True),
+    Column("request_digest", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("preempts", Boolean, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("steps", JSON, nullable=False),
+    Column("fault", JSON(none_as_null=True), nullable=True),
+    Column("response", LargeBinary, nullable=False),
+    # Neither a foreign key here: a process that ended is forgotten, what it left is not.
+    Column("owner_id", Text, nullable=False),
+    Column("attempt_count", Integer, nullable=False),
+    Column("cancel_requested", Text, nullable=False),
+    Column("waiting_for", Text, nullable=False),
+    Column("created_at", UtcMicroseconds, nullable=False),
+    Column("started_at", UtcMicroseconds, nullable=True),
+    Column("ended_at", UtcMicroseconds, nullable=True),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("principal", "request_id"),
+    CheckConstraint("version >= 1", name="version_positive"),
+    Index(None, "created_at", "id"),
+    Index(None, "resource_id", "created_at", "id"),
+    Index(None, "ended_at", "owner_id"),
+    # The rule that one operation at a time works on a resource, held by the database itself. 2 and 3 are RUNNING and
+    # UNDOING.
+    Index(
+        "ix_operations_one_active",
+        "resource_id",
+        unique=True,
+        sqlite_where=text("state IN (2, 3)"),
+        postgresql_where=text("state IN (2, 3)"),
+    ),
+)
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("hostname", Text, nullable=False),
+    Column("started_at", UtcMicroseconds, nullable=False),
+    Column("renewed_at", UtcMicroseconds, nullable=False),
+    Column("renewal_count", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Given soon after the commit, by one process at a time, so that readers see revisions without gaps.
+    Column("revision", BigInteger, nullable=True),
+    Column("recorded_at", UtcMicroseconds, nullable=False),
+    # Order within the transaction that wrote it.
+    Column("position", Integer, nullable=False),
+    Column("resource_type", Text, nullable=False),
+    Column("resource_id", Text, nullable=False),
+    Column("resource_version", BigInteger, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("node_id", Text, nullable=False),
+    Column("change", Integer, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("labels_before", JSON(none_as_null=True), nullable=True),
+    Column("document", LargeBinary, nullable=False),
+    UniqueConstraint("revision"),
+    Index(None, "resource_id", "revision"),
+    Index(None, "node_id", "revision"),
+)
+
+event_log_head = Table(
+    "event_log_head",
+    metadata,
+    # One row, of id 1: its lock is the right to give revisions.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("compacted_revision", BigInteger, nullable=False),
+    CheckConstraint("compacted_revision <= revision", name="compacted_revision_within_the_log"),
+)
+
+departed_vms = Table(
+    "departed_vms",
+    metadata,
+    Column("vm_id", Text, primary_key=True),
+    Column("node_id", Text, nullable=False),
+    Column("is_kept", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("departed_at", UtcMicroseconds, nullable=False),
+    Index(None, "node_id"),
+)

@@ -1,18 +1,36 @@
-"""The interface's transaction: each method takes one function of `vm_rows` or `node_rows` to the database."""
+"""The interface's transaction: each method takes functions of the `*_rows` modules to the database.
+
+Whatever changes a VM or a node adds an entry to the log of events in the same transaction, here, so that no caller can
+forget it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from controlplane.domain import documents
+from controlplane.domain.event import (
+    NODE,
+    VM,
+    Change,
+    Event,
+    EventFilter,
+    EventType,
+    LoggedEvent,
+    LogPosition,
+    Severity,
+)
 from controlplane.domain.node import Capacity, Heartbeat, Node
+from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
 from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
-from controlplane.domain.vm import Vm
-from controlplane.state import node_rows, vm_rows
+from controlplane.domain.vm import PowerState, Vm
+from controlplane.state import event_rows, node_rows, operation_rows, vm_rows
 from controlplane.state.engine import Session
 
 ResultT = TypeVar("ResultT")
@@ -29,6 +47,7 @@ class SqlTransaction:
         self._session = session
         self._read_only = read_only
         self._refused_by: Exception | None = None
+        self._event_count = 0
 
     def require_usable(self) -> None:
         """Check that no row was refused.
@@ -43,21 +62,49 @@ class SqlTransaction:
 
     # -- virtual machines
 
-    async def insert_vm(self, vm: Vm) -> None:
+    async def insert_vm(self, vm: Vm, event: Event | None = None) -> None:
         """Add a VM."""
-        await self._write(lambda connection: vm_rows.insert_vm(connection, vm))
+
+        def insert(connection: Connection) -> None:
+            vm_rows.insert_vm(connection, vm)
+            self._log_vm(connection, vm, Change.ADDED, event or Event(EventType.VM_CREATED))
+
+        await self._write(insert)
 
     async def get_vm(self, vm_id: str) -> Vm | None:
         """Read one VM."""
         return await self._read(lambda connection: vm_rows.get_vm(connection, vm_id))
 
-    async def update_vm(self, vm: Vm) -> Vm:
+    async def update_vm(self, vm: Vm, event: Event | None = None) -> Vm:
         """Write a VM that was read before."""
-        return await self._write(lambda connection: vm_rows.update_vm(connection, vm))
 
-    async def delete_vm(self, vm_id: str) -> bool:
+        def change(connection: Connection) -> Vm:
+            changed, labels_before = vm_rows.update_vm(connection, vm)
+            self._log_vm(connection, changed, Change.MODIFIED, event or Event(EventType.VM_UPDATED), labels_before)
+            return changed
+
+        return await self._write(change)
+
+    async def delete_vm(self, vm_id: str, event: Event | None = None) -> bool:
         """Remove a VM's row."""
-        return await self._write(lambda connection: vm_rows.delete_vm(connection, vm_id))
+
+        def remove(connection: Connection) -> bool:
+            vm = vm_rows.get_vm(connection, vm_id)
+            if vm is None or not vm_rows.delete_vm(connection, vm_id):
+                return False
+            gone = replace(vm, power_state=PowerState.TERMINATED, version=vm.version + 1)
+            self._log_vm(connection, gone, Change.DELETED, event or Event(EventType.VM_DELETED))
+            return True
+
+        return await self._write(remove)
+
+    async def next_generation(self, vm_id: str, at_least: int = 0) -> int | None:
+        """Count a VM's generation up."""
+        return await self._write(lambda connection: vm_rows.next_generation(connection, vm_id, at_least))
+
+    async def touch_vms(self, vm_ids: Collection[str], seen_at: datetime) -> None:
+        """Note when VMs were last reported."""
+        await self._write(lambda connection: vm_rows.touch_vms(connection, vm_ids, seen_at))
 
     async def list_vms(self, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
         """Read a page of VMs."""
@@ -73,9 +120,14 @@ class SqlTransaction:
 
     # -- nodes
 
-    async def insert_node(self, node: Node) -> None:
+    async def insert_node(self, node: Node, event: Event | None = None) -> None:
         """Add a node."""
-        await self._write(lambda connection: node_rows.insert_node(connection, node))
+
+        def insert(connection: Connection) -> None:
+            node_rows.insert_node(connection, node)
+            self._log_node(connection, node, Change.ADDED, event or Event(EventType.NODE_REGISTERED))
+
+        await self._write(insert)
 
     async def get_node(self, node_id: str) -> Node | None:
         """Read one node."""
@@ -85,9 +137,15 @@ class SqlTransaction:
         """Read the node of a host."""
         return await self._read(lambda connection: node_rows.get_node_by_hostname(connection, hostname))
 
-    async def update_node(self, node: Node) -> Node:
+    async def update_node(self, node: Node, event: Event | None = None) -> Node:
         """Write a node that was read before."""
-        return await self._write(lambda connection: node_rows.update_node(connection, node))
+
+        def change(connection: Connection) -> Node:
+            changed, labels_before = node_rows.update_node(connection, node)
+            self._log_node(connection, changed, Change.MODIFIED, event or Event(EventType.NODE_UPDATED), labels_before)
+            return changed
+
+        return await self._write(change)
 
     async def list_nodes(self, wanted: NodeFilter, after: Cursor | None, limit: int) -> Page[Node]:
         """Read a page of nodes."""
@@ -107,7 +165,17 @@ class SqlTransaction:
 
     async def mark_silent_nodes(self, heard_before: datetime, now: datetime) -> Sequence[str]:
         """Turn silent READY nodes into NOT_READY."""
-        return await self._write(lambda connection: node_rows.mark_silent_nodes(connection, heard_before, now))
+
+        def mark(connection: Connection) -> list[str]:
+            silent = node_rows.mark_silent_nodes(connection, heard_before, now)
+            for node_id in silent:
+                node = node_rows.get_node(connection, node_id)
+                if node is not None:
+                    said = Event(EventType.NODE_SILENT, f"node {node.hostname} sends no heartbeats", Severity.WARNING)
+                    self._log_node(connection, node, Change.MODIFIED, said)
+            return silent
+
+        return await self._write(mark)
 
     # -- claims
 
@@ -115,9 +183,180 @@ class SqlTransaction:
         """Add to what is allocated if it fits."""
         return await self._write(lambda connection: node_rows.claim(connection, node_id, size))
 
+    async def occupy(self, node_id: str, size: Capacity) -> None:
+        """Add to what is allocated, fit or not."""
+        await self._write(lambda connection: node_rows.occupy(connection, node_id, size))
+
     async def release(self, node_id: str, size: Capacity) -> None:
         """Take a claim back."""
         await self._write(lambda connection: node_rows.release(connection, node_id, size))
+
+    # -- operations
+
+    async def insert_operation(self, operation: Operation) -> None:
+        """Add an operation."""
+        await self._write(lambda connection: operation_rows.insert_operation(connection, operation))
+
+    async def get_operation(self, operation_id: str) -> Operation | None:
+        """Read one operation."""
+        return await self._read(lambda connection: operation_rows.get_operation(connection, operation_id))
+
+    async def operation_of_request(self, principal: str, request_id: str) -> Operation | None:
+        """Read the operation that a request made."""
+        return await self._read(
+            lambda connection: operation_rows.operation_of_request(connection, principal, request_id)
+        )
+
+    async def queue_of(self, resource_id: str) -> Sequence[Operation]:
+        """Unfinished operations on a resource."""
+        return await self._read(lambda connection: operation_rows.queue_of(connection, resource_id))
+
+    async def active_resource_ids(self, resource_ids: Collection[str]) -> set[str]:
+        """Those of the resources that have unfinished operations."""
+        return await self._read(lambda connection: operation_rows.active_resource_ids(connection, resource_ids))
+
+    async def unfinished_operations(self, not_owned_by: str, limit: int) -> Sequence[Operation]:
+        """Unfinished operations of other owners."""
+        return await self._read(
+            lambda connection: operation_rows.unfinished_operations(connection, not_owned_by, limit)
+        )
+
+    async def advance_operation(self, operation: Operation) -> Operation | None:
+        """Write an operation's progress."""
+        return await self._write(lambda connection: operation_rows.advance_operation(connection, operation))
+
+    async def take_operation(self, operation: Operation, version: int) -> bool:
+        """Become an operation's owner."""
+        return await self._write(lambda connection: operation_rows.take_operation(connection, operation, version))
+
+    async def request_cancel(self, operation_id: str, reason: str) -> bool:
+        """Note that an operation shall be cancelled."""
+        return await self._write(lambda connection: operation_rows.request_cancel(connection, operation_id, reason))
+
+    async def cancelled_ids(self, owner_id: str) -> Sequence[str]:
+        """Operations of a process that shall be cancelled."""
+        return await self._read(lambda connection: operation_rows.cancelled_ids(connection, owner_id))
+
+    async def list_operations(self, wanted: OperationFilter, after: Cursor | None, limit: int) -> Page[Operation]:
+        """Read a page of operations."""
+        return await self._read(lambda connection: operation_rows.list_operations(connection, wanted, after, limit))
+
+    async def forget_operations(self, ended_before: datetime, limit: int) -> int:
+        """Remove operations that ended long ago."""
+        return await self._write(lambda connection: operation_rows.forget_operations(connection, ended_before, limit))
+
+    async def renew_replica(self, replica: Replica) -> None:
+        """Show that a process lives."""
+        await self._write(lambda connection: operation_rows.renew_replica(connection, replica))
+
+    async def all_replicas(self) -> Sequence[Replica]:
+        """Every process that is not forgotten."""
+        return await self._read(operation_rows.all_replicas)
+
+    async def remove_replica(self, replica_id: str) -> None:
+        """Forget a process."""
+        await self._write(lambda connection: operation_rows.remove_replica(connection, replica_id))
+
+    # -- VMs that left
+
+    async def insert_departed(self, departed: DepartedVm) -> None:
+        """Note a departed VM."""
+        await self._write(lambda connection: operation_rows.insert_departed(connection, departed))
+
+    async def departed(self, node_id: str, vm_ids: Collection[str]) -> dict[str, DepartedVm]:
+        """Departed VMs."""
+        return await self._read(lambda connection: operation_rows.departed(connection, node_id, vm_ids))
+
+    async def remove_departed(self, vm_ids: Collection[str]) -> None:
+        """Forget departed VMs."""
+        await self._write(lambda connection: operation_rows.remove_departed(connection, vm_ids))
+
+    # -- events
+
+    async def log_vm_event(self, vm: Vm, event: Event) -> None:
+        """Tell something of a VM that changes no record."""
+        await self._write(lambda connection: self._log_vm(connection, vm, Change.NONE, event))
+
+    async def sequence_events(self) -> LogPosition:
+        """Give revisions."""
+        return await self._write(event_rows.sequence)
+
+    async def has_unnumbered_events(self) -> bool:
+        """Whether there is anything to give a revision to."""
+        return await self._read(event_rows.has_unnumbered)
+
+    async def log_position(self) -> LogPosition:
+        """Say where the log ends."""
+        return await self._read(event_rows.position)
+
+    async def unnumbered_event_ids(self) -> set[str]:
+        """Entries without a revision."""
+        return await self._read(event_rows.unnumbered_ids)
+
+    async def events_after(self, revision: int, limit: int) -> Sequence[LoggedEvent]:
+        """Entries with larger revisions."""
+        return await self._read(lambda connection: event_rows.after(connection, revision, limit))
+
+    async def newest_events(self, wanted: EventFilter, limit: int) -> Sequence[LoggedEvent]:
+        """Matching entries, newest first."""
+        return await self._read(lambda connection: event_rows.newest(connection, wanted, limit))
+
+    async def compact_events(self, recorded_before: datetime, limit: int) -> int:
+        """Remove the oldest entries."""
+        return await self._write(lambda connection: event_rows.compact(connection, recorded_before, limit))
+
+    def _log_vm(
+        self,
+        connection: Connection,
+        vm: Vm,
+        change: Change,
+        event: Event,
+        labels_before: Mapping[str, str] | None = None,
+    ) -> None:
+        document = b"" if change is Change.NONE else documents.virtual_machine(vm).SerializeToString()
+        entry = LoggedEvent(
+            id="",
+            revision=0,
+            recorded_at=datetime.now(UTC),
+            resource_type=VM,
+            resource_id=vm.id,
+            resource_version=vm.version,
+            project_id=vm.project_id,
+            node_id=vm.node_id,
+            change=change,
+            event=event,
+            document=document,
+            labels_before=labels_before,
+        )
+        self._append(connection, entry)
+
+    def _log_node(
+        self,
+        connection: Connection,
+        node: Node,
+        change: Change,
+        event: Event,
+        labels_before: Mapping[str, str] | None = None,
+    ) -> None:
+        entry = LoggedEvent(
+            id="",
+            revision=0,
+            recorded_at=datetime.now(UTC),
+            resource_type=NODE,
+            resource_id=node.id,
+            resource_version=node.version,
+            project_id="",
+            node_id=node.id,
+            change=change,
+            event=event,
+            document=documents.node(node, ()).SerializeToString(),
+            labels_before=labels_before,
+        )
+        self._append(connection, entry)
+
+    def _append(self, connection: Connection, entry: LoggedEvent) -> None:
+        event_rows.append(connection, entry, self._event_count)
+        self._event_count += 1
 
     async def _read(self, function: Callable[[Connection], ResultT]) -> ResultT:
         self.require_usable()

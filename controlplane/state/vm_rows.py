@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, case, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
@@ -22,7 +23,7 @@ _BY_ID = select(vms).where(vms.c.id == bindparam("wanted_id"))
 def insert_vm(connection: Connection, vm: Vm) -> None:
     """Add a VM. An id in use, or a node that is gone, is Aborted."""
     try:
-        connection.execute(insert(vms), records.vm_values(vm))
+        connection.execute(insert(vms), records.new_vm_values(vm))
     except IntegrityError as error:
         _refuse(vm, error)
     queries.insert_labels(connection, vm_labels, vm.id, vm.labels)
@@ -34,8 +35,12 @@ def get_vm(connection: Connection, vm_id: str) -> Vm | None:
     return found[0] if found else None
 
 
-def update_vm(connection: Connection, vm: Vm) -> Vm:
-    """Write every field if the stored version is the record's."""
+def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | None]:
+    """Write every field but the generation if the stored version is the record's.
+
+    Returns:
+        The VM with its new version, and the labels it had before if they changed.
+    """
     changed = dataclasses.replace(vm, version=vm.version + 1)
     statement = update(vms).where(vms.c.id == vm.id, vms.c.version == vm.version)
     try:
@@ -44,13 +49,26 @@ def update_vm(connection: Connection, vm: Vm) -> Vm:
         _refuse(vm, error)
     if row_count == 0:
         raise errors.concurrent_change("vm", vm.id)
-    queries.replace_labels(connection, vm_labels, vm.id, vm.labels)
-    return changed
+    return changed, queries.replace_labels(connection, vm_labels, vm.id, vm.labels)
 
 
 def delete_vm(connection: Connection, vm_id: str) -> bool:
     """Remove a VM's row with its labels."""
     return connection.execute(delete(vms).where(vms.c.id == vm_id)).rowcount > 0
+
+
+def next_generation(connection: Connection, vm_id: str, at_least: int = 0) -> int | None:
+    """Count the VM's generation up, beyond `at_least`; None if there is no such VM."""
+    grown = case((vms.c.generation < at_least, at_least), else_=vms.c.generation) + 1
+    counted = update(vms).where(vms.c.id == vm_id).values(generation=grown).returning(vms.c.generation)
+    row = connection.execute(counted).first()
+    return None if row is None else int(row.generation)
+
+
+def touch_vms(connection: Connection, vm_ids: Collection[str], seen_at: datetime) -> None:
+    """Note when VMs were last reported, and nothing else."""
+    if vm_ids:
+        connection.execute(update(vms).where(vms.c.id.in_(sorted(vm_ids))).values(last_seen_at=seen_at))
 
 
 def list_vms(connection: Connection, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:

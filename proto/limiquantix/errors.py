@@ -45,6 +45,8 @@ class Reason(enum.StrEnum):
     VM_NAME_TAKEN = "VM_NAME_TAKEN"
     VM_STATE_FORBIDS = "VM_STATE_FORBIDS"
     VM_EXISTS_WITH_OTHER_CONFIG = "VM_EXISTS_WITH_OTHER_CONFIG"
+    VM_NOT_MANAGED = "VM_NOT_MANAGED"
+    VM_RUNS_ELSEWHERE = "VM_RUNS_ELSEWHERE"
     NODE_NOT_FOUND = "NODE_NOT_FOUND"
     NODE_NOT_PLACED = "NODE_NOT_PLACED"
     NO_NODE_FITS = "NO_NODE_FITS"
@@ -56,6 +58,13 @@ class Reason(enum.StrEnum):
     STORAGE_FULL = "STORAGE_FULL"
     DISK_IMAGE_FAILED = "DISK_IMAGE_FAILED"
     TOO_MANY_OPERATIONS = "TOO_MANY_OPERATIONS"
+    OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND"
+    OPERATION_ENDED = "OPERATION_ENDED"
+    OPERATION_CANCELLED = "OPERATION_CANCELLED"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    STALE_GENERATION = "STALE_GENERATION"
+    WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
+    REVISION_UNAVAILABLE = "REVISION_UNAVAILABLE"
     CONCURRENT_CHANGE = "CONCURRENT_CHANGE"
     STATE_UNAVAILABLE = "STATE_UNAVAILABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
@@ -158,6 +167,12 @@ class DeadlineExceeded(ApiError):
     code = Code.DEADLINE_EXCEEDED
 
 
+class OutOfRange(ApiError):
+    """Beyond what there is; another position may work."""
+
+    code = Code.OUT_OF_RANGE
+
+
 class Unimplemented(ApiError):
     """Documented, but not in this version."""
 
@@ -182,6 +197,7 @@ ERROR_CLASSES: Mapping[Code, type[ApiError]] = MappingProxyType(
             Aborted,
             Unavailable,
             DeadlineExceeded,
+            OutOfRange,
             Unimplemented,
             Internal,
         )

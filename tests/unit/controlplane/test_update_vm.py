@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from controlplane.api.encode import virtual_machine
+from controlplane.domain.documents import virtual_machine
 from controlplane.domain.node import Capacity
 from controlplane.domain.vm import Vm
 from limiquantix.compute.v1.vm_pb2 import (

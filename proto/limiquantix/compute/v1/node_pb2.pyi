@@ -75,12 +75,17 @@ class Node(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID that the control plane made when the host registered first."""
     hostname: _builtins.str
     """Unique; a host that registers with a known name is the same node coming back."""
     management_ip: _builtins.str
     """Address at which the control plane reaches the host."""
+    revision: _builtins.int
+    """Where a watch can continue: `from_revision` of another one. 0 outside of watches, and in the state that a watch
+    begins with until it is complete.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free key/value pairs for selection and placement."""
@@ -109,10 +114,11 @@ class Node(_message.Message):
         status: Global___NodeStatus | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "spec", b"spec", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "created_at", b"created_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "management_ip", b"management_ip", "spec", b"spec", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "created_at", b"created_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "management_ip", b"management_ip", "revision", b"revision", "spec", b"spec", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1197,6 +1203,7 @@ class NodeEvent(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     node_id: _builtins.str
     type: Global___NodeEvent.EventType.ValueType
@@ -1204,6 +1211,8 @@ class NodeEvent(_message.Message):
     """Stable word for programs."""
     message: _builtins.str
     """Sentence for people."""
+    revision: _builtins.int
+    """Its place in the log of all events; see `StreamEventsRequest.from_revision`."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1215,10 +1224,11 @@ class NodeEvent(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         timestamp: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "message", b"message", "node_id", b"node_id", "reason", b"reason", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "message", b"message", "node_id", b"node_id", "reason", b"reason", "revision", b"revision", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

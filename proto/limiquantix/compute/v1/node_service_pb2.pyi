@@ -925,15 +925,21 @@ class WatchNodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
+    from_revision: _builtins.int
+    """Continue after this revision instead of beginning with what there is now. 0 begins anew; OUT_OF_RANGE if the log
+    does not reach back so far.
+    """
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
+        from_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -966,6 +972,16 @@ class WatchNodesRequest(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     LABELS_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
+    SEND_BOOKMARKS_FIELD_NUMBER: _builtins.int
+    from_revision: _builtins.int
+    """Continue after this revision instead of beginning with what there is now. 0 begins anew; OUT_OF_RANGE if the log
+    does not reach back so far.
+    """
+    send_bookmarks: _builtins.bool
+    """Also send updates of type BOOKMARK: one after the state at the beginning, then now and then, so that a client knows
+    where to continue even if nothing it watches changes.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that a node must have, with these values; empty means all nodes."""
@@ -974,10 +990,12 @@ class WatchNodesRequest(_message.Message):
         self,
         *,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        from_revision: _builtins.int = ...,
+        send_bookmarks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "labels", b"labels", "send_bookmarks", b"send_bookmarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -998,6 +1016,8 @@ class NodeUpdate(_message.Message):
         ADDED: NodeUpdate._UpdateType.ValueType  # 0
         MODIFIED: NodeUpdate._UpdateType.ValueType  # 1
         DELETED: NodeUpdate._UpdateType.ValueType  # 2
+        BOOKMARK: NodeUpdate._UpdateType.ValueType  # 100
+        """Nothing changed; `revision` says up to where everything was sent. Only if asked for."""
 
     class UpdateType(_UpdateType, metaclass=_UpdateTypeEnumTypeWrapper):
         """Kind of the change."""
@@ -1005,10 +1025,17 @@ class NodeUpdate(_message.Message):
     ADDED: NodeUpdate.UpdateType.ValueType  # 0
     MODIFIED: NodeUpdate.UpdateType.ValueType  # 1
     DELETED: NodeUpdate.UpdateType.ValueType  # 2
+    BOOKMARK: NodeUpdate.UpdateType.ValueType  # 100
+    """Nothing changed; `revision` says up to where everything was sent. Only if asked for."""
 
     TYPE_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     type: Global___NodeUpdate.UpdateType.ValueType
+    revision: _builtins.int
+    """Where a watch can continue: `from_revision` of another one. 0 outside of watches, and in the state that a watch
+    begins with until it is complete.
+    """
     @_builtins.property
     def node(self) -> _node_pb2.Node: ...
     def __init__(
@@ -1016,10 +1043,11 @@ class NodeUpdate(_message.Message):
         *,
         type: Global___NodeUpdate.UpdateType.ValueType = ...,
         node: _node_pb2.Node | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "revision", b"revision", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1131,7 +1159,9 @@ class SyncFullStateRequest(_message.Message):
     AS_OF_CHANGE_COUNT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     state_hash: _builtins.str
-    """Digest of this inventory, repeated in the heartbeats that follow."""
+    """Digest of this inventory, repeated in the heartbeats that follow: SHA-256, in hexadecimal, of one line "<id>
+    <number of the power state>" a VM, in order of the ids, each ended by a line feed.
+    """
     as_of_change_count: _builtins.int
     """The host's change count when the list was taken: VMs that changed later may be missing from it without being lost.
     0 if the daemon does not say.
@@ -1213,6 +1243,10 @@ class VMStatusReport(_message.Message):
     MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     IP_ADDRESSES_FIELD_NUMBER: _builtins.int
     STATE_CHANGED_AT_UNIX_FIELD_NUMBER: _builtins.int
+    VCPU_COUNT_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    IS_MANAGED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, also of a VM that the control plane does not know."""
     name: _builtins.str
@@ -1226,6 +1260,13 @@ class VMStatusReport(_message.Message):
     memory_used_bytes: _builtins.int
     state_changed_at_unix: _builtins.int
     """Unix time in seconds."""
+    vcpu_count: _builtins.int
+    """Size, for a VM that the control plane does not know; 0 if the host cannot tell."""
+    memory_mib: _builtins.int
+    is_managed: _builtins.bool
+    """Whether the node daemon defined it, and not another tool on the host."""
+    generation: _builtins.int
+    """Newest generation of a command that the host took for it; 0 if none."""
     @_builtins.property
     def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1239,10 +1280,14 @@ class VMStatusReport(_message.Message):
         memory_used_bytes: _builtins.int = ...,
         ip_addresses: _abc.Iterable[_builtins.str] | None = ...,
         state_changed_at_unix: _builtins.int = ...,
+        vcpu_count: _builtins.int = ...,
+        memory_mib: _builtins.int = ...,
+        is_managed: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "id", b"id", "ip_addresses", b"ip_addresses", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "state", b"state", "state_change_count", b"state_change_count", "state_changed_at_unix", b"state_changed_at_unix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "generation", b"generation", "id", b"id", "ip_addresses", b"ip_addresses", "is_managed", b"is_managed", "memory_mib", b"memory_mib", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "state", b"state", "state_change_count", b"state_change_count", "state_changed_at_unix", b"state_changed_at_unix", "vcpu_count", b"vcpu_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1364,8 +1409,8 @@ class VMChangeAck(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.bool
     action: _builtins.str
-    """What was done: "UPDATED", "LOST", "STALE" (a newer report is known), "UNKNOWN" (no such VM) or "MISPLACED" (it
-    belongs to another node).
+    """What was done: "UPDATED", "LOST", "STALE" (a newer report is known), "DISCOVERED" (it was unknown and is shown
+    now), "IGNORED" (it was removed from the inventory or is being removed) or "MISPLACED" (it belongs to another node).
     """
     error: _builtins.str
     def __init__(
@@ -1476,8 +1521,13 @@ class StreamEventsRequest(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     TYPES_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """UUID; empty means all nodes."""
+    from_revision: _builtins.int
+    """Begin after this revision; 0 begins with what happens from now on. OUT_OF_RANGE if the log does not reach back so
+    far.
+    """
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[Global___SystemEvent.EventType.ValueType]:
         """Any of these; empty means all."""
@@ -1487,10 +1537,11 @@ class StreamEventsRequest(_message.Message):
         *,
         node_id: _builtins.str = ...,
         types: _abc.Iterable[Global___SystemEvent.EventType.ValueType] | None = ...,
+        from_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "node_id", b"node_id", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1536,6 +1587,16 @@ class SystemEvent(_message.Message):
         SYSTEM_RECOVERED: SystemEvent._EventType.ValueType  # 54
         ERROR_OCCURRED: SystemEvent._EventType.ValueType  # 60
         WARNING_ISSUED: SystemEvent._EventType.ValueType  # 61
+        VM_CHANGED: SystemEvent._EventType.ValueType  # 100
+        VM_LOST: SystemEvent._EventType.ValueType  # 101
+        VM_DISCOVERED: SystemEvent._EventType.ValueType  # 102
+        VM_CONFLICT: SystemEvent._EventType.ValueType  # 103
+        """A VM was seen on a host that it does not belong to, or no longer is."""
+        NODE_REGISTERED: SystemEvent._EventType.ValueType  # 110
+        NODE_READY: SystemEvent._EventType.ValueType  # 111
+        NODE_SILENT: SystemEvent._EventType.ValueType  # 112
+        NODE_CHANGED: SystemEvent._EventType.ValueType  # 113
+        NODE_REMOVED: SystemEvent._EventType.ValueType  # 114
 
     class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
         """What happened, in tens: services, VMs, hardware, network, storage, system, other."""
@@ -1568,6 +1629,16 @@ class SystemEvent(_message.Message):
     SYSTEM_RECOVERED: SystemEvent.EventType.ValueType  # 54
     ERROR_OCCURRED: SystemEvent.EventType.ValueType  # 60
     WARNING_ISSUED: SystemEvent.EventType.ValueType  # 61
+    VM_CHANGED: SystemEvent.EventType.ValueType  # 100
+    VM_LOST: SystemEvent.EventType.ValueType  # 101
+    VM_DISCOVERED: SystemEvent.EventType.ValueType  # 102
+    VM_CONFLICT: SystemEvent.EventType.ValueType  # 103
+    """A VM was seen on a host that it does not belong to, or no longer is."""
+    NODE_REGISTERED: SystemEvent.EventType.ValueType  # 110
+    NODE_READY: SystemEvent.EventType.ValueType  # 111
+    NODE_SILENT: SystemEvent.EventType.ValueType  # 112
+    NODE_CHANGED: SystemEvent.EventType.ValueType  # 113
+    NODE_REMOVED: SystemEvent.EventType.ValueType  # 114
 
     class _Severity:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -1616,6 +1687,7 @@ class SystemEvent(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     type: Global___SystemEvent.EventType.ValueType
     severity: Global___SystemEvent.Severity.ValueType
@@ -1624,6 +1696,8 @@ class SystemEvent(_message.Message):
     message: _builtins.str
     resource_id: _builtins.str
     """UUID of what it is about; empty if nothing in particular."""
+    revision: _builtins.int
+    """Its place in the log, where another stream can continue."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1639,10 +1713,11 @@ class SystemEvent(_message.Message):
         message: _builtins.str = ...,
         resource_id: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "message", b"message", "metadata", b"metadata", "resource_id", b"resource_id", "severity", b"severity", "source", b"source", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "message", b"message", "metadata", b"metadata", "resource_id", b"resource_id", "revision", b"revision", "severity", b"severity", "source", b"source", "timestamp", b"timestamp", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

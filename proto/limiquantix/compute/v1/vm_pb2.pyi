@@ -152,6 +152,7 @@ class VirtualMachine(_message.Message):
     FOLDER_ID_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     IS_MANAGED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID; never changes and is never used again."""
     name: _builtins.str
@@ -168,6 +169,10 @@ class VirtualMachine(_message.Message):
     origin: Global___VMOrigin.ValueType
     is_managed: _builtins.bool
     """False while the control plane only watches a VM that something else defined on the host."""
+    revision: _builtins.int
+    """Where a watch can continue: `from_revision` of another one. 0 outside of watches, and in the state that a watch
+    begins with until it is complete.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free key/value pairs for selection; see `CreateVMRequest.labels` for the limits."""
@@ -197,10 +202,11 @@ class VirtualMachine(_message.Message):
         folder_id: _builtins.str = ...,
         origin: Global___VMOrigin.ValueType = ...,
         is_managed: _builtins.bool = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "spec", b"spec", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "description", b"description", "folder_id", b"folder_id", "hardware_version", b"hardware_version", "id", b"id", "is_managed", b"is_managed", "labels", b"labels", "name", b"name", "origin", b"origin", "project_id", b"project_id", "spec", b"spec", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "description", b"description", "folder_id", b"folder_id", "hardware_version", b"hardware_version", "id", b"id", "is_managed", b"is_managed", "labels", b"labels", "name", b"name", "origin", b"origin", "project_id", b"project_id", "revision", b"revision", "spec", b"spec", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2072,6 +2078,7 @@ class VmStatus(_message.Message):
     STATE_CHANGED_AT_FIELD_NUMBER: _builtins.int
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     LOST_REASON_FIELD_NUMBER: _builtins.int
+    WANTED_STATE_FIELD_NUMBER: _builtins.int
     state: Global___VmStatus.PowerState.ValueType
     node_id: _builtins.str
     """UUID of the node it is placed on; empty if on none."""
@@ -2079,6 +2086,8 @@ class VmStatus(_message.Message):
     """Why the last operation failed; empty after one that succeeded."""
     lost_reason: _builtins.str
     """Only with LOST."""
+    wanted_state: Global___VmStatus.PowerState.ValueType
+    """What its owner wants: RUNNING or STOPPED, from the last start or stop that was asked for; UNKNOWN if nobody did."""
     @_builtins.property
     def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As the guest or the network reports them."""
@@ -2114,10 +2123,11 @@ class VmStatus(_message.Message):
         state_changed_at: _timestamp_pb2.Timestamp | None = ...,
         last_seen_at: _timestamp_pb2.Timestamp | None = ...,
         lost_reason: _builtins.str = ...,
+        wanted_state: Global___VmStatus.PowerState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "guest_info", b"guest_info", "health", b"health", "last_seen_at", b"last_seen_at", "resource_usage", b"resource_usage", "snapshots", b"snapshots", "state_changed_at", b"state_changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "error_message", b"error_message", "guest_info", b"guest_info", "health", b"health", "ip_addresses", b"ip_addresses", "last_seen_at", b"last_seen_at", "lost_reason", b"lost_reason", "node_id", b"node_id", "resource_usage", b"resource_usage", "snapshots", b"snapshots", "state", b"state", "state_changed_at", b"state_changed_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "error_message", b"error_message", "guest_info", b"guest_info", "health", b"health", "ip_addresses", b"ip_addresses", "last_seen_at", b"last_seen_at", "lost_reason", b"lost_reason", "node_id", b"node_id", "resource_usage", b"resource_usage", "snapshots", b"snapshots", "state", b"state", "state_changed_at", b"state_changed_at", "wanted_state", b"wanted_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1024,6 +1024,7 @@ class VMEvent(_message.Message):
     SEVERITY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     vm_id: _builtins.str
     type: _builtins.str
@@ -1034,6 +1035,8 @@ class VMEvent(_message.Message):
     """"info", "warning" or "error"."""
     created_at: _builtins.str
     """RFC 3339, UTC."""
+    revision: _builtins.int
+    """Its place in the log of all events; see `StreamEventsRequest.from_revision`."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -1047,10 +1050,11 @@ class VMEvent(_message.Message):
         severity: _builtins.str = ...,
         created_at: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "message", b"message", "metadata", b"metadata", "severity", b"severity", "type", b"type", "user", b"user", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "message", b"message", "metadata", b"metadata", "revision", b"revision", "severity", b"severity", "type", b"type", "user", b"user", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1120,15 +1124,21 @@ class WatchVMRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    from_revision: _builtins.int
+    """Continue after this revision instead of beginning with what there is now. 0 begins anew; OUT_OF_RANGE if the log
+    does not reach back so far.
+    """
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
+        from_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1520,8 +1530,18 @@ class WatchVMsRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
+    SEND_BOOKMARKS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     project_id: _builtins.str
+    from_revision: _builtins.int
+    """Continue after this revision instead of beginning with what there is now. 0 begins anew; OUT_OF_RANGE if the log
+    does not reach back so far.
+    """
+    send_bookmarks: _builtins.bool
+    """Also send updates of type BOOKMARK: one after the state at the beginning, then now and then, so that a client knows
+    where to continue even if nothing it watches changes.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -1530,10 +1550,12 @@ class WatchVMsRequest(_message.Message):
         node_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        from_revision: _builtins.int = ...,
+        send_bookmarks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "node_id", b"node_id", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_revision", b"from_revision", "labels", b"labels", "node_id", b"node_id", "project_id", b"project_id", "send_bookmarks", b"send_bookmarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1554,6 +1576,9 @@ class VMUpdate(_message.Message):
         ADDED: VMUpdate._UpdateType.ValueType  # 0
         MODIFIED: VMUpdate._UpdateType.ValueType  # 1
         DELETED: VMUpdate._UpdateType.ValueType  # 2
+        """Deleted, or no longer among what is watched; with the VM as it was last."""
+        BOOKMARK: VMUpdate._UpdateType.ValueType  # 100
+        """Nothing changed; `revision` says up to where everything was sent. Only if asked for."""
 
     class UpdateType(_UpdateType, metaclass=_UpdateTypeEnumTypeWrapper):
         """Kind of the change."""
@@ -1561,10 +1586,18 @@ class VMUpdate(_message.Message):
     ADDED: VMUpdate.UpdateType.ValueType  # 0
     MODIFIED: VMUpdate.UpdateType.ValueType  # 1
     DELETED: VMUpdate.UpdateType.ValueType  # 2
+    """Deleted, or no longer among what is watched; with the VM as it was last."""
+    BOOKMARK: VMUpdate.UpdateType.ValueType  # 100
+    """Nothing changed; `revision` says up to where everything was sent. Only if asked for."""
 
     TYPE_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     type: Global___VMUpdate.UpdateType.ValueType
+    revision: _builtins.int
+    """Where a watch can continue: `from_revision` of another one. 0 outside of watches, and in the state that a watch
+    begins with until it is complete.
+    """
     @_builtins.property
     def vm(self) -> _vm_pb2.VirtualMachine: ...
     def __init__(
@@ -1572,14 +1605,36 @@ class VMUpdate(_message.Message):
         *,
         type: Global___VMUpdate.UpdateType.ValueType = ...,
         vm: _vm_pb2.VirtualMachine | None = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["type", b"type", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "type", b"type", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VMUpdate: _TypeAlias = VMUpdate  # noqa: Y015
+
+@_typing.final
+class TakeOverVMRequest(_message.Message):
+    """Which VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeOverVMRequest: _TypeAlias = TakeOverVMRequest  # noqa: Y015
 
 @_typing.final
 class GetConsoleLogRequest(_message.Message):

@@ -35,6 +35,12 @@ class VMServiceStub(object):
     answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
     google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
     this release fail with UNIMPLEMENTED.
+
+    A method that changes a VM makes an operation (see OperationService) and waits for it as long as the caller's deadline
+    allows; the operation goes on when the caller stops waiting. Operations on one VM run one after the other, in the
+    order in which they were asked for; a forced stop and a delete do not wait for what can be interrupted. With the
+    request metadata `limiquantix-request-id` a call may be repeated: the same id with the same body returns the first
+    outcome, with another body INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -233,6 +239,11 @@ class VMServiceStub(object):
                 request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetConsoleLogRequest.SerializeToString,
                 response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetConsoleLogResponse.FromString,
                 _registered_method=True)
+        self.TakeOverVM = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/TakeOverVM',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.TakeOverVMRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+                _registered_method=True)
 
 
 class VMServiceServicer(object):
@@ -243,6 +254,12 @@ class VMServiceServicer(object):
     answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
     google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
     this release fail with UNIMPLEMENTED.
+
+    A method that changes a VM makes an operation (see OperationService) and waits for it as long as the caller's deadline
+    allows; the operation goes on when the caller stops waiting. Operations on one VM run one after the other, in the
+    order in which they were asked for; a forced stop and a delete do not wait for what can be interrupted. With the
+    request metadata `limiquantix-request-id` a call may be repeated: the same id with the same body returns the first
+    outcome, with another body INVALID_ARGUMENT.
     """
 
     def CreateVM(self, request, context):
@@ -517,6 +534,14 @@ class VMServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeOverVM(self, request, context):
+        """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
+        change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VMServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -710,6 +735,11 @@ def add_VMServiceServicer_to_server(servicer, server):
                     request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetConsoleLogRequest.FromString,
                     response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetConsoleLogResponse.SerializeToString,
             ),
+            'TakeOverVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeOverVM,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.TakeOverVMRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'limiquantix.compute.v1.VMService', rpc_method_handlers)
@@ -726,6 +756,12 @@ class VMService(object):
     answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
     google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
     this release fail with UNIMPLEMENTED.
+
+    A method that changes a VM makes an operation (see OperationService) and waits for it as long as the caller's deadline
+    allows; the operation goes on when the caller stops waiting. Operations on one VM run one after the other, in the
+    order in which they were asked for; a forced stop and a delete do not wait for what can be interrupted. With the
+    request metadata `limiquantix-request-id` a call may be repeated: the same id with the same body returns the first
+    outcome, with another body INVALID_ARGUMENT.
     """
 
     @staticmethod
@@ -1744,6 +1780,33 @@ class VMService(object):
             '/limiquantix.compute.v1.VMService/GetConsoleLog',
             limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetConsoleLogRequest.SerializeToString,
             limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetConsoleLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeOverVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/TakeOverVM',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.TakeOverVMRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
             options,
             channel_credentials,
             insecure,

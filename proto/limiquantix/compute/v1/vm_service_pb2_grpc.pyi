@@ -36,6 +36,12 @@ class VMServiceStub:
     answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
     google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
     this release fail with UNIMPLEMENTED.
+
+    A method that changes a VM makes an operation (see OperationService) and waits for it as long as the caller's deadline
+    allows; the operation goes on when the caller stops waiting. Operations on one VM run one after the other, in the
+    order in which they were asked for; a forced stop and a delete do not wait for what can be interrupted. With the
+    request metadata `limiquantix-request-id` a call may be repeated: the same id with the same body returns the first
+    outcome, with another body INVALID_ARGUMENT.
     """
 
     @_typing.overload
@@ -128,6 +134,10 @@ class VMServiceStub:
     """Shut down or reboot the guest, by its agent. Returns once the agent has accepted."""
     GetConsoleLog: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.GetConsoleLogRequest, _vm_service_pb2.GetConsoleLogResponse]
     """Read what the guest wrote to its serial console, whether the VM runs or not."""
+    TakeOverVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.TakeOverVMRequest, _vm_pb2.VirtualMachine]
+    """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
+    change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
+    """
 
 @_typing.type_check_only
 class VMServiceAsyncStub(VMServiceStub):
@@ -138,6 +148,12 @@ class VMServiceAsyncStub(VMServiceStub):
     answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
     google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
     this release fail with UNIMPLEMENTED.
+
+    A method that changes a VM makes an operation (see OperationService) and waits for it as long as the caller's deadline
+    allows; the operation goes on when the caller stops waiting. Operations on one VM run one after the other, in the
+    order in which they were asked for; a forced stop and a delete do not wait for what can be interrupted. With the
+    request metadata `limiquantix-request-id` a call may be repeated: the same id with the same body returns the first
+    outcome, with another body INVALID_ARGUMENT.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -227,6 +243,10 @@ class VMServiceAsyncStub(VMServiceStub):
     """Shut down or reboot the guest, by its agent. Returns once the agent has accepted."""
     GetConsoleLog: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.GetConsoleLogRequest, _vm_service_pb2.GetConsoleLogResponse]  # type: ignore[assignment]
     """Read what the guest wrote to its serial console, whether the VM runs or not."""
+    TakeOverVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.TakeOverVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
+    """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
+    change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
+    """
 
 class VMServiceServicer(metaclass=_abc_1.ABCMeta):
     """Virtual machines: life cycle, snapshots, devices, consoles, guests.
@@ -236,6 +256,12 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
     answer with UNAVAILABLE, and the recorded state then stays what the host reported last. Every error carries a
     google.rpc.ErrorInfo with a stable reason. Methods that return a VM return it as it is after the call. Methods not in
     this release fail with UNIMPLEMENTED.
+
+    A method that changes a VM makes an operation (see OperationService) and waits for it as long as the caller's deadline
+    allows; the operation goes on when the caller stops waiting. Operations on one VM run one after the other, in the
+    order in which they were asked for; a forced stop and a delete do not wait for what can be interrupted. With the
+    request metadata `limiquantix-request-id` a call may be repeated: the same id with the same body returns the first
+    outcome, with another body INVALID_ARGUMENT.
     """
 
     @_abc_1.abstractmethod
@@ -551,5 +577,15 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_service_pb2.GetConsoleLogResponse, _abc.Awaitable[_vm_service_pb2.GetConsoleLogResponse]]:
         """Read what the guest wrote to its serial console, whether the VM runs or not."""
+
+    @_abc_1.abstractmethod
+    def TakeOverVM(
+        self,
+        request: _vm_service_pb2.TakeOverVMRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
+        """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
+        change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
+        """
 
 def add_VMServiceServicer_to_server(servicer: VMServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -617,15 +617,22 @@ class VMIdRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VM_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    generation: _builtins.int
+    """Generation of the command. One older than the newest that this host took for the VM is refused with ABORTED and
+    the reason STALE_GENERATION, also after a restart and after the VM was deleted; a newer one ends an older command
+    that only waits for the guest. 0 is not checked.
+    """
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,8 +668,11 @@ class CreateVMOnNodeRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     name: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     @_builtins.property
     def spec(self) -> Global___VMSpec: ...
     @_builtins.property
@@ -676,10 +686,11 @@ class CreateVMOnNodeRequest(_message.Message):
         name: _builtins.str = ...,
         spec: Global___VMSpec | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "spec", b"spec", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "labels", b"labels", "name", b"name", "spec", b"spec", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -990,20 +1001,26 @@ class CreateVMOnNodeResponse(_message.Message):
     VM_ID_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     created: _builtins.bool
     """False if the same VM was there already."""
     message: _builtins.str
+    @_builtins.property
+    def status(self) -> Global___VMStatusResponse:
+        """The VM as it is now."""
+
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         created: _builtins.bool = ...,
         message: _builtins.str = ...,
+        status: Global___VMStatusResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "message", b"message", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "message", b"message", "status", b"status", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1017,18 +1034,22 @@ class StopVMRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     timeout_seconds: _builtins.int
     """Seconds, at most 3,600; 0 means 30."""
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         timeout_seconds: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout_seconds", b"timeout_seconds", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "timeout_seconds", b"timeout_seconds", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2883,8 +2904,11 @@ class ReconfigureVMRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     name: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     @_builtins.property
     def spec(self) -> Global___VMSpec: ...
     @_builtins.property
@@ -2896,10 +2920,11 @@ class ReconfigureVMRequest(_message.Message):
         name: _builtins.str = ...,
         spec: Global___VMSpec | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "spec", b"spec", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "labels", b"labels", "name", b"name", "spec", b"spec", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

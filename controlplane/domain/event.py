@@ -1,0 +1,113 @@
+"""Events: what happened, to what, and what it is since then.
+
+There is one log of them for everything. An entry that changed a record carries the record's document after the change,
+which is what watches send; one that only tells something (an alert) carries none.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from limiquantix.compute.v1.node_service_pb2 import SystemEvent
+
+Severity = SystemEvent.Severity
+"""The contract's enum of severities; values are plain ints in records."""
+
+VM = "vm"
+NODE = "node"
+"""Kinds of resources that events are about."""
+
+
+class Change(enum.IntEnum):
+    """What an event did to its resource's record."""
+
+    NONE = 0
+    ADDED = 1
+    MODIFIED = 2
+    DELETED = 3
+
+
+class EventType(enum.StrEnum):
+    """Stable names of what can happen, `ListVMEvents` filters by them."""
+
+    VM_CREATED = "vm.created"
+    VM_UPDATED = "vm.updated"
+    VM_STARTED = "vm.started"
+    VM_STOPPED = "vm.stopped"
+    VM_PAUSED = "vm.paused"
+    VM_RESUMED = "vm.resumed"
+    VM_CRASHED = "vm.crashed"
+    VM_STATE_CHANGED = "vm.state_changed"
+    VM_OPERATION_FAILED = "vm.operation_failed"
+    VM_LOST = "vm.lost"
+    VM_DISCOVERED = "vm.discovered"
+    VM_TAKEN_OVER = "vm.taken_over"
+    VM_CONFLICT = "vm.conflict"
+    VM_CONFLICT_ENDED = "vm.conflict_ended"
+    VM_RESTART_REFUSED = "vm.restart_refused"
+    VM_DELETED = "vm.deleted"
+    NODE_REGISTERED = "node.registered"
+    NODE_UPDATED = "node.updated"
+    NODE_READY = "node.ready"
+    NODE_SILENT = "node.silent"
+    NODE_REMOVED = "node.removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the writer of a change says of it.
+
+    `actor` is who asked for it ("" for the host itself); `metadata` are facts for programs, never secrets.
+    """
+
+    type: EventType
+    message: str = ""
+    severity: SystemEvent.Severity.ValueType = Severity.INFO
+    actor: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One entry of the log.
+
+    `revision` is its place in the order of everything, 0 until it has one, some milliseconds after it was written.
+    `resource_version` orders the entries of one resource. `document` is the serialized `VirtualMachine` or `Node`
+    after the change, b"" without a change. `labels_before` are the labels that the resource had until this change,
+    None if they are the same: a watch that filters by labels tells from it what left its view.
+    """
+
+    id: str
+    revision: int
+    recorded_at: datetime
+    resource_type: str
+    resource_id: str
+    resource_version: int
+    project_id: str
+    node_id: str
+    change: Change
+    event: Event
+    document: bytes = b""
+    labels_before: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which entries; an empty part does not filter."""
+
+    resource_id: str = ""
+    node_id: str = ""
+    types: frozenset[str] = frozenset()
+    severities: frozenset[int] = frozenset()
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """How far the log reaches: the newest revision, and the newest one that was removed (0 if none was)."""
+
+    revision: int
+    compacted_revision: int

@@ -1,0 +1,165 @@
+"""Statements about the log of events; each blocks in an open transaction. Contracts: `interface.Transaction`.
+
+Writers add entries without a revision, so they need not wait for each other. Soon after, one process at a time, the one
+that holds the lock of the head's row, gives revisions to what is committed (`sequence`). So whoever sees a revision
+sees all smaller ones, and revisions have no gaps: what a watch needs, without a place where every transaction queues.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, delete, insert, literal, null, select, update
+
+from controlplane.domain.event import Change, Event, EventFilter, EventType, LoggedEvent, LogPosition
+from controlplane.state.schema import UtcMicroseconds, event_log_head, events
+
+_NUMBER = update(events).where(events.c.id == bindparam("event_id")).values(revision=bindparam("given"))
+_UNNUMBERED = events.c.revision.is_(None)
+
+
+def append(connection: Connection, logged: LoggedEvent, position: int) -> None:
+    """Add an entry; `position` orders the entries of one transaction."""
+    event = logged.event
+    connection.execute(
+        insert(events),
+        {
+            "id": logged.id or str(uuid.uuid4()),
+            "revision": None,
+            "recorded_at": logged.recorded_at,
+            "position": position,
+            "resource_type": logged.resource_type,
+            "resource_id": logged.resource_id,
+            "resource_version": logged.resource_version,
+            "project_id": logged.project_id,
+            "node_id": logged.node_id,
+            "change": int(logged.change),
+            "type": str(event.type),
+            "severity": event.severity,
+            "message": event.message,
+            "actor": event.actor,
+            "metadata": dict(event.metadata),
+            "labels_before": None if logged.labels_before is None else dict(logged.labels_before),
+            "document": logged.document,
+        },
+    )
+
+
+def sequence(connection: Connection) -> LogPosition:
+    """Give revisions to every entry that has none; returns where the log ends then."""
+    # Before reading what there is: whoever else wants to number waits here, and then sees what we numbered.
+    lock = update(event_log_head).where(event_log_head.c.id == 1).values(revision=event_log_head.c.revision)
+    head = connection.execute(lock.returning(event_log_head.c.revision, event_log_head.c.compacted_revision)).one()
+    waiting = connection.execute(
+        select(
+            events.c.id, events.c.resource_id, events.c.resource_version, events.c.recorded_at, events.c.position
+        ).where(_UNNUMBERED)
+    ).all()
+    if not waiting:
+        return LogPosition(head.revision, head.compacted_revision)
+    numbered = [
+        {"event_id": row.id, "given": number} for number, row in enumerate(_in_order(waiting), head.revision + 1)
+    ]
+    connection.execute(_NUMBER, numbered)
+    end = head.revision + len(numbered)
+    connection.execute(update(event_log_head).where(event_log_head.c.id == 1).values(revision=end))
+    return LogPosition(end, head.compacted_revision)
+
+
+def _in_order(rows: Sequence[Any]) -> list[Any]:
+    """Sort by time, but entries of one resource by its version, which no clock can turn around."""
+    by_time = sorted(rows, key=lambda row: (row.recorded_at, row.position, row.id))
+    of_resource: dict[str, list[Any]] = {}
+    for row in by_time:
+        of_resource.setdefault(row.resource_id, []).append(row)
+    next_of = {
+        resource_id: iter(sorted(theirs, key=lambda row: (row.resource_version, row.recorded_at, row.position)))
+        for resource_id, theirs in of_resource.items()
+    }
+    return [next(next_of[row.resource_id]) for row in by_time]
+
+
+def has_unnumbered(connection: Connection) -> bool:
+    """Whether there is anything to give a revision to; takes no lock."""
+    return connection.execute(select(events.c.id).where(_UNNUMBERED).limit(1)).first() is not None
+
+
+def position(connection: Connection) -> LogPosition:
+    """Say where the log ends."""
+    head = connection.execute(select(event_log_head).where(event_log_head.c.id == 1)).one()
+    return LogPosition(head.revision, head.compacted_revision)
+
+
+def unnumbered_ids(connection: Connection) -> set[str]:
+    """Entries that are committed and have no revision yet."""
+    return set(connection.execute(select(events.c.id).where(_UNNUMBERED)).scalars())
+
+
+def after(connection: Connection, revision: int, limit: int) -> list[LoggedEvent]:
+    """Entries with larger revisions, in order."""
+    later = select(events).where(events.c.revision > revision).order_by(events.c.revision).limit(limit)
+    return [_from_row(row) for row in connection.execute(later)]
+
+
+def newest(connection: Connection, wanted: EventFilter, limit: int) -> list[LoggedEvent]:
+    """Matching entries, newest first; those without a revision are the newest of all."""
+    conditions = []
+    if wanted.resource_id:
+        conditions.append(events.c.resource_id == wanted.resource_id)
+    if wanted.node_id:
+        conditions.append(events.c.node_id == wanted.node_id)
+    if wanted.types:
+        conditions.append(events.c.type.in_(sorted(wanted.types)))
+    if wanted.severities:
+        conditions.append(events.c.severity.in_(sorted(wanted.severities)))
+    if wanted.since is not None:
+        conditions.append(events.c.recorded_at >= literal(wanted.since, UtcMicroseconds))
+    fresh = (
+        select(events).where(*conditions, _UNNUMBERED).order_by(events.c.recorded_at.desc(), events.c.position.desc())
+    )
+    found = [_from_row(row) for row in connection.execute(fresh.limit(limit))]
+    settled = select(events).where(*conditions, events.c.revision.is_not(null())).order_by(events.c.revision.desc())
+    return found + [_from_row(row) for row in connection.execute(settled.limit(limit - len(found)))]
+
+
+def compact(connection: Connection, recorded_before: datetime, limit: int) -> int:
+    """Remove the oldest entries, up to `limit` and never the newest one; returns how many."""
+    end = position(connection)
+    old = (
+        select(events.c.revision)
+        .where(
+            events.c.revision.is_not(null()),
+            events.c.revision < end.revision,
+            events.c.recorded_at < literal(recorded_before, UtcMicroseconds),
+        )
+        .order_by(events.c.revision)
+        .limit(limit)
+    )
+    revisions = list(connection.execute(old).scalars())
+    if not revisions:
+        return 0
+    connection.execute(delete(events).where(events.c.revision <= revisions[-1]))
+    head = update(event_log_head).where(event_log_head.c.id == 1, event_log_head.c.compacted_revision < revisions[-1])
+    connection.execute(head.values(compacted_revision=revisions[-1]))
+    return len(revisions)
+
+
+def _from_row(row: Row[Any]) -> LoggedEvent:
+    labels: Mapping[str, str] | None = row.labels_before
+    return LoggedEvent(
+        id=row.id,
+        revision=row.revision or 0,
+        recorded_at=row.recorded_at,
+        resource_type=row.resource_type,
+        resource_id=row.resource_id,
+        resource_version=row.resource_version,
+        project_id=row.project_id,
+        node_id=row.node_id,
+        change=Change(row.change),
+        event=Event(EventType(row.type), row.message, row.severity, row.actor, row.metadata),
+        document=bytes(row.document),
+        labels_before=labels,
+    )
