@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,23 +25,30 @@ from controlplane.api.http.connect import ServiceApplication
 from controlplane.api.http.endpoints import routes, version
 from controlplane.api.http.server import HttpServer
 from controlplane.api.node_servicer import NodeServicer
+from controlplane.api.operation_servicer import OperationServicer
 from controlplane.api.unfilled import FolderServicer
 from controlplane.api.vm_servicer import VmServicer
 from controlplane.config import ConfigFileUnusable, ControlPlaneConfig, TlsSettings, is_loopback, load_config
 from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
 from controlplane.domain.node import CapacityPolicy
+from controlplane.operations.catalogue import WORKFLOWS
+from controlplane.operations.desk import OperationDesk
+from controlplane.operations.news import OperationNews
+from controlplane.operations.runner import RetryPolicy, Runner
+from controlplane.operations.worker import OperationWorker, WorkerConfig
+from controlplane.reconcile.keeper import Keeper
+from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
-from controlplane.services.host_reports import HostReportService, SyncTracker
 from controlplane.services.nodes import NodeService
-from controlplane.services.vm_operations import VmOperations
 from controlplane.services.vms import VmService
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
-from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, vm_service_pb2
+from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, operation_service_pb2, vm_service_pb2
 from limiquantix.compute.v1.folder_service_pb2_grpc import add_FolderServiceServicer_to_server
 from limiquantix.compute.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
+from limiquantix.compute.v1.operation_service_pb2_grpc import add_OperationServiceServicer_to_server
 from limiquantix.compute.v1.vm_service_pb2_grpc import add_VMServiceServicer_to_server
 from limiquantix.errors import ApiError
 from limiquantix.rpc.pipeline import CallPipeline
@@ -49,6 +57,9 @@ from telemetry.logs import LogFormat, configure_logging
 from telemetry.metrics import RpcMetrics, build_registry
 
 _log = structlog.get_logger(__name__)
+
+RENEWALS_PER_LEASE = 5
+"""How often a process shows that it lives while its operations are its own: some may be late or lost."""
 
 SHUTDOWN_GRACE_S = 10.0
 """Running operations get this long to end when the process is asked to stop."""
@@ -69,8 +80,16 @@ class ControlPlane:
         self._config = config
         self._store = store
         self._daemons = GrpcDaemonPool(CallTimeouts(), _tls_files(config.nodes.tls))
-        self._operations = VmOperations()
-        syncs = SyncTracker()
+        news = OperationNews()
+        runner = Runner(store, self._daemons, WORKFLOWS, utc_now, RetryPolicy(), news.changed)
+        worker_config = WorkerConfig(
+            lease_s=config.operations.lease_s,
+            renewal_interval_s=config.operations.lease_s / RENEWALS_PER_LEASE,
+            kept_days=config.operations.kept_days,
+        )
+        self._worker = OperationWorker(store, runner, news, utc_now, worker_config, socket.gethostname())
+        desk = OperationDesk(store, WORKFLOWS, self._worker, news, utc_now)
+        self._keeper = Keeper(store, desk, utc_now)
         policy = CapacityPolicy(
             cpu_overcommit_ratio=config.scheduler.cpu_overcommit_ratio,
             memory_overcommit_ratio=config.scheduler.memory_overcommit_ratio,
@@ -78,25 +97,25 @@ class ControlPlane:
             reserved_memory_bytes=config.scheduler.reserved_memory_mib * 2**20,
         )
         self._heartbeats = HeartbeatService(
-            store, syncs, utc_now, HeartbeatConfig(interval_s=config.nodes.heartbeat_interval_s)
+            store, utc_now, HeartbeatConfig(interval_s=config.nodes.heartbeat_interval_s)
         )
         # Documented methods that this version does not fill are inherited and answer UNIMPLEMENTED, hence the ignores;
         # tests/contract/test_filled_methods.py lists them.
         vm_servicer = VmServicer(  # type: ignore[abstract]
-            VmService(
-                store, self._daemons, self._operations, syncs, SchedulerConfig(config.scheduler.strategy), utc_now
-            )
+            VmService(store, self._daemons, desk, SchedulerConfig(config.scheduler.strategy), utc_now)
         )
         node_servicer = NodeServicer(  # type: ignore[abstract]
-            NodeService(store, policy, syncs, utc_now),
+            NodeService(store, policy, utc_now),
             self._heartbeats,
-            HostReportService(store, self._operations, syncs, utc_now),
+            HostReportService(store, desk, utc_now),
         )
         folder_servicer = FolderServicer()  # type: ignore[abstract]
+        operation_servicer = OperationServicer(desk)
         served = (
             (vm_service_pb2.DESCRIPTOR.services_by_name["VMService"], vm_servicer),
             (node_service_pb2.DESCRIPTOR.services_by_name["NodeService"], node_servicer),
             (folder_service_pb2.DESCRIPTOR.services_by_name["FolderService"], folder_servicer),
+            (operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"], operation_servicer),
         )
         names = [descriptor.full_name for descriptor, _ in served]
         registry = build_registry()
@@ -106,6 +125,7 @@ class ControlPlane:
             add_VMServiceServicer_to_server(vm_servicer, server)
             add_NodeServiceServicer_to_server(node_servicer, server)
             add_FolderServiceServicer_to_server(folder_servicer, server)
+            add_OperationServiceServicer_to_server(operation_servicer, server)
 
         self._rpc = RpcServer(pipeline, names, add_services, _tls_files(config.grpc.tls))
         self._http = HttpServer(
@@ -126,9 +146,10 @@ class ControlPlane:
             SchemaMismatch: the database needs a migration.
         """
         await self._store.open()
+        await self._worker.register()
         grpc_port = await self._rpc.start(self._config.grpc.listen_address)
         http_port = await self._http.start(self._config.http.listen_address)
-        self._background = asyncio.get_running_loop().create_task(self._heartbeats.run())
+        self._background = asyncio.get_running_loop().create_task(self._run_in_background())
         return Addresses(
             http=_with_port(self._config.http.listen_address, http_port),
             grpc=_with_port(self._config.grpc.listen_address, grpc_port),
@@ -143,11 +164,16 @@ class ControlPlane:
         if self._background.done():
             await self._background
 
+    async def _run_in_background(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for work in (self._heartbeats, self._worker, self._keeper):
+                group.create_task(work.run(), name=type(work).__name__)
+
     async def stop(self) -> None:
         """Refuse new calls, let running operations end, store what is pending, let go of everything."""
         await self._http.stop()
         await self._rpc.stop(SHUTDOWN_GRACE_S)
-        await self._operations.drain(SHUTDOWN_GRACE_S)
+        await self._worker.stop(SHUTDOWN_GRACE_S)
         if self._background is not None:
             self._background.cancel()
             await asyncio.wait([self._background])

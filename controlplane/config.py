@@ -99,9 +99,10 @@ class GrpcSettings(ListenSettings):
 
 
 class DatabaseSettings(_Section):
-    """Where state lives."""
+    """Where state lives; `pool_size` is how many connections to PostgreSQL one control plane opens at most."""
 
-    url: str = DEFAULT_DATABASE_URL
+    url: str = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may hold a password
+    pool_size: Annotated[int, Field(ge=2, le=1000)] = 12
 
 
 class SchedulerSettings(_Section):
@@ -119,6 +120,15 @@ class NodeSettings(_Section):
 
     heartbeat_interval_s: Annotated[int, Field(ge=1, le=3600)] = 30
     tls: TlsSettings = TlsSettings()
+
+
+class OperationSettings(_Section):
+    """How work on operations is shared between processes."""
+
+    lease_s: Annotated[float, Field(ge=1, le=300)] = 10.0
+    """How long a process may be silent before others take its operations over."""
+    kept_days: Annotated[float, Field(ge=0.01, le=3650)] = 7.0
+    """How long operations are kept after they ended, and request ids are remembered."""
 
 
 class LogSettings(_Section):
@@ -140,6 +150,7 @@ class ControlPlaneConfig(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     nodes: NodeSettings = NodeSettings()
+    operations: OperationSettings = OperationSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

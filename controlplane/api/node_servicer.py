@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from controlplane.domain import documents
+from controlplane.reconcile.reports import HostReportService
+from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatService
-from controlplane.services.host_reports import HostReportService
 from controlplane.services.nodes import NodeService
 from controlplane.services.page_tokens import encode_cursor
+from controlplane.services.watches import WatchService
 from limiquantix.compute.v1 import node_pb2
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceServicer
@@ -16,10 +21,19 @@ from limiquantix.rpc.pipeline import CallContext
 class NodeServicer(NodeServiceServicer):
     """Methods not defined here are documented but not in this version; they answer UNIMPLEMENTED."""
 
-    def __init__(self, nodes: NodeService, heartbeats: HeartbeatService, reports: HostReportService) -> None:
+    def __init__(
+        self,
+        nodes: NodeService,
+        heartbeats: HeartbeatService,
+        reports: HostReportService,
+        watches: WatchService = None,
+        events: EventListService = None,
+    ) -> None:  # type: ignore
         self._nodes = nodes
         self._heartbeats = heartbeats
         self._reports = reports
+        self._watches = watches
+        self._events = events
 
     async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
         registered = await self._nodes.register(request)
@@ -49,7 +63,7 @@ class NodeServicer(NodeServiceServicer):
         return api.SyncFullStateResponse(
             acknowledged=True,
             vms_reconciled=outcome.reconciled,
-            vms_discovered=len(outcome.unknown),
+            vms_discovered=len(outcome.discovered),
             vms_lost=len(outcome.lost),
             conflicts=[
                 api.SyncConflict(
@@ -61,3 +75,25 @@ class NodeServicer(NodeServiceServicer):
                 for vm_id, node_id in outcome.misplaced
             ],
         )
+
+    async def ListNodeEvents(
+        self, request: api.ListNodeEventsRequest, context: CallContext
+    ) -> api.ListNodeEventsResponse:
+        return api.ListNodeEventsResponse(events=await self._events.of_node(request))
+
+    async def WatchNode(self, request: api.WatchNodeRequest, context: CallContext) -> AsyncIterator[node_pb2.Node]:
+        async with aclosing(self._watches.node(request)) as nodes:
+            async for node in nodes:
+                yield node
+
+    async def WatchNodes(self, request: api.WatchNodesRequest, context: CallContext) -> AsyncIterator[api.NodeUpdate]:
+        async with aclosing(self._watches.nodes(request)) as updates:
+            async for update in updates:
+                yield update
+
+    async def StreamEvents(
+        self, request: api.StreamEventsRequest, context: CallContext
+    ) -> AsyncIterator[api.SystemEvent]:
+        async with aclosing(self._watches.events(request)) as events:
+            async for event in events:
+                yield event

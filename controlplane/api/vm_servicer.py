@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from google.protobuf.empty_pb2 import Empty
 
 from controlplane.api import encode
+from controlplane.api.callers import caller_of
 from controlplane.domain import documents
+from controlplane.services.event_lists import EventListService
 from controlplane.services.page_tokens import encode_cursor
 from controlplane.services.vms import VmService
+from controlplane.services.watches import WatchService
 from limiquantix.compute.v1 import vm_pb2
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceServicer
@@ -17,11 +23,13 @@ from limiquantix.rpc.pipeline import CallContext
 class VmServicer(VMServiceServicer):
     """Methods not defined here are documented but not in this version; they answer UNIMPLEMENTED."""
 
-    def __init__(self, vms: VmService) -> None:
+    def __init__(self, vms: VmService, watches: WatchService = None, events: EventListService = None) -> None:  # type: ignore
         self._vms = vms
+        self._watches = watches
+        self._events = events
 
     async def CreateVM(self, request: api.CreateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.create(request))
+        return await self._vms.create(request, caller_of(context, "CreateVM", request))
 
     async def GetVM(self, request: api.GetVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         return documents.virtual_machine(await self._vms.get(request.id))
@@ -35,26 +43,29 @@ class VmServicer(VMServiceServicer):
         )
 
     async def UpdateVM(self, request: api.UpdateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.update(request))
+        return await self._vms.update(request, caller_of(context, "UpdateVM", request))
 
     async def DeleteVM(self, request: api.DeleteVMRequest, context: CallContext) -> Empty:
-        await self._vms.delete(request)
+        await self._vms.delete(request, caller_of(context, "DeleteVM", request))
         return Empty()
 
     async def StartVM(self, request: api.StartVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.start(request.id))
+        return await self._vms.start(request.id, caller_of(context, "StartVM", request))
 
     async def StopVM(self, request: api.StopVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.stop(request))
+        return await self._vms.stop(request, caller_of(context, "StopVM", request))
 
     async def RebootVM(self, request: api.RebootVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.reboot(request))
+        return await self._vms.reboot(request, caller_of(context, "RebootVM", request))
 
     async def PauseVM(self, request: api.PauseVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.pause(request.id))
+        return await self._vms.pause(request.id, caller_of(context, "PauseVM", request))
 
     async def ResumeVM(self, request: api.ResumeVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return documents.virtual_machine(await self._vms.resume(request.id))
+        return await self._vms.resume(request.id, caller_of(context, "ResumeVM", request))
+
+    async def TakeOverVM(self, request: api.TakeOverVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._vms.take_over(request, caller_of(context, "TakeOverVM", request))
 
     async def GetConsole(self, request: api.GetConsoleRequest, context: CallContext) -> vm_pb2.ConsoleInfo:
         return encode.console(await self._vms.console(request))
@@ -62,3 +73,16 @@ class VmServicer(VMServiceServicer):
     async def GetConsoleLog(self, request: api.GetConsoleLogRequest, context: CallContext) -> api.GetConsoleLogResponse:
         log = await self._vms.console_log(request)
         return api.GetConsoleLogResponse(data=log.data, next_offset=log.next_offset, size_bytes=log.size_bytes)
+
+    async def ListVMEvents(self, request: api.ListVMEventsRequest, context: CallContext) -> api.ListVMEventsResponse:
+        return api.ListVMEventsResponse(events=await self._events.of_vm(request))
+
+    async def WatchVM(self, request: api.WatchVMRequest, context: CallContext) -> AsyncIterator[vm_pb2.VirtualMachine]:
+        async with aclosing(self._watches.vm(request)) as vms:
+            async for vm in vms:
+                yield vm
+
+    async def WatchVMs(self, request: api.WatchVMsRequest, context: CallContext) -> AsyncIterator[api.VMUpdate]:
+        async with aclosing(self._watches.vms(request)) as updates:
+            async for update in updates:
+                yield update

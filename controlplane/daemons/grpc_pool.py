@@ -66,33 +66,35 @@ class GrpcNodeDaemon:
             metadata={"peer": self._peer},
         )
 
-    async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> None:
-        await self._call(self._stub.CreateVM, request, self._timeouts.create_s)
+    async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> node_v1.VMStatusResponse:
+        answer = await self._call(self._stub.CreateVM, request, self._timeouts.create_s)
+        # A daemon of an older version does not say.
+        return answer.status if answer.HasField("status") else await self.vm_status(request.vm_id)
 
     async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
         await self._call(self._stub.ReconfigureVM, request, self._timeouts.create_s)
 
-    async def delete_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.DeleteVM, _vm(vm_id), self._timeouts.create_s)
+    async def delete_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.DeleteVM, _vm(vm_id, generation), self._timeouts.create_s)
 
-    async def start_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.StartVM, _vm(vm_id), self._timeouts.power_s)
+    async def start_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.StartVM, _vm(vm_id, generation), self._timeouts.power_s)
 
-    async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
-        request = node_v1.StopVMRequest(vm_id=vm_id, timeout_seconds=timeout_s)
+    async def stop_vm(self, vm_id: str, timeout_s: int, generation: int) -> None:
+        request = node_v1.StopVMRequest(vm_id=vm_id, timeout_seconds=timeout_s, generation=generation)
         await self._call(self._stub.StopVM, request, timeout_s + self._timeouts.power_s)
 
-    async def force_stop_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.ForceStopVM, _vm(vm_id), self._timeouts.power_s)
+    async def force_stop_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.ForceStopVM, _vm(vm_id, generation), self._timeouts.power_s)
 
-    async def reboot_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.RebootVM, _vm(vm_id), self._timeouts.power_s)
+    async def reboot_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.RebootVM, _vm(vm_id, generation), self._timeouts.power_s)
 
-    async def pause_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.PauseVM, _vm(vm_id), self._timeouts.power_s)
+    async def pause_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.PauseVM, _vm(vm_id, generation), self._timeouts.power_s)
 
-    async def resume_vm(self, vm_id: str) -> None:
-        await self._call(self._stub.ResumeVM, _vm(vm_id), self._timeouts.power_s)
+    async def resume_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.ResumeVM, _vm(vm_id, generation), self._timeouts.power_s)
 
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
         return await self._call(self._stub.GetVMStatus, _vm(vm_id), self._timeouts.query_s)
@@ -104,8 +106,8 @@ class GrpcNodeDaemon:
         return await self._call(self._stub.GetConsoleLog, request, self._timeouts.query_s)
 
 
-def _vm(vm_id: str) -> node_v1.VMIdRequest:
-    return node_v1.VMIdRequest(vm_id=vm_id)
+def _vm(vm_id: str, generation: int = 0) -> node_v1.VMIdRequest:
+    return node_v1.VMIdRequest(vm_id=vm_id, generation=generation)
 
 
 class GrpcDaemonPool:

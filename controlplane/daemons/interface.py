@@ -20,41 +20,45 @@ from limiquantix.node.v1.node_daemon_pb2 import (
 
 
 class NodeDaemon(Protocol):
-    """The daemon of one node. All calls are idempotent on its side, see the contract."""
+    """The daemon of one node. All calls are idempotent on its side, see the contract.
 
-    async def create_vm(self, request: CreateVMOnNodeRequest) -> None:
-        """Make the disk images and define the VM, off."""
+    Whatever changes a VM carries its generation; a daemon that took a newer one for this VM refuses it with `Aborted`,
+    reason STALE_GENERATION, and names the newest in the metadata.
+    """
+
+    async def create_vm(self, request: CreateVMOnNodeRequest) -> VMStatusResponse:
+        """Make the disk images and define the VM, off; returns what it is then."""
         ...
 
     async def reconfigure_vm(self, request: ReconfigureVMRequest) -> None:
         """Replace the definition of a VM that is off."""
         ...
 
-    async def delete_vm(self, vm_id: str) -> None:
+    async def delete_vm(self, vm_id: str, generation: int) -> None:
         """Remove the definition and the images; fine if there are none."""
         ...
 
-    async def start_vm(self, vm_id: str) -> None:
+    async def start_vm(self, vm_id: str, generation: int) -> None:
         """Start it."""
         ...
 
-    async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
+    async def stop_vm(self, vm_id: str, timeout_s: int, generation: int) -> None:
         """Ask the guest to shut down and wait up to `timeout_s`."""
         ...
 
-    async def force_stop_vm(self, vm_id: str) -> None:
+    async def force_stop_vm(self, vm_id: str, generation: int) -> None:
         """Pull the plug."""
         ...
 
-    async def reboot_vm(self, vm_id: str) -> None:
+    async def reboot_vm(self, vm_id: str, generation: int) -> None:
         """Reboot the guest."""
         ...
 
-    async def pause_vm(self, vm_id: str) -> None:
+    async def pause_vm(self, vm_id: str, generation: int) -> None:
         """Stop its vCPUs."""
         ...
 
-    async def resume_vm(self, vm_id: str) -> None:
+    async def resume_vm(self, vm_id: str, generation: int) -> None:
         """Let its vCPUs run again."""
         ...
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from limiquantix.compute.v1.node_service_pb2 import SystemEvent
+from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 Severity = SystemEvent.Severity
 """The contract's enum of severities; values are plain ints in records."""
@@ -111,3 +112,25 @@ class LogPosition:
 
     revision: int
     compacted_revision: int
+
+
+_OF_STATE: Mapping[int, tuple[EventType, str, SystemEvent.Severity.ValueType]] = {
+    VmStatus.RUNNING: (EventType.VM_STARTED, "runs", Severity.INFO),
+    VmStatus.STOPPED: (EventType.VM_STOPPED, "is off", Severity.INFO),
+    VmStatus.PAUSED: (EventType.VM_PAUSED, "is paused", Severity.INFO),
+    VmStatus.CRASHED: (EventType.VM_CRASHED, "crashed", Severity.ERROR),
+}
+
+
+def event_of_state(
+    name: str, before: VmStatus.PowerState.ValueType, after: VmStatus.PowerState.ValueType, actor: str = ""
+) -> Event:
+    """Say that a VM's power state changed; `actor` is who asked for it, "" if its host or guest did it by itself."""
+    facts = {"state": VmStatus.PowerState.Name(after), "state_before": VmStatus.PowerState.Name(before)}
+    if before == after:
+        return Event(EventType.VM_UPDATED, f"VM {name} was changed", actor=actor)
+    if before == VmStatus.PAUSED and after == VmStatus.RUNNING:
+        return Event(EventType.VM_RESUMED, f"VM {name} runs on", actor=actor, metadata=facts)
+    default = (EventType.VM_STATE_CHANGED, f"is {facts['state']} now", Severity.INFO)
+    kind, words, severity = _OF_STATE.get(after, default)
+    return Event(kind, f"VM {name} {words}", severity, actor, facts)

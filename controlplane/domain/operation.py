@@ -13,6 +13,7 @@ from typing import Any
 
 from limiquantix.compute.v1.operation_pb2 import Operation as OperationMessage
 from limiquantix.compute.v1.operation_pb2 import OperationStep
+from limiquantix.compute.v1.vm_pb2 import VmStatus
 from limiquantix.errors import ERROR_CLASSES, ApiError, Code, FieldViolation
 
 OperationState = OperationMessage.State
@@ -159,7 +160,7 @@ class DepartedVm:
     """A VM that was removed from the inventory while its host may still have it.
 
     `is_kept`: it was removed on request and is left alone there. Otherwise it is what a failed create or a delete could
-    not reach, and is removed when its host reports it.
+    not reach, and is removed when its host reports it. `power_state` is the one its host reported last.
     """
 
     vm_id: str
@@ -167,3 +168,4 @@ class DepartedVm:
     is_kept: bool
     reason: str
     departed_at: datetime
+    power_state: VmStatus.PowerState.ValueType = VmStatus.PowerState.UNKNOWN

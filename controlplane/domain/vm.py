@@ -129,6 +129,16 @@ def require_state(vm: Vm, operation: PowerOperation) -> None:
         )
 
 
+def require_managed(vm: Vm) -> None:
+    """Check that the VM is ours to change.
+
+    Raises:
+        FailedPrecondition: it was found on its host, and nobody took it over.
+    """
+    if not vm.is_managed:
+        raise errors.vm_not_managed(vm.id)
+
+
 def observed(vm: Vm, state: VmStatus.PowerState.ValueType, change_count: int, now: datetime) -> Vm:
     """Return the VM as its host reports it. The last error stays until an operation succeeds."""
     return replace(

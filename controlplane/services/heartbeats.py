@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 import structlog
 
 from controlplane.domain import errors
-from controlplane.domain.node import Heartbeat, NodeUsage, Phase
-from controlplane.services.host_reports import SyncTracker
+from controlplane.domain.event import Event, EventType
+from controlplane.domain.node import Heartbeat, Node, NodeUsage, Phase
+from controlplane.reconcile.reports import expected_hash
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.errors import ApiError
@@ -39,9 +40,8 @@ class HeartbeatConfig:
 class HeartbeatService:
     """Takes heartbeats and runs the loop that stores them and looks for silent nodes."""
 
-    def __init__(self, store: Store, syncs: SyncTracker, now: Callable[[], datetime], config: HeartbeatConfig) -> None:
+    def __init__(self, store: Store, now: Callable[[], datetime], config: HeartbeatConfig) -> None:
         self._store = store
-        self._syncs = syncs
         self._now = now
         self._config = config
         self._started_at = now()
@@ -50,13 +50,21 @@ class HeartbeatService:
     async def heartbeat(self, request: api.UpdateHeartbeatRequest) -> api.UpdateHeartbeatResponse:
         """Take note of a node's sign of life; a node that was thought silent is READY again.
 
+        A node whose digest is not that of what is recorded of it is asked for its whole state.
+
         Raises:
             NotFound: no such node; its daemon must register.
         """
         now = self._now()
-        node = await self._store.read(lambda tx: tx.get_node(request.node_id))
-        if node is None:
-            raise errors.node_not_found(request.node_id)
+
+        async def read(tx: Transaction) -> tuple[Node, bool]:
+            node = await tx.get_node(request.node_id)
+            if node is None:
+                raise errors.node_not_found(request.node_id)
+            says = request.state_hash
+            return node, bool(says) and says != await expected_hash(tx, node.id)
+
+        node, differs = await self._store.read(read)
         heartbeat = self._pending[node.id] = Heartbeat(node.id, now, _usage_of(request))
         if node.phase in _REVIVED_PHASES:
             await self._revive(heartbeat)
@@ -64,7 +72,7 @@ class HeartbeatService:
             acknowledged=True,
             server_time_unix=int(now.timestamp()),
             heartbeat_interval_secs=self._config.interval_s,
-            request_full_sync=self._syncs.is_due(node.id),
+            request_full_sync=differs,
         )
 
     async def _revive(self, heartbeat: Heartbeat) -> None:
@@ -72,7 +80,8 @@ class HeartbeatService:
             await tx.record_heartbeats([heartbeat])
             node = await tx.get_node(heartbeat.node_id)
             if node is not None and node.phase in _REVIVED_PHASES:
-                await tx.update_node(replace(node, phase=Phase.READY, error_message="", updated_at=self._now()))
+                ready = replace(node, phase=Phase.READY, error_message="", updated_at=self._now())
+                await tx.update_node(ready, Event(EventType.NODE_READY, f"node {node.hostname} is heard again"))
 
         await self._store.run(make_ready)
         _log.info("node_ready_again", node_id=heartbeat.node_id)

@@ -10,9 +10,9 @@ from datetime import datetime
 import structlog
 
 from controlplane.domain import errors
+from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import CapacityPolicy, Heartbeat, Node, Phase
 from controlplane.domain.query import Cursor, NodeFilter
-from controlplane.services.host_reports import SyncTracker
 from controlplane.services.page_tokens import decode_cursor, page_limit
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
@@ -42,7 +42,6 @@ class NodeService:
 
     store: Store
     capacity_policy: CapacityPolicy
-    syncs: SyncTracker
     now: Callable[[], datetime]
 
     async def register(self, request: api.RegisterNodeRequest) -> Node:
@@ -52,7 +51,6 @@ class NodeService:
         replaced by those it reports.
         """
         node = await self.store.run(lambda tx: self._register(tx, request))
-        self.syncs.forget(node.id)
         _log.info("node_registered", node_id=node.id, hostname=node.hostname, endpoint=node.agent_endpoint)
         return node
 
@@ -76,7 +74,7 @@ class NodeService:
                 system=request.system,
                 last_heartbeat_at=now,
             )
-            await tx.insert_node(node)
+            await tx.insert_node(node, Event(EventType.NODE_REGISTERED, f"node {node.hostname} registered"))
             return node
         # It lives: without this, the next look for silent nodes would go by its last heartbeat before it went away.
         await tx.record_heartbeats([Heartbeat(known.id, now, known.usage)])
@@ -92,7 +90,8 @@ class NodeService:
                 system=request.system,
                 error_message="",
                 updated_at=now,
-            )
+            ),
+            Event(EventType.NODE_REGISTERED, f"node {known.hostname} registered again"),
         )
 
     def _new_spec(self, request: api.RegisterNodeRequest) -> NodeSpec:

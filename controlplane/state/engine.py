@@ -1,20 +1,23 @@
-"""What a store needs of a database, whichever it is: sessions and limits.
+"""What a store needs of a database, whichever it is: transactions, limits, migrations.
 
-Statements are written once, as plain functions of a SQLAlchemy `Connection`; a `Session` carries them to the database.
-SQLite's runs each in a thread of its own, whole functions at a time, which is three times as fast as going through an
-asynchronous driver that changes threads for every cursor, statement and fetch. A driver that speaks a network protocol
-can carry the same functions with `AsyncConnection.run_sync`.
+Statements are written once, as plain functions of a SQLAlchemy `Connection` that block. A transaction is carried out in
+one go in a thread of its pool, which is several times as fast as an asynchronous driver: that changes threads, or tasks
+at least, for every cursor, statement and fetch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 ResultT = TypeVar("ResultT")
+
+SMALLEST_POOL = 2
+"""One connection that writes, one that reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,44 +31,72 @@ class StoreLimits:
     total_s: float = 10.0
     connection_wait_s: float = 5.0
     lock_wait_s: float = 2.0
+    connect_s: float = 2.0
+    """For reaching one database server; drivers round it up to whole seconds, and PostgreSQL's takes 2 at least."""
     ping_s: float = 1.5
+    interrupt_after_s: float = 0.25
+    """Patience with a statement whose caller has gone, before its connection is given up."""
     release_s: float = 3.0
     attempt_count: int = 5
     first_pause_s: float = 0.01
+    writer_count: int = 8
+    """Connections for transactions that write. SQLite has one, whatever is said here."""
     reader_count: int = 4
+    waiting_count: int = 1000
+    """Calls that may wait for a connection at once."""
+
+    @classmethod
+    def for_connections(cls, count: int) -> StoreLimits:
+        """Make the usual limits with that many connections at most, a third of them for reads alone.
+
+        Raises:
+            ValueError: fewer than one of each kind.
+        """
+        if count < SMALLEST_POOL:
+            raise ValueError(f"a pool of {count} connections is too small; it takes {SMALLEST_POOL} at least")
+        reader_count = max(1, count // 3)
+        return cls(writer_count=count - reader_count, reader_count=reader_count)
+
+    def milliseconds(self, seconds: float) -> int:
+        """Round up, since 0 would mean no limit to a database."""
+        return max(1, math.ceil(seconds * 1000))
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a transaction came, for those outside of the thread that runs it."""
+
+    commit_sent: bool = False
+    """From here on, a database that does not answer may have committed or not."""
 
 
 class Session(Protocol):
-    """One transaction on one connection; it begins with the first call. Used by one task at a time."""
+    """One open transaction, inside the thread that runs it."""
 
     async def call(self, function: Callable[[Connection], ResultT]) -> ResultT:
-        """Run a function that blocks on the database. Cancelled, it may still run on; `close` comes after it."""
-        ...
-
-    async def commit(self) -> None:
-        """Make the changes durable. Cancelled, it happens wholly or not at all."""
-        ...
-
-    async def close(self) -> None:
-        """Roll back what is not committed and give the connection back, now or as soon as its last call has ended.
-
-        Never raises but for cancellation, which does not stop it.
-        """
-        ...
-
-    def release(self) -> None:
-        """Give the connection back without waiting for it: for a transaction that is committed, or only read."""
+        """Run a function that blocks on the database. It is done when this returns: nothing is ever awaited."""
         ...
 
 
 class SessionPool(Protocol):
     """A bounded number of connections to one database."""
 
-    async def acquire(self) -> Session:
-        """Wait for a free connection, first come, first served.
+    async def transact(
+        self, use: Callable[[Session], Awaitable[ResultT]], progress: Progress, *, writes: bool
+    ) -> ResultT:
+        """Begin a transaction on a free connection, use it and end it, all in one thread without a stop.
+
+        It is committed when `use` returns and rolled back when it raises. First come, first served. Cancelled, it
+        happens wholly or not at all, and its connection comes back once what runs on it has ended.
+
+        Args:
+            use: may be cut short before any of its calls once the caller is cancelled.
+            progress: is reset at the start and kept up to date.
+            writes: false if there is nothing whose commit could be in doubt.
 
         Raises:
-            Unavailable: none became free within `StoreLimits.connection_wait_s`.
+            Unavailable: no connection became free within `StoreLimits.connection_wait_s`, or too many calls wait.
+            RuntimeError: `use` waited for something else than its session.
         """
         ...
 
@@ -94,7 +125,10 @@ class Database(Protocol):
         ...
 
     def migration_engine(self) -> Engine:
-        """Make a blocking engine for schema changes, creating the database if there is none."""
+        """Make a blocking engine for schema changes; a database that is one file is created first.
+
+        Of two migrations at once the second waits, at the latest where it changes something.
+        """
         ...
 
     def check_migrated(self, connection: Connection) -> None:

@@ -10,12 +10,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, insert, literal, null, select, update
 
-from controlplane.domain.event import Change, Event, EventFilter, EventType, LoggedEvent, LogPosition
+from controlplane.domain.event import NODE, Change, Event, EventFilter, EventType, LoggedEvent, LogPosition
 from controlplane.state.schema import UtcMicroseconds, event_log_head, events
+
+_NUMBERED_AT_ONCE = 5_000
+"""Bounds the time that the head's lock is held, after a time in which nobody numbered."""
+
+_OLD_OF_TEN = 9
+"""Of ten entries, how many must be old for all of them to be removed."""
 
 _NUMBER = update(events).where(events.c.id == bindparam("event_id")).values(revision=bindparam("given"))
 _UNNUMBERED = events.c.revision.is_(None)
@@ -49,19 +56,20 @@ def append(connection: Connection, logged: LoggedEvent, position: int) -> None:
 
 
 def sequence(connection: Connection) -> LogPosition:
-    """Give revisions to every entry that has none; returns where the log ends then."""
+    """Give revisions to the entries that have none, the oldest few thousand; returns where the log ends then."""
     # Before reading what there is: whoever else wants to number waits here, and then sees what we numbered.
     lock = update(event_log_head).where(event_log_head.c.id == 1).values(revision=event_log_head.c.revision)
     head = connection.execute(lock.returning(event_log_head.c.revision, event_log_head.c.compacted_revision)).one()
-    waiting = connection.execute(
-        select(
-            events.c.id, events.c.resource_id, events.c.resource_version, events.c.recorded_at, events.c.position
-        ).where(_UNNUMBERED)
-    ).all()
+    columns = (
+        *(events.c.id, events.c.resource_id, events.c.resource_version),
+        *(events.c.change, events.c.recorded_at, events.c.position),
+    )
+    waiting = connection.execute(select(*columns).where(_UNNUMBERED)).all()
     if not waiting:
         return LogPosition(head.revision, head.compacted_revision)
     numbered = [
-        {"event_id": row.id, "given": number} for number, row in enumerate(_in_order(waiting), head.revision + 1)
+        {"event_id": row.id, "given": number}
+        for number, row in enumerate(_in_order(waiting)[:_NUMBERED_AT_ONCE], head.revision + 1)
     ]
     connection.execute(_NUMBER, numbered)
     end = head.revision + len(numbered)
@@ -70,16 +78,30 @@ def sequence(connection: Connection) -> LogPosition:
 
 
 def _in_order(rows: Sequence[Any]) -> list[Any]:
-    """Sort by time, but entries of one resource by its version, which no clock can turn around."""
+    """Sort by time; entries of one resource keep its own order, which no clock can turn around."""
     by_time = sorted(rows, key=lambda row: (row.recorded_at, row.position, row.id))
     of_resource: dict[str, list[Any]] = {}
     for row in by_time:
         of_resource.setdefault(row.resource_id, []).append(row)
-    next_of = {
-        resource_id: iter(sorted(theirs, key=lambda row: (row.resource_version, row.recorded_at, row.position)))
-        for resource_id, theirs in of_resource.items()
-    }
+    next_of = {resource_id: iter(_in_own_order(theirs)) for resource_id, theirs in of_resource.items()}
     return [next(next_of[row.resource_id]) for row in by_time]
+
+
+def _in_own_order(rows: list[Any]) -> list[Any]:
+    """Put entries of one resource, sorted by time, into the order of its versions if time contradicts that.
+
+    Versions alone would not do: they begin anew when a VM that was removed is found on its host again.
+    """
+    changes = [row for row in rows if row.change != Change.NONE]
+    if all(_may_follow(before, after) for before, after in pairwise(changes)):
+        return rows
+    return sorted(rows, key=lambda row: (row.resource_version, row.recorded_at, row.position))
+
+
+def _may_follow(before: Any, after: Any) -> bool:
+    if after.change == Change.ADDED or before.change == Change.DELETED:
+        return bool(after.change == Change.ADDED and before.change == Change.DELETED)
+    return bool(after.resource_version > before.resource_version)
 
 
 def has_unnumbered(connection: Connection) -> bool:
@@ -126,25 +148,29 @@ def newest(connection: Connection, wanted: EventFilter, limit: int) -> list[Logg
 
 
 def compact(connection: Connection, recorded_before: datetime, limit: int) -> int:
-    """Remove the oldest entries, up to `limit` and never the newest one; returns how many."""
-    end = position(connection)
-    old = (
-        select(events.c.revision)
-        .where(
-            events.c.revision.is_not(null()),
-            events.c.revision < end.revision,
-            events.c.recorded_at < literal(recorded_before, UtcMicroseconds),
-        )
+    """Remove the oldest entries, up to `limit` and never the newest one; returns how many.
+
+    The log is cut where its entries are young. A few that are younger or older than those around them do not count: the
+    clock of whoever wrote them was wrong, which must neither empty the log nor let it grow without end.
+    """
+    log = position(connection)
+    oldest = (
+        select(events.c.revision, events.c.recorded_at)
+        .where(events.c.revision.is_not(null()), events.c.revision < log.revision)
         .order_by(events.c.revision)
         .limit(limit)
     )
-    revisions = list(connection.execute(old).scalars())
-    if not revisions:
-        return 0
-    connection.execute(delete(events).where(events.c.revision <= revisions[-1]))
-    head = update(event_log_head).where(event_log_head.c.id == 1, event_log_head.c.compacted_revision < revisions[-1])
-    connection.execute(head.values(compacted_revision=revisions[-1]))
-    return len(revisions)
+    old_count = cut_count = end = 0
+    for count, row in enumerate(connection.execute(oldest), 1):
+        if row.recorded_at < recorded_before:
+            old_count += 1
+            if old_count * 10 >= count * _OLD_OF_TEN:
+                cut_count, end = count, row.revision
+    if cut_count:
+        connection.execute(delete(events).where(events.c.revision <= end))
+        head = update(event_log_head).where(event_log_head.c.id == 1, event_log_head.c.compacted_revision < end)
+        connection.execute(head.values(compacted_revision=end))
+    return cut_count
 
 
 def _from_row(row: Row[Any]) -> LoggedEvent:
@@ -159,7 +185,15 @@ def _from_row(row: Row[Any]) -> LoggedEvent:
         project_id=row.project_id,
         node_id=row.node_id,
         change=Change(row.change),
-        event=Event(EventType(row.type), row.message, row.severity, row.actor, row.metadata),
+        event=Event(_type_of(row.type, row.resource_type), row.message, row.severity, row.actor, row.metadata),
         document=bytes(row.document),
         labels_before=labels,
     )
+
+
+def _type_of(stored: str, resource_type: str) -> EventType:
+    """Read a type. One that only a newer version has, which shares the database while it is rolled out, is a change."""
+    try:
+        return EventType(stored)
+    except ValueError:
+        return EventType.NODE_UPDATED if resource_type == NODE else EventType.VM_UPDATED

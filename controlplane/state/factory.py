@@ -9,24 +9,30 @@ from sqlalchemy.exc import ArgumentError
 
 from controlplane.state.engine import Database, StoreLimits
 from controlplane.state.interface import Store
+from controlplane.state.postgresql import DRIVER, database_at
 from controlplane.state.revision import stored_revision
 from controlplane.state.schema import REVISION
 from controlplane.state.sql import SqlStore
 from controlplane.state.sqlite import SqliteDatabase, require_usable_sqlite
 
-_SUPPORTED = "supported is sqlite:///relative/path.db or sqlite:////absolute/path.db"
+_SUPPORTED = (
+    "supported is sqlite:///relative/path.db, sqlite:////absolute/path.db or postgresql://role@host/database "
+    "(postgresql://role@/database?host=/run/postgresql for a socket)"
+)
 
 
 def create_store(url: str, limits: StoreLimits | None = None) -> Store:
     """Make a store, not yet open; connects to nothing.
 
     Args:
-        url: `sqlite:///relative/path.db` (relative to the working directory) or `sqlite:////absolute/path.db`.
+        url: `sqlite:///relative/path.db` (relative to the working directory), `sqlite:////absolute/path.db`, or
+            `postgresql://role:password@host:port/database` with libpq's parameters: `?host=/run/postgresql` for a unix
+            socket, `?host=a,b&target_session_attrs=read-write` for the one of several servers that can be written.
         limits: other than the usual ones.
 
     Raises:
         ValueError: the URL names no supported database; the message never repeats the URL, which may hold a password.
-        RuntimeError: the database's library on this machine is too old.
+        RuntimeError: the database's library on this machine is too old or missing.
     """
     return SqlStore(_database(url), limits or StoreLimits())
 
@@ -70,6 +76,11 @@ def _database(url: str) -> Database:
     except (ArgumentError, ValueError):
         # SQLAlchemy's message has the URL in it, so it must not reach a log as the cause either.
         raise ValueError(f"the database address is not a URL; {_SUPPORTED}") from None
+    if parsed.drivername in {"postgresql", DRIVER}:
+        try:
+            return database_at(parsed)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_SUPPORTED}") from None
     if parsed.drivername != "sqlite":
         raise ValueError(f"databases of kind {parsed.drivername!r} are not supported; {_SUPPORTED}")
     require_usable_sqlite()

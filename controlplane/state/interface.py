@@ -8,7 +8,7 @@ Capacity is never read and then written: `claim` is one conditional statement, a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from controlplane.domain.node import Capacity, Heartbeat, Node
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
 from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
 from controlplane.domain.vm import Vm
+from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 ResultT = TypeVar("ResultT")
 
@@ -35,7 +36,11 @@ class Transaction(Protocol):
         ...
 
     async def get_vm(self, vm_id: str) -> Vm | None:
-        """Read one VM; None if there is none."""
+        """Read one VM; None if there is none.
+
+        In a transaction that writes, others cannot change the VM until it ends. Whoever needs several reads them in the
+        order of their ids, and VMs before it claims on nodes, so that two do not wait for each other.
+        """
         ...
 
     async def update_vm(self, vm: Vm, event: Event | None = None) -> Vm:
@@ -57,8 +62,27 @@ class Transaction(Protocol):
         """
         ...
 
-    async def touch_vms(self, vm_ids: Collection[str], seen_at: datetime) -> None:
-        """Note when VMs were last reported: no new version, no event."""
+    async def touch_vms(self, change_counts: Mapping[str, int], seen_at: datetime) -> None:
+        """Note when VMs were last reported and with which change count: no new version, no event.
+
+        Smaller counts than the stored ones are ignored.
+        """
+        ...
+
+    async def vms_seen_by(self, node_id: str) -> Sequence[Vm]:
+        """VMs with a sighting by the node."""
+        ...
+
+    async def stopped_against_will(self) -> Sequence[Vm]:
+        """Managed VMs whose wanted state is RUNNING and that are STOPPED or CRASHED."""
+        ...
+
+    async def is_name_taken(self, project_id: str, name: str) -> bool:
+        """Whether the project has a VM of that name."""
+        ...
+
+    async def power_states_on_node(self, node_id: str) -> dict[str, VmStatus.PowerState.ValueType]:
+        """Recorded state of each VM placed on the node, by id; one query that reads no documents."""
         ...
 
     async def list_vms(self, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
@@ -167,7 +191,7 @@ class Transaction(Protocol):
         ...
 
     async def advance_operation(self, operation: Operation) -> Operation | None:
-        """Write an operation's state, steps, outcome and times, and return it as stored.
+        """Write an operation's state, steps, parameters, outcome and times, and return it as stored.
 
         None, and nothing is written, if it has ended or its `owner_id` does not own it in this `attempt_count` any
         more. Never touches a request for cancellation; what is returned has the stored one.

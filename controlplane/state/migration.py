@@ -1,7 +1,8 @@
 """Brings a database to the schema this program needs, and says what to do when it is at another.
 
-Alembic does the work from the package `migrations`, in one transaction under the database's write lock: of two control
-planes that migrate at once the second waits and finds nothing left to do.
+Alembic does the work from the package `migrations`, in one transaction: of two control planes that migrate at once the
+second waits and finds nothing left to do. SQLite has its write lock for that. On PostgreSQL the row that holds the
+revision is the lock; before there is one, both create its table, and the second fails when the first has committed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 import migrations
 from controlplane.state.engine import Database
 from controlplane.state.interface import SchemaMismatch
-from controlplane.state.revision import mismatch, stored_revision
+from controlplane.state.revision import REVISION_TABLE, mismatch, stored_revision
 
 
 def upgrade(database: Database) -> str:
@@ -26,23 +29,43 @@ def upgrade(database: Database) -> str:
     Raises:
         SchemaMismatch: the database is newer than this program.
     """
-    config = _config()
-    scripts = ScriptDirectory.from_config(config)
-    newest = scripts.get_current_head()
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
     if newest is None:
         raise SchemaMismatch("this installation has no migrations; install the package again")
     engine = database.migration_engine()
     try:
-        with engine.begin() as connection:
-            found = stored_revision(connection)
-            if found is not None and not _knows(scripts, found):
-                raise mismatch(found, is_older=False)
-            config.attributes["connection"] = connection
-            command.upgrade(config, newest)
-            database.check_migrated(connection)
+        found = _revision(engine)
+        while found != newest:
+            try:
+                _upgrade_in_one_transaction(database, engine, newest)
+                break
+            except DBAPIError:
+                # Another process that migrates makes ours fail; it did if it came further meanwhile.
+                before, found = found, _revision(engine)
+                if found == before:
+                    raise
     finally:
         engine.dispose()
     return newest
+
+
+def _upgrade_in_one_transaction(database: Database, engine: Engine, newest: str) -> None:
+    config = _config()
+    with engine.begin() as connection:
+        if stored_revision(connection) is not None:
+            # Waits for another migration, and shows what it did.
+            connection.execute(text(f"UPDATE {REVISION_TABLE} SET version_num = version_num"))  # noqa: S608
+        found = stored_revision(connection)
+        if found is not None and not _knows(ScriptDirectory.from_config(config), found):
+            raise mismatch(found, is_older=False)
+        config.attributes["connection"] = connection
+        command.upgrade(config, newest)
+        database.check_migrated(connection)
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.begin() as connection:
+        return stored_revision(connection)
 
 
 def is_older(revision: str) -> bool:

@@ -215,7 +215,6 @@ def _values(operation: Operation) -> ColumnValues:
         "position": operation.position,
         "generation": operation.generation,
         "preempts": operation.preempts,
-        "parameters": dict(operation.parameters),
         "owner_id": operation.owner_id,
         "attempt_count": operation.attempt_count,
         "cancel_requested": operation.cancel_requested,
@@ -230,6 +229,7 @@ def _progress(operation: Operation) -> ColumnValues:
     fault = operation.fault
     return {
         "state": operation.state,
+        "parameters": dict(operation.parameters),
         "steps": [{"name": s.name, "state": s.state, "result": dict(s.result)} for s in operation.steps],
         "fault": None if fault is None else dataclasses.asdict(fault),
         "response": operation.response,

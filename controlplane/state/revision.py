@@ -10,14 +10,15 @@ from sqlalchemy import Connection, inspect, text
 from controlplane.state.interface import SchemaMismatch
 
 _COMMAND = "limiquantix-controlplane migrate"
-_REVISION_TABLE = "alembic_version"
+REVISION_TABLE = "alembic_version"
+"""Has one row, with Alembic's name of the schema."""
 
 
 def stored_revision(connection: Connection) -> str | None:
     """Read the revision of the database's schema; None if it has none yet."""
-    if not inspect(connection).has_table(_REVISION_TABLE):
+    if not inspect(connection).has_table(REVISION_TABLE):
         return None
-    revision: str | None = connection.execute(text(f"SELECT version_num FROM {_REVISION_TABLE}")).scalar()  # noqa: S608
+    revision: str | None = connection.execute(text(f"SELECT version_num FROM {REVISION_TABLE}")).scalar()  # noqa: S608
     return revision
 
 

@@ -13,7 +13,9 @@ A change here needs a migration in the package `migrations`; a test compares the
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -77,6 +79,21 @@ class UtcMicroseconds(TypeDecorator[datetime]):
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         """Turn the stored number into a datetime in UTC."""
         return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class JsonText(TypeDecorator[dict[str, Any]]):
+    """A JSON object as text, so that it can be compared: PostgreSQL's json has no equality."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> str | None:
+        """Write it; equal objects give equal texts."""
+        return None if value is None else json.dumps(value, sort_keys=True)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> dict[str, Any] | None:
+        """Read it."""
+        return None if value is None else json.loads(value)
 
 
 class SaturatedInteger(TypeDecorator[int]):
@@ -155,7 +172,7 @@ vms = Table(
     Column("reported_change_count", SaturatedInteger, nullable=False),
     Column("generation", BigInteger, nullable=False, server_default="1"),
     Column("wanted_state", Integer, nullable=False, server_default="0"),
-    Column("sightings", JSON, nullable=False, server_default="{}"),
+    Column("sightings", JsonText, nullable=False, server_default="{}"),
     Column("restart_count", BigInteger, nullable=False, server_default="0"),
     Column("created_at", UtcMicroseconds, nullable=False),
     Column("updated_at", UtcMicroseconds, nullable=False),
@@ -172,6 +189,7 @@ vms = Table(
     Index(None, "project_id", "created_at", "id"),
     Index(None, "node_id", "created_at", "id"),
     Index(None, "power_state", "created_at", "id"),
+    Index(None, "wanted_state", "power_state"),
 )
 
 
@@ -289,6 +307,7 @@ departed_vms = Table(
     Column("vm_id", Text, primary_key=True),
     Column("node_id", Text, nullable=False),
     Column("is_kept", Boolean, nullable=False),
+    Column("power_state", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("departed_at", UtcMicroseconds, nullable=False),
     Index(None, "node_id"),

@@ -11,16 +11,19 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from controlplane.domain import errors
-from controlplane.state.engine import Database, Session, SessionPool, StoreLimits
-from controlplane.state.faults import is_conflict, unavailability
+from controlplane.state.engine import Database, Progress, Session, SessionPool, StoreLimits
+from controlplane.state.faults import OUTCOME_UNKNOWN, is_conflict, is_lost, unavailable
 from controlplane.state.interface import SchemaMismatch, Transaction
 from controlplane.state.revision import mismatch, stored_revision
 from controlplane.state.schema import REVISION
 from controlplane.state.transaction import SqlTransaction
+from limiquantix.errors import Aborted
 
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger(__name__)
+
+_MET_ANOTHER = "a transaction met another and begins anew"
 
 
 class SqlStore:
@@ -65,8 +68,8 @@ class SqlStore:
     async def run(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
         """Do the work in one transaction; see the interface.
 
-        A cancelled call ends when its statement under way has ended; nothing of it remains, unless the commit was
-        already under way.
+        The work runs in a thread of its own. A cancelled call ends when its statement under way has ended or was
+        interrupted; nothing of it remains, unless the commit was already under way.
         """
         return await self._transact(self._pools.writer, work, read_only=False)
 
@@ -89,60 +92,59 @@ class SqlStore:
             transaction.require_usable()
             return result
 
-        return await self._serve(pool, use, self._limits.total_s, read_only=read_only)
+        return await self._serve(pool, use, self._limits.total_s, writes=not read_only)
 
     async def _serve(
-        self,
-        pool: SessionPool,
-        use: Callable[[Session], Awaitable[ResultT]],
-        limit_s: float,
-        *,
-        read_only: bool = True,
+        self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], limit_s: float, *, writes: bool = False
     ) -> ResultT:
         """Run one transaction within the limit, repeated as needed, with the database's faults in our words."""
+        progress = Progress()
         try:
             async with asyncio.timeout(limit_s) as limit:
-                return await self._repeat(pool, use, read_only=read_only)
+                return await self._repeat(pool, use, progress, writes=writes)
         except TimeoutError as error:
             if not limit.expired():
                 raise  # the work's own
-            raise errors.state_unavailable(f"no answer within {limit_s:g} s") from error
+            in_doubt = f"; {OUTCOME_UNKNOWN}" if progress.commit_sent else ""
+            raise errors.state_unavailable(f"no answer within {limit_s:g} s{in_doubt}") from error
         except DBAPIError as error:
-            detail = unavailability(error)
-            if detail is None:
+            refusal = unavailable(error, commit_sent=progress.commit_sent)
+            if refusal is None:
                 raise
-            raise errors.state_unavailable(detail) from error
+            raise refusal from error
 
     async def _repeat(
-        self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], *, read_only: bool
+        self,
+        pool: SessionPool,
+        use: Callable[[Session], Awaitable[ResultT]],
+        progress: Progress,
+        *,
+        writes: bool,
     ) -> ResultT:
         """Begin anew after a conflict, each time in a new transaction, with growing, random pauses between."""
         longest_pause_s = self._limits.first_pause_s
-        for _ in range(self._limits.attempt_count - 1):
+        has_reconnected = False
+        for attempts_left in reversed(range(self._limits.attempt_count)):
             try:
-                return await self._attempt(pool, use, read_only=read_only)
-            except DBAPIError as error:
-                if not is_conflict(error):
+                return await pool.transact(use, progress, writes=writes)
+            except Aborted:
+                # A row changed after the work had read it. If that was in this transaction, as it mostly is, the next
+                # one reads what it is now. SQLite's writers never meet this.
+                if not (attempts_left and writes):
                     raise
-                _log.debug("a transaction met another and begins anew", exc_info=True)
+                _log.debug(_MET_ANOTHER, exc_info=True)
+            except DBAPIError as error:
+                # A connection that died while it lay in the pool says nothing about the database; once one is found,
+                # the pool drops all that are as old. Never again after the commit was sent: it may have happened.
+                if is_lost(error) and not (progress.commit_sent or has_reconnected) and attempts_left:
+                    has_reconnected = True
+                    continue
+                if not (is_conflict(error) and attempts_left):
+                    raise
+                _log.debug(_MET_ANOTHER, exc_info=True)
             await asyncio.sleep(random.uniform(0, longest_pause_s))  # noqa: S311 - spreads callers, guards nothing
             longest_pause_s *= 2
-        return await self._attempt(pool, use, read_only=read_only)
-
-    async def _attempt(
-        self, pool: SessionPool, use: Callable[[Session], Awaitable[ResultT]], *, read_only: bool
-    ) -> ResultT:
-        """Run one transaction once: committed when this returns, rolled back when it raises."""
-        session = await pool.acquire()
-        try:
-            result = await use(session)
-            if not read_only:
-                await session.commit()
-        except BaseException:
-            await session.close()
-            raise
-        session.release()
-        return result
+        raise AssertionError("no attempt was the last one")
 
     def _end_probe(self, probe: asyncio.Task[str | None]) -> None:
         self._probes.discard(probe)

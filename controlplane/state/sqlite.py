@@ -101,6 +101,7 @@ class SqliteDatabase:
             self._url,
             poolclass=QueuePool,
             pool_size=size,
+            pool_use_lifo=True,  # the connection used a moment ago has the pages in its cache
             max_overflow=0,
             hide_parameters=True,  # specs hold first-boot secrets, and errors are logged
             # The pool hands a connection to another thread only between transactions.

@@ -32,6 +32,7 @@ from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
 from controlplane.domain.vm import PowerState, Vm
 from controlplane.state import event_rows, node_rows, operation_rows, vm_rows
 from controlplane.state.engine import Session
+from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 ResultT = TypeVar("ResultT")
 
@@ -73,7 +74,7 @@ class SqlTransaction:
 
     async def get_vm(self, vm_id: str) -> Vm | None:
         """Read one VM."""
-        return await self._read(lambda connection: vm_rows.get_vm(connection, vm_id))
+        return await self._read(lambda connection: vm_rows.get_vm(connection, vm_id, to_change=not self._read_only))
 
     async def update_vm(self, vm: Vm, event: Event | None = None) -> Vm:
         """Write a VM that was read before."""
@@ -89,7 +90,7 @@ class SqlTransaction:
         """Remove a VM's row."""
 
         def remove(connection: Connection) -> bool:
-            vm = vm_rows.get_vm(connection, vm_id)
+            vm = vm_rows.get_vm(connection, vm_id, to_change=True)
             if vm is None or not vm_rows.delete_vm(connection, vm_id):
                 return False
             gone = replace(vm, power_state=PowerState.TERMINATED, version=vm.version + 1)
@@ -102,9 +103,25 @@ class SqlTransaction:
         """Count a VM's generation up."""
         return await self._write(lambda connection: vm_rows.next_generation(connection, vm_id, at_least))
 
-    async def touch_vms(self, vm_ids: Collection[str], seen_at: datetime) -> None:
+    async def touch_vms(self, change_counts: Mapping[str, int], seen_at: datetime) -> None:
         """Note when VMs were last reported."""
-        await self._write(lambda connection: vm_rows.touch_vms(connection, vm_ids, seen_at))
+        await self._write(lambda connection: vm_rows.touch_vms(connection, change_counts, seen_at))
+
+    async def vms_seen_by(self, node_id: str) -> Sequence[Vm]:
+        """VMs that belong elsewhere, but that the node said it has."""
+        return await self._read(lambda connection: vm_rows.vms_seen_by(connection, node_id))
+
+    async def stopped_against_will(self) -> Sequence[Vm]:
+        """Managed VMs that shall run and do not."""
+        return await self._read(vm_rows.stopped_against_will)
+
+    async def is_name_taken(self, project_id: str, name: str) -> bool:
+        """Whether the project has a VM of that name."""
+        return await self._read(lambda connection: vm_rows.is_name_taken(connection, project_id, name))
+
+    async def power_states_on_node(self, node_id: str) -> dict[str, VmStatus.PowerState.ValueType]:
+        """Recorded state of each VM placed on the node."""
+        return await self._read(lambda connection: vm_rows.power_states_on_node(connection, node_id))
 
     async def list_vms(self, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
         """Read a page of VMs."""

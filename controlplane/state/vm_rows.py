@@ -12,12 +12,24 @@ from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
 from controlplane.domain.query import Cursor, Page, VmFilter
-from controlplane.domain.vm import Vm
+from controlplane.domain.vm import PowerState, Vm
 from controlplane.state import queries, records
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.schema import vm_labels, vms
+from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 _BY_ID = select(vms).where(vms.c.id == bindparam("wanted_id"))
+_BY_ID_TO_CHANGE = _BY_ID.with_for_update(key_share=True)
+"""Keeps others from changing the row until the transaction ends, so that its version still holds when it is written.
+
+On SQLite, whose writers queue anyway, it is the same statement.
+"""
+
+_TOUCH = (
+    update(vms)
+    .where(vms.c.id == bindparam("touched_id"), vms.c.reported_change_count <= bindparam("count"))
+    .values(last_seen_at=bindparam("seen"), reported_change_count=bindparam("count"))
+)
 
 
 def insert_vm(connection: Connection, vm: Vm) -> None:
@@ -29,9 +41,9 @@ def insert_vm(connection: Connection, vm: Vm) -> None:
     queries.insert_labels(connection, vm_labels, vm.id, vm.labels)
 
 
-def get_vm(connection: Connection, vm_id: str) -> Vm | None:
-    """Read one VM."""
-    found = _read(connection, _BY_ID, {"wanted_id": vm_id})
+def get_vm(connection: Connection, vm_id: str, *, to_change: bool = False) -> Vm | None:
+    """Read one VM; `to_change` holds its row until the transaction ends."""
+    found = _read(connection, _BY_ID_TO_CHANGE if to_change else _BY_ID, {"wanted_id": vm_id})
     return found[0] if found else None
 
 
@@ -65,10 +77,41 @@ def next_generation(connection: Connection, vm_id: str, at_least: int = 0) -> in
     return None if row is None else int(row.generation)
 
 
-def touch_vms(connection: Connection, vm_ids: Collection[str], seen_at: datetime) -> None:
-    """Note when VMs were last reported, and nothing else."""
-    if vm_ids:
-        connection.execute(update(vms).where(vms.c.id.in_(sorted(vm_ids))).values(last_seen_at=seen_at))
+def touch_vms(connection: Connection, change_counts: Mapping[str, int], seen_at: datetime) -> None:
+    """Note when VMs were last reported, and nothing else but the counts of the reports; smaller ones are ignored."""
+    if change_counts:
+        connection.execute(
+            _TOUCH,
+            [{"touched_id": vm_id, "count": change_counts[vm_id], "seen": seen_at} for vm_id in sorted(change_counts)],
+        )
+
+
+def vms_seen_by(connection: Connection, node_id: str) -> list[Vm]:
+    """VMs that belong elsewhere, but that the node said it has."""
+    misplaced = _read(connection, queries.in_order(vms, [vms.c.sightings != {}]))
+    return [vm for vm in misplaced if node_id in vm.sightings]
+
+
+def stopped_against_will(connection: Connection) -> list[Vm]:
+    """Managed VMs that shall run and do not."""
+    conditions = [
+        vms.c.wanted_state == PowerState.RUNNING,
+        vms.c.power_state.in_([PowerState.STOPPED, PowerState.CRASHED]),
+        vms.c.is_managed.is_(True),
+    ]
+    return _read(connection, queries.in_order(vms, conditions))
+
+
+def is_name_taken(connection: Connection, project_id: str, name: str) -> bool:
+    """Whether the project has a VM of that name."""
+    named = select(vms.c.id).where(vms.c.project_id == project_id, vms.c.name == name)
+    return connection.execute(named).first() is not None
+
+
+def power_states_on_node(connection: Connection, node_id: str) -> dict[str, VmStatus.PowerState.ValueType]:
+    """Recorded state of each VM placed on the node; reads no documents."""
+    placed = select(vms.c.id, vms.c.power_state).where(vms.c.node_id == node_id)
+    return {row.id: row.power_state for row in connection.execute(placed)}
 
 
 def list_vms(connection: Connection, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:

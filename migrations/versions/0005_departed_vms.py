@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("vm_id", sa.Text(), nullable=False),
         sa.Column("node_id", sa.Text(), nullable=False),
         sa.Column("is_kept", sa.Boolean(), nullable=False),
+        sa.Column("power_state", sa.Integer(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("departed_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("vm_id", name="pk_departed_vms"),

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import asyncio
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from controlplane.daemons.node_spec import REPORT_OF_STATE, STATE_OF_STATUS
 from controlplane.domain.node import Capacity, CapacityPolicy, Node
+from controlplane.domain.query import Page
 from controlplane.domain.vm import Vm
+from controlplane.operations.catalogue import WORKFLOWS
+from controlplane.operations.desk import OperationDesk
+from controlplane.operations.news import OperationNews
+from controlplane.operations.runner import RetryPolicy, Runner
+from controlplane.operations.worker import OperationWorker, WorkerConfig
+from controlplane.reconcile.keeper import Keeper
+from controlplane.reconcile.reports import HostReportService, SyncOutcome
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
-from controlplane.services.host_reports import HostReportService, SyncTracker
 from controlplane.services.nodes import NodeService
-from controlplane.services.vm_operations import VmOperations
 from controlplane.services.vms import VmService
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import node_service_pb2 as node_api
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo
-from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, VmSpec
+from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, VirtualMachine, VmSpec
+from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from tests.support.builders import GIB, START_OF_TIME, make_node
 from tests.support.fake_daemons import FakeDaemon, FakeDaemons
 
@@ -39,6 +48,60 @@ class FakeClock:
         self.at += timedelta(seconds=seconds)
 
 
+AT_ONCE = RetryPolicy(do_pauses_s=(0.0, 0.0, 0.0), undo_pauses_s=(0.0,) * 5, store_pauses_s=(0.0, 0.01, 0.05, 0.1))
+"""For tests in which a host that does not answer never will."""
+
+
+class VmCalls:
+    """The service of VMs, with answers as the records behind them, which is what most tests look at."""
+
+    def __init__(self, service: VmService, store: Store) -> None:
+        self.service = service
+        self._store = store
+
+    async def get(self, vm_id: str) -> Vm:
+        return await self.service.get(vm_id)
+
+    async def list(self, request: vm_api.ListVMsRequest) -> Page[Vm]:
+        return await self.service.list(request)
+
+    async def console(self, request: vm_api.GetConsoleRequest) -> node_v1.ConsoleInfoResponse:
+        return await self.service.console(request)
+
+    async def console_log(self, request: vm_api.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
+        return await self.service.console_log(request)
+
+    async def create(self, request: vm_api.CreateVMRequest) -> Vm:
+        return await self._record(await self.service.create(request))
+
+    async def delete(self, request: vm_api.DeleteVMRequest) -> None:
+        await self.service.delete(request)
+
+    async def update(self, request: vm_api.UpdateVMRequest) -> Vm:
+        return await self._record(await self.service.update(request))
+
+    async def start(self, vm_id: str) -> Vm:
+        return await self._record(await self.service.start(vm_id))
+
+    async def stop(self, request: vm_api.StopVMRequest) -> Vm:
+        return await self._record(await self.service.stop(request))
+
+    async def reboot(self, request: vm_api.RebootVMRequest) -> Vm:
+        return await self._record(await self.service.reboot(request))
+
+    async def pause(self, vm_id: str) -> Vm:
+        return await self._record(await self.service.pause(vm_id))
+
+    async def resume(self, vm_id: str) -> Vm:
+        return await self._record(await self.service.resume(vm_id))
+
+    async def _record(self, answer: VirtualMachine) -> Vm:
+        """Give the stored record, in the state that the answer says, since later operations may have changed it."""
+        vm = await self._store.read(lambda tx: tx.get_vm(answer.id))
+        assert vm is not None
+        return replace(vm, power_state=answer.status.state)
+
+
 @dataclass
 class World:
     """All services of one control-plane process, wired as its composition root does."""
@@ -47,8 +110,12 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     daemons: FakeDaemons = field(default_factory=FakeDaemons)
     policy: CapacityPolicy = field(default_factory=CapacityPolicy)
-    operations: VmOperations = field(init=False)
-    vms: VmService = field(init=False)
+    worker_config: WorkerConfig = field(default_factory=WorkerConfig)
+    news: OperationNews = field(init=False)
+    worker: OperationWorker = field(init=False)
+    desk: OperationDesk = field(init=False)
+    keeper: Keeper = field(init=False)
+    vms: VmCalls = field(init=False)
     nodes: NodeService = field(init=False)
     reports: HostReportService = field(init=False)
     heartbeats: HeartbeatService = field(init=False)
@@ -58,13 +125,52 @@ class World:
 
     def restart(self) -> None:
         """Forget everything that is not in the database, as a process that was killed does."""
-        syncs = SyncTracker()
-        self.operations = VmOperations()
-        self.vms = VmService(self.store, self.daemons, self.operations, syncs, SchedulerConfig(), self.clock)
-        self.nodes = NodeService(self.store, self.policy, syncs, self.clock)
-        self.reports = HostReportService(self.store, self.operations, syncs, self.clock)
-        self.heartbeats = HeartbeatService(
-            self.store, syncs, self.clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S)
+        store, clock = self.store, self.clock
+        self.news = OperationNews(poll_s=0.05)
+        runner = Runner(store, self.daemons, WORKFLOWS, clock, AT_ONCE, self.news.changed)
+        self.worker = OperationWorker(store, runner, self.news, clock, self.worker_config)
+        self.desk = OperationDesk(store, WORKFLOWS, self.worker, self.news, clock)
+        self.keeper = Keeper(store, self.desk, clock)
+        self.vms = VmCalls(VmService(store, self.daemons, self.desk, SchedulerConfig(), clock), store)
+        self.nodes = NodeService(store, self.policy, clock)
+        self.reports = HostReportService(store, self.desk, clock)
+        self.heartbeats = HeartbeatService(store, clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S))
+
+    async def crash(self) -> None:
+        """End the process as a kill does, in the middle of whatever it does, and start the next one."""
+        await self.worker.abandon()
+        self.restart()
+        await self.worker.register()
+
+    async def take_over(self) -> None:
+        """Let the lease of every dead process end, and the next one take up what they left."""
+        lease_s = self.worker_config.lease_s
+        await self.worker.look(0.0)
+        await self.worker.look(lease_s)
+
+    async def settle(self) -> None:
+        """Wait until no operation of this process is under way."""
+        async with asyncio.timeout(10):
+            await self.worker.idle()
+
+    async def report_everything(self, node_id: str) -> SyncOutcome:
+        """Send the whole state of a host, as its daemon does."""
+        host = self.daemons.of(node_id)
+        reports = [
+            node_api.VMStatusReport(
+                id=vm_id,
+                name=vm.name,
+                state=REPORT_OF_STATE[STATE_OF_STATUS[vm.state]],
+                state_change_count=vm.change_count,
+                vcpu_count=vm.spec.cpu_cores,
+                memory_mib=vm.spec.memory_mib,
+                is_managed=True,
+                generation=host.generations.get(vm_id, 0),
+            )
+            for vm_id, vm in host.vms.items()
+        ]
+        return await self.reports.full_state(
+            node_api.SyncFullStateRequest(node_id=node_id, vms=reports, as_of_change_count=host.change_count)
         )
 
     async def add_node(self, *, vcpus: int = 16, memory_bytes: int = 32 * GIB, **fields: Any) -> Node:

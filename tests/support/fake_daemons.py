@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from controlplane.domain import errors
 from controlplane.domain.node import Node
-from limiquantix.errors import FailedPrecondition, NotFound, Reason, Unavailable
+from limiquantix.errors import Aborted, FailedPrecondition, NotFound, Reason, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceServicer, add_NodeDaemonServiceServicer_to_server
 from limiquantix.rpc.pipeline import CallPipeline
@@ -70,6 +70,8 @@ class FakeDaemon:
     calls: list[tuple[str, str]] = field(default_factory=list)
     """(method, VM id) in the order in which calls began."""
     change_count: int = 0
+    generations: dict[str, int] = field(default_factory=dict)
+    """Newest generation of a command taken for each VM, kept when the VM is gone."""
     stop_timeouts_s: list[int] = field(default_factory=list)
     _faults: dict[str, Fault] = field(default_factory=dict)
     _gates: dict[str, Gate] = field(default_factory=dict)
@@ -101,45 +103,46 @@ class FakeDaemon:
 
     # -- the daemon's methods
 
-    async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> None:
+    async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> node_v1.VMStatusResponse:
         def act() -> None:
-            self.vms[request.vm_id] = FakeVm(request.name, request.spec)
-            self.set_state(request.vm_id, STOPPED)
+            if request.vm_id not in self.vms:
+                self.vms[request.vm_id] = FakeVm(request.name, request.spec)
+                self.set_state(request.vm_id, STOPPED)
 
-        await self._called("create_vm", request.vm_id, act)
+        await self._called("create_vm", request.vm_id, act, request.generation)
+        return self._status(request.vm_id)
 
     async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
         def act() -> None:
             self._vm(request.vm_id).spec = request.spec
 
-        await self._called("reconfigure_vm", request.vm_id, act)
+        await self._called("reconfigure_vm", request.vm_id, act, request.generation)
 
-    async def delete_vm(self, vm_id: str) -> None:
-        await self._called("delete_vm", vm_id, lambda: self.vms.pop(vm_id, None))
+    async def delete_vm(self, vm_id: str, generation: int) -> None:
+        await self._called("delete_vm", vm_id, lambda: self.vms.pop(vm_id, None), generation)
 
-    async def start_vm(self, vm_id: str) -> None:
-        await self._move("start_vm", vm_id, RUNNING)
+    async def start_vm(self, vm_id: str, generation: int) -> None:
+        await self._move("start_vm", vm_id, RUNNING, generation)
 
-    async def stop_vm(self, vm_id: str, timeout_s: int) -> None:
+    async def stop_vm(self, vm_id: str, timeout_s: int, generation: int) -> None:
         self.stop_timeouts_s.append(timeout_s)
-        await self._move("stop_vm", vm_id, STOPPED)
+        await self._move("stop_vm", vm_id, STOPPED, generation)
 
-    async def force_stop_vm(self, vm_id: str) -> None:
-        await self._move("force_stop_vm", vm_id, STOPPED)
+    async def force_stop_vm(self, vm_id: str, generation: int) -> None:
+        await self._move("force_stop_vm", vm_id, STOPPED, generation)
 
-    async def reboot_vm(self, vm_id: str) -> None:
-        await self._move("reboot_vm", vm_id, RUNNING)
+    async def reboot_vm(self, vm_id: str, generation: int) -> None:
+        await self._move("reboot_vm", vm_id, RUNNING, generation)
 
-    async def pause_vm(self, vm_id: str) -> None:
-        await self._move("pause_vm", vm_id, PAUSED)
+    async def pause_vm(self, vm_id: str, generation: int) -> None:
+        await self._move("pause_vm", vm_id, PAUSED, generation)
 
-    async def resume_vm(self, vm_id: str) -> None:
-        await self._move("resume_vm", vm_id, RUNNING)
+    async def resume_vm(self, vm_id: str, generation: int) -> None:
+        await self._move("resume_vm", vm_id, RUNNING, generation)
 
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
         await self._called("vm_status", vm_id, lambda: None)
-        vm = self._vm(vm_id)
-        return node_v1.VMStatusResponse(vm_id=vm_id, name=vm.name, state=vm.state, state_change_count=vm.change_count)
+        return self._status(vm_id)
 
     async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
         await self._called("console", vm_id, lambda: None)
@@ -158,14 +161,24 @@ class FakeDaemon:
             raise NotFound(Reason.VM_NOT_FOUND, f"VM {vm_id} is not on this host")
         return self.vms[vm_id]
 
-    async def _move(self, method: str, vm_id: str, state: node_v1.PowerState.ValueType) -> None:
+    def _status(self, vm_id: str) -> node_v1.VMStatusResponse:
+        vm = self._vm(vm_id)
+        return node_v1.VMStatusResponse(vm_id=vm_id, name=vm.name, state=vm.state, state_change_count=vm.change_count)
+
+    def _check_generation(self, vm_id: str, generation: int) -> None:
+        newest = self.generations.get(vm_id, 0)
+        if 0 < generation < newest:
+            raise Aborted(Reason.STALE_GENERATION, "an older command", metadata={"vm_id": vm_id, "newest": str(newest)})
+        self.generations[vm_id] = max(newest, generation)
+
+    async def _move(self, method: str, vm_id: str, state: node_v1.PowerState.ValueType, generation: int) -> None:
         def act() -> None:
             if self._vm(vm_id).state != state:
                 self.set_state(vm_id, state)
 
-        await self._called(method, vm_id, act)
+        await self._called(method, vm_id, act, generation)
 
-    async def _called(self, method: str, vm_id: str, act: Callable[[], Any]) -> None:
+    async def _called(self, method: str, vm_id: str, act: Callable[[], Any], generation: int = 0) -> None:
         self.calls.append((method, vm_id))
         self._active_count[vm_id] = self._active_count.get(vm_id, 0) + 1
         self.most_at_once[vm_id] = max(self.most_at_once.get(vm_id, 0), self._active_count[vm_id])
@@ -176,6 +189,7 @@ class FakeDaemon:
             fault = self._fault_of(method)
             if fault is not None and not fault.after_acting:
                 raise fault.error
+            self._check_generation(vm_id, generation)
             act()
             if fault is not None:
                 raise fault.error
@@ -224,39 +238,39 @@ class FakeDaemonServicer(NodeDaemonServiceServicer):
         self._daemon = daemon
 
     async def CreateVM(self, request: node_v1.CreateVMOnNodeRequest, context: Any) -> node_v1.CreateVMOnNodeResponse:
-        await self._daemon.create_vm(request)
-        return node_v1.CreateVMOnNodeResponse(vm_id=request.vm_id, created=True)
+        status = await self._daemon.create_vm(request)
+        return node_v1.CreateVMOnNodeResponse(vm_id=request.vm_id, created=True, status=status)
 
     async def ReconfigureVM(self, request: node_v1.ReconfigureVMRequest, context: Any) -> Empty:
         await self._daemon.reconfigure_vm(request)
         return Empty()
 
     async def DeleteVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
-        await self._daemon.delete_vm(request.vm_id)
+        await self._daemon.delete_vm(request.vm_id, request.generation)
         return Empty()
 
     async def StartVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
-        await self._daemon.start_vm(request.vm_id)
+        await self._daemon.start_vm(request.vm_id, request.generation)
         return Empty()
 
     async def StopVM(self, request: node_v1.StopVMRequest, context: Any) -> Empty:
-        await self._daemon.stop_vm(request.vm_id, request.timeout_seconds)
+        await self._daemon.stop_vm(request.vm_id, request.timeout_seconds, request.generation)
         return Empty()
 
     async def ForceStopVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
-        await self._daemon.force_stop_vm(request.vm_id)
+        await self._daemon.force_stop_vm(request.vm_id, request.generation)
         return Empty()
 
     async def RebootVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
-        await self._daemon.reboot_vm(request.vm_id)
+        await self._daemon.reboot_vm(request.vm_id, request.generation)
         return Empty()
 
     async def PauseVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
-        await self._daemon.pause_vm(request.vm_id)
+        await self._daemon.pause_vm(request.vm_id, request.generation)
         return Empty()
 
     async def ResumeVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
-        await self._daemon.resume_vm(request.vm_id)
+        await self._daemon.resume_vm(request.vm_id, request.generation)
         return Empty()
 
     async def GetVMStatus(self, request: node_v1.VMIdRequest, context: Any) -> node_v1.VMStatusResponse:

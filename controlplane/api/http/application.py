@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
+from controlplane.api.callers import OPERATION_ID, REQUEST_ID, WAIT
 from controlplane.api.http.connect import IGNORED_FIELDS_HEADER, ServiceApplication, report_ignored_fields
 
 _CORS_MAX_AGE_S = 7_200
@@ -26,10 +27,12 @@ _CONNECT_HEADERS = (
     "x-grpc-web",
     "x-user-agent",
     "authorization",
+    REQUEST_ID,
+    WAIT,
 )
 _GRPC = "application/grpc"
 _CONNECT_TYPES = ("application/json", "application/proto", "application/connect+", "application/grpc-web")
-_EXPOSED_HEADERS = ("grpc-status", "grpc-message", "grpc-status-details-bin", IGNORED_FIELDS_HEADER)
+_EXPOSED_HEADERS = ("grpc-status", "grpc-message", "grpc-status-details-bin", IGNORED_FIELDS_HEADER, OPERATION_ID)
 
 
 def build_application(

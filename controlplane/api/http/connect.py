@@ -53,6 +53,11 @@ class ConnectContext:
         remaining_ms = self._context.timeout_ms
         return None if remaining_ms is None else remaining_ms / 1000
 
+    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        """Say something beside the answer: in its headers, since unary HTTP calls have nothing after the body."""
+        for key, value in trailing_metadata:
+            self._context.response_headers[key] = value if isinstance(value, str) else value.decode("ascii", "replace")
+
     def set_code(self, code: object) -> None:
         """Called by generated methods nobody filled, just before they raise NotImplementedError, which says it all."""
 

@@ -42,6 +42,10 @@ class CallContext(Protocol):
         """Request metadata, keys in lower case."""
         ...
 
+    def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        """Set the metadata that goes with the answer, whether that is a message or an error."""
+        ...
+
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline; None without one."""
         ...

@@ -87,8 +87,8 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
                     return await self._pipeline.unary(method, Empty(), _refuse_unreadable, filled=False)
                 return await self._pipeline.unary(method, request, lambda: behaviour(request, context), filled=filled)
             except ApiError as error:
-                await context.abort_with_status(rpc_status.to_status(to_status(error)))
-                raise AssertionError("abort_with_status returned") from error
+                await _abort(context, error)
+                raise AssertionError("abort returned") from error
 
         return call
 
@@ -104,9 +104,16 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
                 async for response in responses:
                     yield response
             except ApiError as error:
-                await context.abort_with_status(rpc_status.to_status(to_status(error)))
+                await _abort(context, error)
 
         return call
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ApiError) -> None:
+    """End a call with an error, without losing the metadata that the servicer has set."""
+    status = rpc_status.to_status(to_status(error))
+    metadata = (*(context.trailing_metadata() or ()), *status.trailing_metadata)
+    await context.abort(status.code, status.details, metadata)
 
 
 def _readable_or_not(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | None]:

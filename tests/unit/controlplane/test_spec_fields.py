@@ -8,8 +8,8 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from controlplane.daemons.node_spec import to_node_spec
 from controlplane.domain.vm_spec import filled_in, violations_of
-from controlplane.services.node_spec import to_node_spec
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, DiskDevice, MemoryConfig, VmSpec
 
 KEPT_FOR_DECISIONS = {

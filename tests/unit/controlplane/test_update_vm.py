@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from limiquantix.compute.v1.vm_pb2 import (
 from limiquantix.compute.v1.vm_service_pb2 import UpdateVMRequest
 from limiquantix.errors import FailedPrecondition, InvalidArgument, NotFound, Reason, ResourceExhausted, Unavailable
 from tests.support.builders import make_id
-from tests.support.control_plane_world import World, create_request
+from tests.support.control_plane_world import AT_ONCE, World, create_request
 from tests.support.fake_daemons import unreachable
 
 MIB = 2**20
@@ -191,7 +192,9 @@ async def test_resize_beyond_the_node_changes_nothing_and_says_what_is_free(worl
         await world.vms.update(update(vm, "spec.cpu", "description", spec=size(17, 1), description="after"))
 
     assert caught.value.reason == Reason.NO_NODE_FITS
-    assert await world.stored(vm.id) == vm
+    stored = await world.stored(vm.id)
+    assert stored is not None
+    assert replace(stored, generation=vm.generation) == vm
     assert await world.allocated(vm.node_id) == Capacity(2, 512 * MIB)
     assert world.host_of(vm).calls == []
 
@@ -217,7 +220,8 @@ async def test_resize_the_host_refuses_is_undone(
 async def test_resize_whose_answer_is_lost_is_undone_on_the_host_too(world: World, vm: Vm) -> None:
     host = world.host_of(vm)
     defined = host.vms[vm.id].spec
-    host.fail("reconfigure_vm", unreachable(), after_acting=True, times=1)
+    # Every try is answered by nothing; only the undoing gets through.
+    host.fail("reconfigure_vm", unreachable(), after_acting=True, times=1 + len(AT_ONCE.do_pauses_s))
 
     with pytest.raises(Unavailable):
         await world.vms.update(update(vm, "spec.cpu.cores", spec=size(4, 512)))

@@ -11,10 +11,12 @@ from controlplane.domain.node import Capacity, Node
 from controlplane.domain.vm import PowerState, Vm
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.errors import NotFound, Reason
+from limiquantix.inventory import state_hash
 from tests.support.builders import make_id, make_vm
 from tests.support.control_plane_world import World
+from tests.support.stores import place
 
-RUNNING, STOPPED = api.VM_POWER_STATE_RUNNING, api.VM_POWER_STATE_STOPPED
+RUNNING, STOPPED, PAUSED = api.VM_POWER_STATE_RUNNING, api.VM_POWER_STATE_STOPPED, api.VM_POWER_STATE_PAUSED
 
 
 def report(vm_id: str, state: api.VMPowerState.ValueType, change_count: int) -> api.VMStatusReport:
@@ -123,8 +125,11 @@ async def test_lost_vm_that_is_back_is_no_longer_lost(world: World, vm: Vm) -> N
     assert (after.power_state, after.lost_reason) == (PowerState.RUNNING, "")
 
 
-async def test_change_of_an_unknown_vm_is_acknowledged_as_such(world: World, node: Node) -> None:
-    assert await world.reports.vm_changed(change(node.id, make_id())) == "UNKNOWN"
+async def test_change_of_an_unknown_vm_of_ours_is_left_to_the_full_state(world: World, node: Node) -> None:
+    ours = change(node.id, make_id())
+    ours.vm.is_managed = True
+
+    assert await world.reports.vm_changed(ours) == "IGNORED"
     assert await world.all_vms() == []
 
 
@@ -132,7 +137,9 @@ async def test_change_from_another_node_is_not_believed(world: World, vm: Vm) ->
     other = await world.add_node()
 
     assert await world.reports.vm_changed(change(other.id, vm.id)) == "MISPLACED"
-    assert await stored(world, vm) == vm
+    after = await stored(world, vm)
+    assert (after.power_state, after.node_id) == (vm.power_state, vm.node_id)
+    assert after.sightings == {other.id: PowerState.RUNNING}
 
 
 async def test_report_keeps_the_last_error_of_an_operation(world: World, vm: Vm) -> None:
@@ -161,7 +168,7 @@ async def test_full_state_updates_what_is_there_and_loses_what_is_not(world: Wor
 
     outcome = await world.reports.full_state(sync(node.id, report(vm.id, RUNNING, 7)))
 
-    assert (outcome.reconciled, outcome.lost, outcome.unknown) == (1, [gone.id], [])
+    assert (outcome.reconciled, outcome.lost, outcome.discovered) == (1, [gone.id], [])
     assert (await stored(world, vm)).power_state == PowerState.RUNNING
     assert (await stored(world, gone)).power_state == PowerState.LOST
 
@@ -215,20 +222,16 @@ async def test_vm_under_creation_is_neither_lost_nor_abandoned(world: World, nod
     assert (await creation).power_state == PowerState.STOPPED
 
 
-async def test_create_that_a_dead_control_plane_left_is_removed_with_its_claim(world: World, node: Node) -> None:
-    gate = world.daemons.of(node.id).hold("create_vm")
-    creation = asyncio.ensure_future(world.create("half", cores=4))
-    await gate.entered.wait()
-    dead = world.operations
-    world.restart()
+async def test_create_that_a_program_without_operations_left_is_removed_with_its_claim(
+    world: World, node: Node
+) -> None:
+    left = make_vm(node_id=node.id, power_state=PowerState.PROVISIONING, cores=4)
+    await place(world.store, left)
 
     outcome = await world.reports.full_state(sync(node.id))
 
-    assert len(outcome.abandoned) == 1
+    assert outcome.abandoned == [left.id]
     assert await world.all_vms() == []
-    assert await world.allocated(node.id) == Capacity(0, 0)
-    await dead.drain(0)
-    await asyncio.wait([creation])
     assert await world.allocated(node.id) == Capacity(0, 0)
 
 
@@ -242,23 +245,29 @@ async def test_create_that_a_dead_control_plane_left_on_the_host_is_kept(world: 
     assert (await stored(world, left)).power_state == PowerState.STOPPED
 
 
-async def test_vm_of_another_node_is_reported_as_misplaced_and_left_alone(world: World, vm: Vm) -> None:
-    other = await world.add_node()
-    stranger = make_id()
+async def test_full_state_is_asked_for_until_what_is_recorded_is_what_the_host_has(world: World, node: Node) -> None:
+    async def is_asked(*reports: api.VMStatusReport) -> bool:
+        digest = state_hash({each.id: each.state for each in reports})
+        beat = api.UpdateHeartbeatRequest(node_id=node.id, state_hash=digest)
+        return (await world.heartbeats.heartbeat(beat)).request_full_sync
 
-    outcome = await world.reports.full_state(sync(other.id, report(vm.id, RUNNING, 99), report(stranger, RUNNING, 1)))
-
-    assert outcome.misplaced == [(vm.id, vm.node_id)]
-    assert outcome.unknown == [stranger]
-    assert await stored(world, vm) == vm
-
-
-async def test_full_state_is_asked_for_until_it_came_and_after_a_restart(world: World, node: Node) -> None:
-    async def is_asked() -> bool:
-        return (await world.heartbeats.heartbeat(api.UpdateHeartbeatRequest(node_id=node.id))).request_full_sync
-
-    assert await is_asked()
-    await world.reports.full_state(sync(node.id))
     assert not await is_asked()
-    world.restart()
+    vm = await world.create()
     assert await is_asked()
+    assert not await is_asked(report(vm.id, STOPPED, 1))
+    running = report(vm.id, RUNNING, 2)
+    assert await is_asked(running)
+    await world.reports.full_state(sync(node.id, running))
+    world.restart()
+    assert not await is_asked(running)
+    stranger = report(make_id(), PAUSED, 1)
+    assert await is_asked(running, stranger)
+    await world.reports.full_state(sync(node.id, running, stranger))
+    assert not await is_asked(running, stranger)
+
+
+async def test_daemon_that_sends_no_digest_is_not_asked(world: World, node: Node) -> None:
+    await world.create()
+
+    beat = api.UpdateHeartbeatRequest(node_id=node.id)
+    assert not (await world.heartbeats.heartbeat(beat)).request_full_sync

@@ -16,6 +16,8 @@ from limiquantix.compute.v1.node_service_pb2 import (
     VM_POWER_STATE_SHUTOFF,
     VM_POWER_STATE_STOPPED,
     VM_POWER_STATE_SUSPENDED,
+    VM_POWER_STATE_UNKNOWN,
+    VMPowerState,
 )
 from limiquantix.compute.v1.vm_pb2 import (
     UEFI,
@@ -72,6 +74,17 @@ STATE_OF_REPORT: Mapping[int, VmStatus.PowerState.ValueType] = {
     VM_POWER_STATE_MIGRATING: PowerState.MIGRATING,
 }
 """Power state a daemon pushes, in the words of the public contract; anything else is UNKNOWN."""
+
+REPORT_OF_STATE: Mapping[int, VMPowerState.ValueType] = {
+    PowerState.UNKNOWN: VM_POWER_STATE_UNKNOWN,
+    PowerState.RUNNING: VM_POWER_STATE_RUNNING,
+    PowerState.STOPPED: VM_POWER_STATE_STOPPED,
+    PowerState.PAUSED: VM_POWER_STATE_PAUSED,
+    PowerState.SUSPENDED: VM_POWER_STATE_SUSPENDED,
+    PowerState.CRASHED: VM_POWER_STATE_CRASHED,
+    PowerState.MIGRATING: VM_POWER_STATE_MIGRATING,
+}
+"""The same the other way round, for what a host can report at all."""
 
 _PATHS = {"spec.direct_boot": "spec.boot.direct_boot", "spec.cpu_model": "spec.cpu.model"}
 """Where a field of the node's spec has another path than in the caller's; all others are the same in both."""

@@ -1,0 +1,148 @@
+"""What operations are made of: steps with `do` and `undo`, and the workflows that put them in order.
+
+A step may be begun more than once, because the process that worked on it may die at any line: whatever it does must be
+harmless when repeated. The database part of a step (`record`, `record_undo`) happens in the transaction that notes the
+step as done, so it happens exactly once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar
+
+from google.protobuf.message import Message
+
+from controlplane.daemons.interface import DaemonPool, NodeDaemon
+from controlplane.domain import errors
+from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.vm import Vm
+from controlplane.state.interface import Store, Transaction
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step leaves behind.
+
+    `result` is shown to whoever reads the operation, so it holds no secrets. `kept` is added to the operation's
+    parameters, which are not shown, for later steps and for undoing.
+    """
+
+    result: Json = field(default_factory=dict)
+    kept: Json = field(default_factory=dict)
+
+
+NOTHING = Outcome()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt at one operation, as its steps see it."""
+
+    operation: Operation
+    store: Store
+    daemons: DaemonPool
+    now: Clock
+    is_repeated: bool = False
+    """Whether the step may have been begun before, by this process or one that died."""
+
+    @property
+    def parameters(self) -> Json:
+        """What the steps need to know of the request, and what earlier steps kept."""
+        return self.operation.parameters
+
+    async def vm(self) -> Vm:
+        """Read the VM as it is recorded now.
+
+        Raises:
+            NotFound: it is gone.
+        """
+        vm_id = self.operation.resource_id
+        vm = await self.store.read(lambda tx: tx.get_vm(vm_id))
+        if vm is None:
+            raise errors.vm_not_found(vm_id)
+        return vm
+
+    async def daemon_of(self, vm: Vm) -> NodeDaemon:
+        """Find the daemon of the VM's host.
+
+        Raises:
+            FailedPrecondition: the VM is on no node.
+        """
+        if not vm.node_id:
+            raise errors.vm_not_placed(vm.id)
+        node = await self.store.read(lambda tx: tx.get_node(vm.node_id))
+        if node is None:
+            raise errors.vm_not_placed(vm.id)
+        return self.daemons.daemon(node)
+
+
+class Step(ABC):
+    """One step of a workflow; stateless, so one object serves all operations."""
+
+    name: ClassVar[str]
+    is_interruptible: ClassVar[bool] = False
+    """Whether a cancellation may cut `do` short: only for one that waits and whose effect needs no undoing."""
+
+    @abstractmethod
+    async def do(self, run: Run) -> Outcome:
+        """Act on hosts. Harmless when repeated; raises `ApiError` if it cannot be."""
+
+    async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
+        """Write to the database what `do` did; an `ApiError` raised here fails the step. Returns what is kept of it."""
+        return outcome
+
+    async def undo(self, run: Run) -> None:  # noqa: B027 - most steps have nothing to take back
+        """Take back on hosts what `do` did or may have done. Harmless when repeated, also when `do` never began."""
+
+    async def record_undo(self, tx: Transaction, run: Run) -> None:  # noqa: B027
+        """Take back in the database what `record` did; only called if it had happened."""
+
+    async def record_given_up(self, tx: Transaction, run: Run, fault: Fault) -> None:  # noqa: B027
+        """Note what `undo` could not do, so that it is done when it can be."""
+
+
+class DatabaseStep(Step):
+    """A step without a part outside the database."""
+
+    async def do(self, run: Run) -> Outcome:
+        """Nothing; everything is in `record`."""
+        return NOTHING
+
+
+class Workflow(ABC):
+    """How operations of one kind go."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def steps(self, parameters: Json) -> Sequence[Step]:
+        """Say which steps there are; the same parameters always give the same steps."""
+
+    @abstractmethod
+    async def conclude(self, tx: Transaction, operation: Operation) -> Message:
+        """Make the answer for the caller, in the transaction that notes the last step as done."""
+
+    async def fail(  # noqa: B027 - some leave nothing
+        self, tx: Transaction, operation: Operation, fault: Fault, now: datetime
+    ) -> None:
+        """Write to the database that the operation failed, in the transaction that ends it."""
+
+
+class Workflows:
+    """All workflows, by kind."""
+
+    def __init__(self, workflows: Sequence[Workflow]) -> None:
+        self._by_kind: Mapping[str, Workflow] = {workflow.kind: workflow for workflow in workflows}
+
+    def of(self, kind: str) -> Workflow:
+        """Return the workflow of a kind.
+
+        Raises:
+            KeyError: there is none; an older program took up an operation of a newer one.
+        """
+        return self._by_kind[kind]

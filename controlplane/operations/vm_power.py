@@ -1,0 +1,209 @@
+"""Operations on a VM's power. The recorded state is always the host's own word, asked for after acting."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import ClassVar
+
+import structlog
+from google.protobuf.message import Message
+
+from controlplane.daemons.interface import NodeDaemon
+from controlplane.daemons.node_spec import STATE_OF_STATUS
+from controlplane.domain import errors
+from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.vm import ALIVE_STATES, PowerOperation, PowerState, Vm, require_managed, require_state
+from controlplane.operations.steps import Outcome, Run, Step, Workflow
+from controlplane.operations.vm_records import document_of, outcome_of, record_failure, record_status
+from controlplane.state.interface import Transaction
+from limiquantix.compute.v1.vm_pb2 import VmStatus
+from limiquantix.errors import ApiError, Reason
+
+_log = structlog.get_logger(__name__)
+
+DEFAULT_STOP_TIMEOUT_S = 30
+"""How long a guest gets to shut down when the caller does not say (documented behaviour, section 2)."""
+
+
+def require_allowed(vm: Vm, operation: PowerOperation) -> None:
+    """Check what can be checked before a host is asked.
+
+    Raises:
+        FailedPrecondition: the VM's state, or another host that runs it, forbids the operation.
+    """
+    require_managed(vm)
+    require_state(vm, operation)
+    if operation is PowerOperation.START:
+        elsewhere = sorted(node_id for node_id, state in vm.sightings.items() if state in ALIVE_STATES)
+        if elsewhere:
+            raise errors.vm_runs_elsewhere(vm.id, elsewhere)
+
+
+class PowerStep(Step):
+    """Let the host act, then ask it what the VM is."""
+
+    operation: ClassVar[PowerOperation]
+    reached: ClassVar[frozenset[int]] = frozenset()
+    """States in which a repeated step finds its work done; none if it cannot be told from the state."""
+    wanted: ClassVar[VmStatus.PowerState.ValueType | None] = None
+    """State that the operation makes the wanted one; None leaves that."""
+
+    async def do(self, run: Run) -> Outcome:
+        """Act unless an earlier try has."""
+        vm = await run.vm()
+        daemon = await run.daemon_of(vm)
+        if run.is_repeated:
+            status = await daemon.vm_status(vm.id)
+            if STATE_OF_STATUS[status.state] in self.reached:
+                return outcome_of(status)
+        else:
+            require_allowed(vm, self.operation)
+        await self.act(run, daemon, vm.id)
+        return outcome_of(await daemon.vm_status(vm.id))
+
+    @abstractmethod
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the command."""
+
+    async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
+        """Write the host's answer."""
+        await record_status(tx, run.operation, outcome.result, run.now(), wanted=self.wanted, **self.counts(run))
+        return outcome
+
+    def counts(self, run: Run) -> dict[str, int]:
+        """Arguments of `record_status` for what else changes; a restart that nobody asked for is counted."""
+        return {"restart_count": int(run.parameters.get("restart_count", 0))} if self.wanted is not None else {}
+
+
+class StartStep(PowerStep):
+    """Power on."""
+
+    name = "start"
+    operation = PowerOperation.START
+    reached = frozenset(ALIVE_STATES)
+    wanted = PowerState.RUNNING
+
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the command."""
+        await daemon.start_vm(vm_id, run.operation.generation)
+
+
+class StopStep(PowerStep):
+    """Ask the guest, and with `force` cut the power when its time is up."""
+
+    name = "stop"
+    operation = PowerOperation.STOP
+    reached = frozenset({PowerState.STOPPED})
+    wanted = PowerState.STOPPED
+    is_interruptible = True
+
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the commands; the guest gets `timeout_sec`, 30 s by default without `force` and none with it."""
+        timeout_s, generation = int(run.parameters["timeout_sec"]), run.operation.generation
+        if not run.parameters["force"]:
+            await daemon.stop_vm(vm_id, timeout_s or DEFAULT_STOP_TIMEOUT_S, generation)
+            return
+        if timeout_s and not run.is_repeated:
+            try:
+                await daemon.stop_vm(vm_id, timeout_s, generation)
+            except ApiError as error:
+                if error.reason == Reason.STALE_GENERATION:
+                    raise
+                _log.info("graceful_stop_gave_up", vm_id=vm_id, reason=error.reason)
+        await daemon.force_stop_vm(vm_id, generation)
+
+
+class RebootStep(PowerStep):
+    """Restart the guest; with `force` cut the power and start it again. Repeated, it reboots once more."""
+
+    name = "reboot"
+    operation = PowerOperation.REBOOT
+
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the commands."""
+        generation = run.operation.generation
+        if run.parameters["force"]:
+            await daemon.force_stop_vm(vm_id, generation)
+            await daemon.start_vm(vm_id, generation)
+        else:
+            await daemon.reboot_vm(vm_id, generation)
+
+
+class PauseStep(PowerStep):
+    """Stop the vCPUs."""
+
+    name = "pause"
+    operation = PowerOperation.PAUSE
+    reached = frozenset({PowerState.PAUSED})
+
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the command."""
+        await daemon.pause_vm(vm_id, run.operation.generation)
+
+
+class ResumeStep(PowerStep):
+    """Let the vCPUs go on."""
+
+    name = "resume"
+    operation = PowerOperation.RESUME
+    reached = frozenset({PowerState.RUNNING})
+
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the command."""
+        await daemon.resume_vm(vm_id, run.operation.generation)
+
+
+class PowerWorkflow(Workflow):
+    """One power step; a failure leaves the VM as its host says it is, with the error."""
+
+    step: ClassVar[Step]
+
+    def steps(self, parameters: Json) -> Sequence[Step]:
+        """Just the one."""
+        return (self.step,)
+
+    async def conclude(self, tx: Transaction, operation: Operation) -> Message:
+        """Answer with the VM."""
+        return await document_of(tx, operation)
+
+    async def fail(self, tx: Transaction, operation: Operation, fault: Fault, now: datetime) -> None:
+        """Leave the error with the VM; a restart that nobody asked for counts even if it failed."""
+        restart_count = operation.parameters.get("restart_count")
+        await record_failure(tx, operation, fault, now, restart_count)
+
+
+class StartVm(PowerWorkflow):
+    """`StartVM`."""
+
+    kind = "vm.start"
+    step = StartStep()
+
+
+class StopVm(PowerWorkflow):
+    """`StopVM`."""
+
+    kind = "vm.stop"
+    step = StopStep()
+
+
+class RebootVm(PowerWorkflow):
+    """`RebootVM`."""
+
+    kind = "vm.reboot"
+    step = RebootStep()
+
+
+class PauseVm(PowerWorkflow):
+    """`PauseVM`."""
+
+    kind = "vm.pause"
+    step = PauseStep()
+
+
+class ResumeVm(PowerWorkflow):
+    """`ResumeVM`."""
+
+    kind = "vm.resume"
+    step = ResumeStep()

@@ -1,0 +1,121 @@
+"""What the steps of VMs write to the database: what a host said, an error, a removal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from google.protobuf.message import Message
+
+from controlplane.daemons.node_spec import STATE_OF_STATUS
+from controlplane.domain import documents, errors
+from controlplane.domain.event import Event, EventType, Severity, event_of_state
+from controlplane.domain.node import Capacity
+from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.vm import PowerState, Vm, observed
+from controlplane.operations.steps import Outcome
+from controlplane.state.interface import Transaction
+from limiquantix.compute.v1.vm_pb2 import VmStatus
+from limiquantix.node.v1.node_daemon_pb2 import VMStatusResponse
+
+
+async def locked(tx: Transaction, vm_id: str) -> Vm:
+    """Read a VM for changing it.
+
+    Raises:
+        NotFound: it is gone.
+    """
+    vm = await tx.get_vm(vm_id)
+    if vm is None:
+        raise errors.vm_not_found(vm_id)
+    return vm
+
+
+def outcome_of(status: VMStatusResponse) -> Outcome:
+    """Keep what a host said of a VM as the result of a step."""
+    return Outcome(
+        {
+            "state": PowerState.Name(STATE_OF_STATUS[status.state]),
+            "state_change_count": status.state_change_count,
+        }
+    )
+
+
+async def record_status(
+    tx: Transaction,
+    operation: Operation,
+    result: Json,
+    now: datetime,
+    *,
+    wanted: VmStatus.PowerState.ValueType | None = None,
+    restart_count: int | None = None,
+) -> Vm:
+    """Write what the host said after an operation; a newer report that came meanwhile wins over its state.
+
+    Args:
+        result: as `outcome_of` made it.
+        wanted: the state that the operation makes the wanted one; None leaves that.
+        restart_count: the new count; None leaves it.
+    """
+    vm = await locked(tx, operation.resource_id)
+    changed = vm
+    if result["state_change_count"] >= vm.reported_change_count:
+        changed = observed(vm, PowerState.Value(result["state"]), result["state_change_count"], now)
+    changed = replace(
+        changed,
+        error_message="",
+        wanted_state=vm.wanted_state if wanted is None else wanted,
+        restart_count=vm.restart_count if restart_count is None else restart_count,
+    )
+    return await tx.update_vm(
+        changed, event_of_state(vm.name, vm.power_state, changed.power_state, operation.principal)
+    )
+
+
+async def record_failure(
+    tx: Transaction, operation: Operation, fault: Fault, now: datetime, restart_count: int | None = None
+) -> None:
+    """Write to the VM why its last operation failed; nothing if the VM is gone. `restart_count` None leaves that."""
+    vm = await tx.get_vm(operation.resource_id)
+    if vm is None:
+        return
+    event = Event(
+        EventType.VM_OPERATION_FAILED,
+        f"{operation.kind} of VM {vm.name} failed: {fault.message}",
+        Severity.ERROR,
+        operation.principal,
+        {"operation_id": operation.id, "kind": operation.kind, "reason": fault.reason},
+    )
+    count = vm.restart_count if restart_count is None else restart_count
+    await tx.update_vm(replace(vm, error_message=fault.message, restart_count=count, updated_at=now), event)
+
+
+async def remove(tx: Transaction, vm_id: str, event: Event) -> None:
+    """Remove a VM's row and take its claim back; fine if it is gone."""
+    vm = await tx.get_vm(vm_id)
+    if vm is not None and await tx.delete_vm(vm_id, event):
+        await tx.release(vm.node_id, size_of(vm))
+
+
+def size_of(vm: Vm) -> Capacity:
+    """What a VM claims on its node."""
+    return Capacity(vm.vcpu_count, vm.memory_bytes)
+
+
+async def document_of(tx: Transaction, operation: Operation) -> Message:
+    """Make the answer of an operation whose method returns the VM."""
+    vm = await tx.get_vm(operation.resource_id)
+    if vm is None:
+        raise errors.vm_not_found(operation.resource_id)
+    return documents.virtual_machine(vm)
+
+
+def capacity_to_json(size: Capacity) -> Json:
+    """Write a size as JSON."""
+    return {"vcpus": size.vcpus, "memory_bytes": size.memory_bytes}
+
+
+def capacity_from_json(stored: Mapping[str, int]) -> Capacity:
+    """Read what `capacity_to_json` wrote."""
+    return Capacity(stored["vcpus"], stored["memory_bytes"])

@@ -1,0 +1,195 @@
+"""`UpdateVM`: the change and the room it needs are written first, then the host redefines the VM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from controlplane.daemons.node_spec import in_callers_words, to_node_spec
+from controlplane.domain import errors
+from controlplane.domain.event import Event, EventType
+from controlplane.domain.node import Capacity
+from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.vm import PowerOperation, Vm, require_managed, require_state
+from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
+from controlplane.operations.vm_changes import VmChange, change_of
+from controlplane.operations.vm_records import (
+    capacity_from_json,
+    capacity_to_json,
+    document_of,
+    locked,
+    record_failure,
+)
+from controlplane.state.interface import Transaction
+from limiquantix.compute.v1.vm_pb2 import VmSpec
+from limiquantix.compute.v1.vm_service_pb2 import UpdateVMRequest
+from limiquantix.errors import ApiError, NotFound
+from limiquantix.node.v1 import node_daemon_pb2 as node_v1
+
+_NO_ROOM = Capacity(0, 0)
+
+
+def parameters_of(request: UpdateVMRequest) -> Json:
+    """What the steps need of a request. The mask's paths are kept apart: as JSON, not every path can be written."""
+    whole = UpdateVMRequest()
+    whole.CopyFrom(request)
+    whole.ClearField("update_mask")
+    fields = json_format.MessageToDict(whole, preserving_proto_field_name=True)
+    return {"request": fields, "paths": list(request.update_mask.paths)}
+
+
+def _request_of(parameters: Json) -> UpdateVMRequest:
+    request = json_format.ParseDict(parameters["request"], UpdateVMRequest())
+    request.update_mask.paths.extend(parameters["paths"])
+    return request
+
+
+def check_allowed(vm: Vm, request: UpdateVMRequest) -> None:
+    """Check what can be checked before the change is written.
+
+    Raises:
+        InvalidArgument: the request does not fit the VM.
+        FailedPrecondition: the host must know, and the VM's state does not allow that.
+    """
+    require_managed(vm)
+    change = change_of(vm, request)
+    if change.spec is not None and _reaches_host(vm, change):
+        resizes = (change.spec.cpu, change.spec.memory) != (vm.spec.cpu, vm.spec.memory)
+        require_state(vm, PowerOperation.RESIZE if resizes else PowerOperation.RECONFIGURE)
+
+
+def _reaches_host(vm: Vm, change: VmChange) -> bool:
+    return change.spec is not None and to_node_spec(change.spec) != to_node_spec(vm.spec)
+
+
+class ApplyStep(DatabaseStep):
+    """Write the change and claim what grows. What shrinks stays claimed until the host has agreed to it."""
+
+    name = "apply"
+
+    async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
+        """Write it, and keep what undoing needs."""
+        request = _request_of(run.parameters)
+        vm = await locked(tx, run.operation.resource_id)
+        check_allowed(vm, request)
+        change = change_of(vm, request)
+        changed = replace(
+            vm,
+            spec=vm.spec if change.spec is None else change.spec,
+            labels=vm.labels if change.labels is None else change.labels,
+            description=vm.description if change.description is None else change.description,
+            error_message="",
+            updated_at=run.now(),
+        )
+        grown, shrunk = _size_changes(vm, changed)
+        if grown != _NO_ROOM and not await tx.claim(vm.node_id, grown):
+            raise errors.no_room_to_grow(vm.id, grown, await tx.get_node(vm.node_id))
+        event = Event(EventType.VM_UPDATED, f"VM {vm.name} was changed", actor=run.operation.principal)
+        await tx.update_vm(changed, event)
+        reaches_host = _reaches_host(vm, change)
+        if not reaches_host and shrunk != _NO_ROOM:
+            await tx.release(vm.node_id, shrunk)
+        return Outcome(
+            {"reaches_host": reaches_host},
+            {
+                "reaches_host": reaches_host,
+                "grown": capacity_to_json(grown),
+                "shrunk": capacity_to_json(shrunk),
+                "before": {
+                    "spec": json_format.MessageToDict(vm.spec, preserving_proto_field_name=True),
+                    "labels": dict(vm.labels),
+                    "description": vm.description,
+                },
+            },
+        )
+
+    async def record_undo(self, tx: Transaction, run: Run) -> None:
+        """Put back what was there before, and give back what grew."""
+        vm = await tx.get_vm(run.operation.resource_id)
+        if vm is None:
+            return
+        before = run.parameters["before"]
+        restored = replace(
+            vm, spec=_spec_before(run), labels=before["labels"], description=before["description"], updated_at=run.now()
+        )
+        await tx.update_vm(restored, Event(EventType.VM_UPDATED, f"the change of VM {vm.name} was taken back"))
+        await tx.release(vm.node_id, capacity_from_json(run.parameters["grown"]))
+
+
+class ReconfigureStep(Step):
+    """Have the host redefine the VM, if it must know of the change."""
+
+    name = "reconfigure"
+
+    async def do(self, run: Run) -> Outcome:
+        """Give the command."""
+        if run.parameters["reaches_host"]:
+            vm = await run.vm()
+            try:
+                await self._define(run, vm, vm.spec)
+            except ApiError as error:
+                raise in_callers_words(error) from error
+        return NOTHING
+
+    async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
+        """Give back what shrank."""
+        shrunk = capacity_from_json(run.parameters["shrunk"])
+        if run.parameters["reaches_host"] and shrunk != _NO_ROOM:
+            vm = await locked(tx, run.operation.resource_id)
+            await tx.release(vm.node_id, shrunk)
+        return outcome
+
+    async def undo(self, run: Run) -> None:
+        """Give the VM its old definition again, of which nobody knows whether the host replaced it."""
+        if not run.parameters.get("reaches_host"):
+            return
+        try:
+            await self._define(run, await run.vm(), _spec_before(run))
+        except NotFound:
+            return
+
+    async def _define(self, run: Run, vm: Vm, spec: VmSpec) -> None:
+        daemon = await run.daemon_of(vm)
+        await daemon.reconfigure_vm(
+            node_v1.ReconfigureVMRequest(
+                vm_id=vm.id,
+                name=vm.name,
+                spec=to_node_spec(spec),
+                labels=vm.labels,
+                generation=run.operation.generation,
+            )
+        )
+
+
+class UpdateVm(Workflow):
+    """`UpdateVM`; a failure leaves the VM as it was, with the error."""
+
+    kind = "vm.update"
+    _steps = (ApplyStep(), ReconfigureStep())
+
+    def steps(self, parameters: Json) -> Sequence[Step]:
+        """Both; the second has nothing to do where the host needs not know."""
+        return self._steps
+
+    async def conclude(self, tx: Transaction, operation: Operation) -> Message:
+        """Answer with the VM."""
+        return await document_of(tx, operation)
+
+    async def fail(self, tx: Transaction, operation: Operation, fault: Fault, now: datetime) -> None:
+        """Leave the error with the VM, unless nothing was changed: then it was only refused."""
+        if "before" in operation.parameters:
+            await record_failure(tx, operation, fault, now)
+
+
+def _spec_before(run: Run) -> VmSpec:
+    return json_format.ParseDict(run.parameters["before"]["spec"], VmSpec())
+
+
+def _size_changes(before: Vm, after: Vm) -> tuple[Capacity, Capacity]:
+    """How much a VM grows and how much it shrinks; of CPU and memory, one may grow while the other shrinks."""
+    vcpus, memory_bytes = after.vcpu_count - before.vcpu_count, after.memory_bytes - before.memory_bytes
+    return Capacity(max(vcpus, 0), max(memory_bytes, 0)), Capacity(max(-vcpus, 0), max(-memory_bytes, 0))

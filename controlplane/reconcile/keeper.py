@@ -1,0 +1,103 @@
+"""Sees to it that VMs which shall run do, where their policy asks for that.
+
+It looks at what is recorded, again and again, and so needs no memory of its own: after a restart, or beside other
+processes that do the same, it asks for the same restarts under the same request ids, which makes each one happen once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from controlplane.domain.vm import PowerOperation, PowerState, Vm
+from controlplane.operations.desk import OperationDesk, Order
+from controlplane.operations.vm_power import StartVm, require_allowed
+from controlplane.reconcile.reports import RECONCILER
+from controlplane.state.interface import Store
+from limiquantix.compute.v1.vm_pb2 import HaPolicy
+from limiquantix.errors import ApiError
+
+_log = structlog.get_logger(__name__)
+
+MAX_BACK_OFF_S = 300.0
+_FIRST_BACK_OFF_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """A VM is to be started again at a time."""
+
+    due_at: datetime
+    number: int
+    """How many restarts in a row it is, from 1."""
+
+
+def restart_of(vm: Vm) -> Restart | None:
+    """Say when a VM that shall run and does not is started again; None if its policy leaves it off. Pure.
+
+    A guest that shuts itself down is STOPPED and only restarted under ALWAYS; one that died is CRASHED and restarted
+    under ON_FAILURE too. Restarts in a row come slower each time, and no more than `max_restarts` (0: no limit).
+    """
+    policy = vm.spec.ha_policy
+    wants_it = policy.condition == HaPolicy.ALWAYS or (
+        policy.condition == HaPolicy.ON_FAILURE and vm.power_state == PowerState.CRASHED
+    )
+    if not policy.auto_restart or not wants_it:
+        return None
+    if policy.max_restarts and vm.restart_count >= policy.max_restarts:
+        return None
+    back_off_s = 0.0 if vm.restart_count == 0 else min(_FIRST_BACK_OFF_S * 2 ** (vm.restart_count - 1), MAX_BACK_OFF_S)
+    wait_s = max(float(policy.restart_delay_sec), back_off_s)
+    since = max(vm.state_changed_at, vm.updated_at)
+    return Restart(since + timedelta(seconds=wait_s), vm.restart_count + 1)
+
+
+class Keeper:
+    """Starts what shall run; one task (`run`) a process."""
+
+    def __init__(self, store: Store, desk: OperationDesk, now: Callable[[], datetime], interval_s: float = 2.0) -> None:
+        self._store = store
+        self._desk = desk
+        self._now = now
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Look every interval until cancelled; a database that is away is waited for."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self.look()
+            except ApiError as error:
+                _log.warning("vms_not_looked_after", reason=error.reason, message=error.message)
+
+    async def look(self) -> None:
+        """Ask for the restarts that are due.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        for vm in await self._store.read(lambda tx: tx.stopped_against_will()):
+            restart = restart_of(vm)
+            if restart is not None and restart.due_at <= self._now():
+                await self.restart(vm, restart)
+
+    async def restart(self, vm: Vm, restart: Restart) -> None:
+        """Ask for one restart; asked for twice it happens once. Never raises an `ApiError`."""
+        request_id = f"restart-{vm.id}-{restart.number}-{vm.state_changed_at.isoformat()}"
+        order = Order(
+            StartVm.kind,
+            vm.id,
+            parameters={"restart_count": restart.number},
+            check=lambda current: require_allowed(current, PowerOperation.START),
+        )
+        caller = RECONCILER.with_request(request_id, request_id)
+        try:
+            operation = await self._desk.submit(order, caller)
+        except ApiError as error:
+            _log.warning("vm_not_restarted", vm_id=vm.id, reason=error.reason, message=error.message)
+        else:
+            _log.info("vm_restarted", vm_id=vm.id, number=restart.number, operation_id=operation.id)

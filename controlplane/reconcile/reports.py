@@ -1,0 +1,260 @@
+"""Takes in what hosts report: single changes, whole states, and the digest of their state in each heartbeat."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+import structlog
+
+from controlplane.daemons.node_spec import REPORT_OF_STATE
+from controlplane.domain import errors
+from controlplane.domain.event import Event, EventType, Severity
+from controlplane.domain.operation import DepartedVm, OperationFilter, OperationState
+from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState
+from controlplane.operations.desk import Caller, OperationDesk, Order
+from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm
+from controlplane.operations.vm_records import remove, size_of
+from controlplane.reconcile import judgement
+from controlplane.reconcile.judgement import Finding, Verdict
+from controlplane.state.interface import Store, Transaction
+from limiquantix.compute.v1 import node_service_pb2 as api
+from limiquantix.errors import Aborted, ApiError
+from limiquantix.inventory import state_hash
+
+_log = structlog.get_logger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+RECONCILER = Caller(principal="system:reconcile")
+
+_MAX_TRIES = 5
+"""A whole state is compared in one transaction, which meets others that change the same VMs."""
+
+_NOT_ON_HOST = frozenset({PowerState.PROVISIONING, PowerState.LOST, PowerState.TERMINATED})
+
+
+@dataclass(slots=True)
+class SyncOutcome:
+    """What a full sync found: ids of VMs, but for those that are as they should be, which are counted."""
+
+    reconciled: int = 0
+    discovered: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
+    leftovers: list[api.VMStatusReport] = field(default_factory=list)
+    misplaced: list[tuple[str, str]] = field(default_factory=list)
+    """(VM id, node it is placed on) of VMs this node has though they belong elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostReportService:
+    """Takes in reports; holds no state of its own."""
+
+    store: Store
+    desk: OperationDesk
+    now: Callable[[], datetime]
+
+    # -- one change
+
+    async def vm_changed(self, request: api.VMChangeNotification) -> str:
+        """Take in one change.
+
+        Returns:
+            What was done, see `VMChangeAck.action`.
+        """
+        done = await self._repeated(lambda tx: self._vm_changed(tx, request))
+        if done is Finding.MISPLACED:
+            _log.error("vm_misplaced", vm_id=request.vm.id, reported_by=request.node_id)
+        return done.value
+
+    async def _vm_changed(self, tx: Transaction, request: api.VMChangeNotification) -> Finding:
+        report, node_id = request.vm, request.node_id
+        is_gone = request.event_type == api.VM_CHANGE_DELETED
+        vm = await tx.get_vm(report.id)
+        if vm is None:
+            if is_gone or report.is_managed:
+                # What we define is known before a host has it: this VM is being deleted, or a full sync tells more.
+                return Finding.IGNORED
+            return await self._unknown(tx, node_id, report)
+        if is_gone:
+            is_busy = bool(await tx.active_resource_ids([vm.id]))
+            verdict = judgement.judge_absent(vm, node_id, report.state_change_count, self.now(), is_busy=is_busy)
+            return await self._apply(tx, verdict)
+        verdict = judgement.judge_present(vm, node_id, report, self.now())
+        if verdict.finding is Finding.UPDATED and verdict.vm is None:
+            await tx.touch_vms({vm.id: report.state_change_count}, self.now())
+        return await self._apply(tx, verdict)
+
+    # -- everything
+
+    async def full_state(self, request: api.SyncFullStateRequest) -> SyncOutcome:
+        """Compare everything a node has with everything recorded of it, in one transaction. Idempotent.
+
+        Raises:
+            NotFound: no such node; its daemon must register.
+        """
+        outcome = await self._repeated(lambda tx: self._full_state(tx, request))
+        for leftover in outcome.leftovers:
+            await self._clean_up(request.node_id, leftover)
+        if outcome.lost or outcome.abandoned or outcome.misplaced or outcome.discovered or outcome.leftovers:
+            _log.warning(
+                "full_sync_differs",
+                node_id=request.node_id,
+                lost=outcome.lost,
+                discovered=outcome.discovered,
+                abandoned=outcome.abandoned,
+                leftovers=[leftover.id for leftover in outcome.leftovers],
+                misplaced=outcome.misplaced,
+            )
+        return outcome
+
+    async def _full_state(self, tx: Transaction, request: api.SyncFullStateRequest) -> SyncOutcome:
+        node_id, now = request.node_id, self.now()
+        if await tx.get_node(node_id) is None:
+            raise errors.node_not_found(node_id)
+        outcome = SyncOutcome()
+        reports = {report.id: report for report in request.vms}
+        placed = await tx.vms_on_node(node_id)
+        busy = await tx.active_resource_ids([vm.id for vm in placed if vm.id not in reports])
+        unchanged: dict[str, int] = {}
+        for vm in sorted(placed, key=lambda vm: vm.id):
+            report = reports.pop(vm.id, None)
+            if report is None:
+                count = request.as_of_change_count
+                verdict = judgement.judge_absent(vm, node_id, count, now, is_busy=vm.id in busy)
+            else:
+                verdict = judgement.judge_present(vm, node_id, report, now)
+                outcome.reconciled += 1
+                if verdict.finding is Finding.UPDATED and verdict.vm is None:
+                    unchanged[vm.id] = report.state_change_count
+            self._count(await self._apply(tx, verdict), vm.id, outcome)
+        await tx.touch_vms(unchanged, now)
+        await self._not_placed_here(tx, node_id, reports, outcome)
+        return outcome
+
+    @staticmethod
+    def _count(finding: Finding, vm_id: str, outcome: SyncOutcome) -> None:
+        if finding is Finding.LOST:
+            outcome.lost.append(vm_id)
+        elif finding is Finding.ABANDONED:
+            outcome.abandoned.append(vm_id)
+
+    async def _not_placed_here(
+        self, tx: Transaction, node_id: str, reports: Mapping[str, api.VMStatusReport], outcome: SyncOutcome
+    ) -> None:
+        """Take in what the node has beyond what is placed there, and that it lost what it had beyond that."""
+        now = self.now()
+        departed = await tx.departed(node_id, reports)
+        gone = [vm_id for vm_id, each in departed.items() if each.node_id == node_id and vm_id not in reports]
+        await tx.remove_departed(gone)
+        for vm_id in sorted(reports):
+            vm = await tx.get_vm(vm_id)
+            if vm is not None:
+                outcome.misplaced.append((vm_id, vm.node_id))
+                await self._apply(tx, judgement.judge_present(vm, node_id, reports[vm_id], now))
+                continue
+            match await self._unknown(tx, node_id, reports[vm_id], departed.get(vm_id)):
+                case Finding.DISCOVERED:
+                    outcome.discovered.append(vm_id)
+                case Finding.LEFTOVER:
+                    outcome.leftovers.append(reports[vm_id])
+        for vm in await tx.vms_seen_by(node_id):
+            if vm.id not in reports:
+                await self._apply(tx, judgement.judge_absent(vm, node_id, 0, now, is_busy=False))
+
+    # -- what both need
+
+    async def _apply(self, tx: Transaction, verdict: Verdict) -> Finding:
+        if verdict.vm is not None and verdict.event is not None:
+            if verdict.removes:
+                await remove(tx, verdict.vm.id, verdict.event)
+            else:
+                await tx.update_vm(verdict.vm, verdict.event)
+        return verdict.finding
+
+    async def _unknown(
+        self, tx: Transaction, node_id: str, report: api.VMStatusReport, departed: DepartedVm | None = None
+    ) -> Finding:
+        """Take in a VM that a host has and the inventory does not."""
+        if departed is None:
+            departed = (await tx.departed("", [report.id])).get(report.id)
+        finding = judgement.judge_unknown(departed, was_ours=await self._was_ours(tx, report.id))
+        if finding is Finding.DISCOVERED:
+            await self._discover(tx, node_id, report)
+        elif departed is not None and departed.power_state != judgement.reported_state(report):
+            state = judgement.reported_state(report)
+            await tx.insert_departed(
+                DepartedVm(report.id, node_id, departed.is_kept, departed.reason, departed.departed_at, state)
+            )
+        return finding
+
+    @staticmethod
+    async def _was_ours(tx: Transaction, vm_id: str) -> bool:
+        """Whether it is on record that we deleted the VM, or failed to create it."""
+        ours = OperationFilter(resource_id=vm_id, kinds=frozenset({CreateVm.kind, DeleteVm.kind}))
+        for operation in (await tx.list_operations(ours, None, 10)).items:
+            succeeded = operation.state == OperationState.SUCCEEDED
+            if (operation.kind == DeleteVm.kind) == succeeded and operation.has_ended:
+                return True
+        return False
+
+    async def _discover(self, tx: Transaction, node_id: str, report: api.VMStatusReport) -> None:
+        name = await self._free_name(tx, report)
+        vm = judgement.discovered(report, node_id, name, self.now())
+        event = Event(
+            EventType.VM_DISCOVERED,
+            f"VM {name} was found on its host; it is shown and left alone until it is taken over",
+            Severity.WARNING,
+        )
+        await tx.insert_vm(vm, event)
+        await tx.occupy(node_id, size_of(vm))
+
+    @staticmethod
+    async def _free_name(tx: Transaction, report: api.VMStatusReport) -> str:
+        """Find a name for a VM whose own one may be taken, or none."""
+        for name in (report.name, f"{report.name[:246]}-{report.id[:8]}"):
+            if name and not await tx.is_name_taken(DEFAULT_PROJECT_ID, name):
+                return name
+        return report.id
+
+    async def _clean_up(self, node_id: str, leftover: api.VMStatusReport) -> None:
+        """Have what a failed create or a delete left on a host removed, unless that is under way."""
+
+        async def accept(tx: Transaction) -> None:
+            if await tx.active_resource_ids([leftover.id]):
+                raise errors.concurrent_change("vm", leftover.id)
+
+        order = Order(
+            CleanUpVm.kind,
+            leftover.id,
+            parameters={"node_id": node_id},
+            place=accept,
+            generation=leftover.generation + 1,
+        )
+        try:
+            await self.desk.submit(order, RECONCILER)
+        except ApiError as error:  # the next full sync finds it again
+            _log.info("leftover_not_cleaned_up", vm_id=leftover.id, reason=error.reason)
+
+    async def _repeated(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
+        """Do the work, again if what it read was changed by others before it wrote."""
+        for _ in range(_MAX_TRIES - 1):
+            try:
+                return await self.store.run(work)
+            except Aborted as error:
+                _log.debug("report_repeated", reason=error.reason)
+        return await self.store.run(work)
+
+
+async def expected_hash(tx: Transaction, node_id: str) -> str:
+    """Work out which digest a node would report if it had what is recorded; see `limiquantix.inventory`."""
+    states = {
+        vm_id: state for vm_id, state in (await tx.power_states_on_node(node_id)).items() if state not in _NOT_ON_HOST
+    }
+    states |= {vm.id: vm.sightings[node_id] for vm in await tx.vms_seen_by(node_id)}
+    departed = await tx.departed(node_id, ())
+    states |= {vm_id: each.power_state for vm_id, each in departed.items() if each.node_id == node_id}
+    return state_hash({vm_id: REPORT_OF_STATE[state] for vm_id, state in states.items()})
