@@ -36,6 +36,10 @@ class StoreAway(Exception):
     """The database does not answer; the operation stays as it is recorded and can be run again later."""
 
 
+class _Outdated(Exception):
+    """The operation was changed since it was read; the transaction is taken back."""
+
+
 class _Cancelled(Exception):
     """The operation shall be cancelled, and is at a place where it can be."""
 
@@ -102,7 +106,7 @@ class Runner:
         is_resumed = operation.attempt_count > 1
         try:
             if not steps:
-                return await self._write(lambda tx: self._end_well(tx, operation, workflow))
+                return await self._write(operation, lambda tx, latest: self._end_well(tx, latest, workflow))
             for index, step in enumerate(steps):
                 if operation.steps[index].state == StepState.DONE:
                     continue
@@ -134,19 +138,18 @@ class Runner:
         """Do one step, note it as done, and end the operation if it is the last."""
         operation, outcome = await self._do(operation, step, cancel, is_repeated=is_repeated)
 
-        async def note(tx: Transaction) -> Operation:
-            run = self._run_of(operation)
-            kept = await step.record(tx, run, outcome)
+        async def note(tx: Transaction, latest: Operation) -> Operation:
+            kept = await step.record(tx, self._run_of(latest), outcome)
             done = replace(
-                operation.with_step(index, StepState.DONE, kept.result),
-                parameters={**operation.parameters, **kept.kept},
+                latest.with_step(index, StepState.DONE, kept.result),
+                parameters={**latest.parameters, **kept.kept},
                 waiting_for="",
             )
-            if index == len(operation.steps) - 1:
+            if index == len(latest.steps) - 1:
                 return await self._end_well(tx, done, workflow)
             return await _advance(tx, done)
 
-        return await self._write(note)
+        return await self._write(operation, note)
 
     async def _do(
         self, operation: Operation, step: Step, cancel: asyncio.Event, *, is_repeated: bool
@@ -173,7 +176,7 @@ class Runner:
         """Say what the operation waits for, once."""
         if operation.waiting_for == error.message:
             return operation
-        return await self._write(lambda tx: _advance(tx, replace(operation, waiting_for=error.message)))
+        return await self._write(operation, lambda tx, latest: _advance(tx, replace(latest, waiting_for=error.message)))
 
     async def _do_once(self, operation: Operation, step: Step, cancel: asyncio.Event, *, is_repeated: bool) -> Outcome:
         acting = step.do(self._run_of(operation, is_repeated=is_repeated))
@@ -210,8 +213,12 @@ class Runner:
 
     async def _begin_undo(self, operation: Operation, fault: Fault) -> Operation:
         """Turn around; from here on only commands of a newer generation count, so no late one can undo the undoing."""
-        undoing = replace(operation, state=OperationState.UNDOING, fault=fault, waiting_for="")
-        return await self._write(lambda tx: self._with_new_generation(tx, undoing))
+
+        async def turn(tx: Transaction, latest: Operation) -> Operation:
+            undoing = replace(latest, state=OperationState.UNDOING, fault=fault, waiting_for="")
+            return await self._with_new_generation(tx, undoing)
+
+        return await self._write(operation, turn)
 
     async def _backward(self, operation: Operation, workflow: Workflow, steps: Sequence[Step]) -> Operation:
         for index, step in reversed(list(enumerate(steps))):
@@ -219,22 +226,22 @@ class Runner:
             if state == StepState.UNDONE or not _may_have_begun(operation, index):
                 continue
             operation = await self._undo(operation, index, step)
-        return await self._write(lambda tx: self._end_badly(tx, operation, workflow))
+        return await self._write(operation, lambda tx, latest: self._end_badly(tx, latest, workflow))
 
     async def _undo(self, operation: Operation, index: int, step: Step) -> Operation:
         was_done = operation.steps[index].state == StepState.DONE
         operation, trouble = await self._try_undo(operation, step)
 
-        async def note(tx: Transaction) -> Operation:
-            run = self._run_of(operation)
+        async def note(tx: Transaction, latest: Operation) -> Operation:
+            run = self._run_of(latest)
             if trouble is not None:
                 await step.record_given_up(tx, run, trouble)
             if was_done:
                 await step.record_undo(tx, run)
             result = {} if trouble is None else {"not_undone": trouble.message}
-            return await _advance(tx, operation.with_step(index, StepState.UNDONE, result or None))
+            return await _advance(tx, latest.with_step(index, StepState.UNDONE, result or None))
 
-        return await self._write(note)
+        return await self._write(operation, note)
 
     async def _try_undo(self, operation: Operation, step: Step) -> tuple[Operation, Fault | None]:
         """Undo the host's part; returns what kept it from being undone."""
@@ -293,43 +300,62 @@ class Runner:
         The host knows a newer one than the database after the database was put back to an older state.
         """
         newest = int(refusal.metadata.get("newest", "0"))
-        return await self._write(lambda tx: self._with_new_generation(tx, operation, at_least=newest))
+        return await self._write(operation, lambda tx, latest: self._with_new_generation(tx, latest, at_least=newest))
 
     async def _with_new_generation(self, tx: Transaction, operation: Operation, at_least: int = 0) -> Operation:
-        generation = (
-            await tx.next_generation(operation.resource_id, at_least) or max(operation.generation, at_least) + 1
-        )
-        stored = await _advance(tx, operation)
-        renewed = replace(stored, generation=generation, version=stored.version + 1)
-        if not await tx.take_operation(renewed, stored.version):
-            raise OwnershipLost
+        counted = await tx.next_generation(operation.resource_id, at_least)
+        # Without a VM there is no row that counts: one more is newer than all that this operation sent.
+        generation = counted if counted is not None else max(operation.generation, at_least) + 1
+        renewed = replace(operation, generation=generation, version=operation.version + 1)
+        if not await tx.take_operation(renewed, operation.version):
+            raise _Outdated
         return renewed
 
-    async def _write(self, work: Callable[[Transaction], Awaitable[Operation]]) -> Operation:
-        """Write progress, again while the database is away: what a step did is not forgotten for a short outage.
+    async def _write(
+        self, operation: Operation, work: Callable[[Transaction, Operation], Awaitable[Operation]]
+    ) -> Operation:
+        """Write progress exactly once, and again while the database is away: what a step did is not forgotten.
 
-        Whether a commit happened whose answer was lost is unknown; writing the same progress again is harmless.
+        A commit whose answer is lost may have happened. Then the operation has a newer version, and is further than it
+        was; if it only has a newer version, somebody asked for its cancellation meanwhile.
         """
         pauses_s = iter(self._retries.store_pauses_s)
         while True:
             try:
-                stored = await self._store.run(work)
+                stored = await self._store.run(lambda tx, latest=operation: work(tx, latest))  # type: ignore[misc]
+            except _Outdated:
+                latest = await self._read(operation)
+                if (latest.state, latest.steps) == (operation.state, operation.steps):
+                    operation = latest
+                    continue
+                stored = latest
             except Unavailable as error:
-                pause_s = next(pauses_s, None)
                 if error.reason != Reason.STATE_UNAVAILABLE:
                     raise
+                pause_s = next(pauses_s, None)
                 if pause_s is None:
                     raise StoreAway from error
                 await asyncio.sleep(pause_s)
-            else:
-                self._on_change(stored)
-                return stored
+                continue
+            self._on_change(stored)
+            return stored
+
+    async def _read(self, operation: Operation) -> Operation:
+        """Read the operation again, if it is still ours."""
+        try:
+            latest = await self._store.read(lambda tx: tx.get_operation(operation.id))
+        except Unavailable as error:
+            raise StoreAway from error
+        mine = (operation.owner_id, operation.attempt_count)
+        if latest is None or (latest.owner_id, latest.attempt_count) != mine:
+            raise OwnershipLost
+        return latest
 
 
 async def _advance(tx: Transaction, operation: Operation) -> Operation:
     stored = await tx.advance_operation(operation)
     if stored is None:
-        raise OwnershipLost
+        raise _Outdated
     return stored
 
 

@@ -105,6 +105,7 @@ class OperationWorker:
         self._jobs: dict[str, _Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+        self._unheard: set[str] = set()
 
     @property
     def replica_id(self) -> str:
@@ -289,24 +290,32 @@ class OperationWorker:
     async def look(self, now_s: float) -> None:
         """See what shall be cancelled, and take up what waits for its turn or lost its process.
 
+        An operation that this process owns and does not work on is one whose making or taking was committed, but the
+        answer of the database was lost. It has to be seen so twice: the answer may just be on its way.
+
         Raises:
             Unavailable: the database does not answer.
         """
+        working_on = set(self._jobs)
 
         async def read(tx: Transaction) -> tuple[list[str], list[Operation], list[Replica]]:
-            others = await tx.unfinished_operations(self.replica_id, self._config.max_taken_count)
+            others = await tx.unfinished_operations(working_on, self._config.max_taken_count)
             return list(await tx.cancelled_ids(self.replica_id)), list(others), list(await tx.all_replicas())
 
         cancelled, others, replicas = await self._store.read(read)
         for operation_id in cancelled:
             self.cancel(operation_id)
         dead = self._liveness.dead_of(replicas, now_s)
-        alive = {replica.id for replica in replicas} - dead | {self.replica_id}
+        alive = {replica.id for replica in replicas} - dead - {self.replica_id}
+        mine = {operation.id for operation in others if operation.owner_id == self.replica_id} - set(self._jobs)
+        unheard, self._unheard = self._unheard & mine, mine
         if self._is_stopping:
             return
         queued = {operation.resource_id for operation in others if operation.state == OperationState.QUEUED}
         for operation in others:
-            if operation.state != OperationState.QUEUED and operation.owner_id not in alive:
+            is_mine = operation.owner_id == self.replica_id
+            is_left = operation.id in unheard if is_mine else operation.owner_id not in alive
+            if operation.state != OperationState.QUEUED and is_left:
                 taken = await self._take(operation)
                 if taken is not None:
                     _log.warning(

@@ -186,15 +186,15 @@ class Transaction(Protocol):
         """Those of the resources that have unfinished operations; one query."""
         ...
 
-    async def unfinished_operations(self, not_owned_by: str, limit: int) -> Sequence[Operation]:
-        """Unfinished operations that another process owns, or none does, oldest first."""
+    async def unfinished_operations(self, known_ids: Collection[str], limit: int) -> Sequence[Operation]:
+        """Unfinished operations but those with the given ids, oldest first."""
         ...
 
     async def advance_operation(self, operation: Operation) -> Operation | None:
         """Write an operation's state, steps, parameters, outcome and times, and return it as stored.
 
-        None, and nothing is written, if it has ended or its `owner_id` does not own it in this `attempt_count` any
-        more. Never touches a request for cancellation; what is returned has the stored one.
+        None, and nothing is written, if it changed since its `version` was read, has ended, or its `owner_id` does not
+        own it in this `attempt_count` any more. Never touches a request for cancellation.
         """
         ...
 

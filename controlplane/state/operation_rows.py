@@ -71,30 +71,25 @@ def active_resource_ids(connection: Connection, resource_ids: Collection[str]) -
     return set(connection.execute(busy.distinct()).scalars())
 
 
-def unfinished_operations(connection: Connection, not_owned_by: str, limit: int) -> list[Operation]:
-    """Unfinished operations that another process owns, or none does, oldest first."""
-    theirs = select(operations).where(_UNFINISHED, operations.c.owner_id != not_owned_by)
-    return [
-        _from_row(row)
-        for row in connection.execute(theirs.order_by(operations.c.created_at, operations.c.id).limit(limit))
-    ]
+def unfinished_operations(connection: Connection, known_ids: Collection[str], limit: int) -> list[Operation]:
+    """Unfinished operations but those known, oldest first."""
+    others = select(operations).where(_UNFINISHED, operations.c.id.not_in(sorted(known_ids)))
+    in_order = others.order_by(operations.c.created_at, operations.c.id).limit(limit)
+    return [_from_row(row) for row in connection.execute(in_order)]
 
 
 def advance_operation(connection: Connection, operation: Operation) -> Operation | None:
-    """Write an operation's progress if the record's owner still owns it; never its request for cancellation."""
-    changed = dataclasses.replace(operation, version=operation.version + 1)
+    """Write an operation's progress if the stored version is the record's and its owner still owns it."""
     mine = update(operations).where(
         operations.c.id == operation.id,
         operations.c.owner_id == operation.owner_id,
         operations.c.attempt_count == operation.attempt_count,
+        operations.c.version == operation.version,
         _UNFINISHED,
     )
-    values = _progress(operation) | {"version": operations.c.version + 1}
-    returned = mine.values(values).returning(operations.c.version, operations.c.cancel_requested)
-    row = connection.execute(returned).first()
-    if row is None:
-        return None
-    return dataclasses.replace(changed, version=row.version, cancel_requested=row.cancel_requested)
+    changed = dataclasses.replace(operation, version=operation.version + 1)
+    written = connection.execute(mine.values(_progress(operation) | {"version": changed.version})).rowcount > 0
+    return changed if written else None
 
 
 def take_operation(connection: Connection, operation: Operation, version: int) -> bool:

@@ -232,11 +232,9 @@ class SqlTransaction:
         """Those of the resources that have unfinished operations."""
         return await self._read(lambda connection: operation_rows.active_resource_ids(connection, resource_ids))
 
-    async def unfinished_operations(self, not_owned_by: str, limit: int) -> Sequence[Operation]:
-        """Unfinished operations of other owners."""
-        return await self._read(
-            lambda connection: operation_rows.unfinished_operations(connection, not_owned_by, limit)
-        )
+    async def unfinished_operations(self, known_ids: Collection[str], limit: int) -> Sequence[Operation]:
+        """Unfinished operations but those known."""
+        return await self._read(lambda connection: operation_rows.unfinished_operations(connection, known_ids, limit))
 
     async def advance_operation(self, operation: Operation) -> Operation | None:
         """Write an operation's progress."""
