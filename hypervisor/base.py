@@ -10,6 +10,8 @@ The rules that hold for every method, and that the shared contract suite (tests/
   that is gone, `force_stop` of a stopped one), the call succeeds and does nothing; every other wrong state is
   `WrongState`.
 * Calls for different VMs may run at once; the caller serialises calls for the same VM.
+* A VM that is not managed takes every operation like one that is; but `create` finds its id taken, and nobody may ask
+  for `reconfigure`, which would put our definition in place of one that says more than `VmConfig` can.
 * Recovery is part of the contract: after `close` and `open` in a new process, every VM defined before is known, and a
   VM that ran goes on running untouched.
 * Every method may raise `Unavailable`; `VmNotFound` is raised for an unknown id except where said otherwise.
@@ -70,7 +72,7 @@ class Hypervisor(ABC):
     async def delete(self, vm_id: str) -> None:
         """Remove the definition and whatever the backend keeps for it (console log, NVRAM); disk images stay.
 
-        Succeeds if the VM does not exist.
+        Of a VM that is not managed, only what cannot be without its definition. Succeeds if the VM does not exist.
 
         Raises:
             WrongState: it is neither off nor saved.
@@ -88,6 +90,8 @@ class Hypervisor(ABC):
     @abstractmethod
     async def stop(self, vm_id: str, timeout_s: float) -> None:
         """Ask the guest to shut down (ACPI power button) and wait until it is off. Succeeds if it is off.
+
+        May be cancelled at any time: the guest then shuts down or not, and the VM takes any other operation.
 
         Raises:
             GuestDidNotStop: the guest still runs after `timeout_s` seconds.

@@ -91,7 +91,7 @@ class MockHypervisor(Hypervisor):
         self._is_open = False
         self._change_count = 0
         self._saved_count = 0
-        self._save_lock = asyncio.Lock()
+        self._saving: asyncio.Future[None] | None = None
 
     # what only a simulation offers
 
@@ -156,6 +156,8 @@ class MockHypervisor(Hypervisor):
         """Drop listeners; VMs stay in memory and in the state file."""
         self._is_open = False
         self._listeners.clear()
+        if self._saving is not None:
+            await asyncio.wait([self._saving])
 
     async def capabilities(self) -> Capabilities:
         """Describe the simulated host."""
@@ -375,7 +377,7 @@ class MockHypervisor(Hypervisor):
 
     async def _define(self, config: VmConfig, *, is_managed: bool) -> None:
         existing = self._vms.get(config.vm_id)
-        if existing is not None and existing.config != config:
+        if existing is not None and (existing.config, existing.is_managed) != (config, is_managed):
             raise VmExists(config.vm_id)
         if existing is None:
             vm = self._vms[config.vm_id] = MockVm(config, is_managed=is_managed)
@@ -420,7 +422,7 @@ class MockHypervisor(Hypervisor):
 
     def _status(self, vm: MockVm) -> VmStatus:
         config = vm.config
-        plain = VmStatus(config.vm_id, config.name, vm.state, vm.is_managed, vcpu_count=config.cpu.vcpu_count)
+        plain = VmStatus(config.vm_id, config.name, vm.state, vm.is_managed, config.cpu.vcpu_count, config.memory_mib)
         if vm.state not in (PowerState.RUNNING, PowerState.PAUSED):
             return plain
         return dataclasses.replace(
@@ -446,12 +448,17 @@ class MockHypervisor(Hypervisor):
             listener(event)
 
     async def _save(self) -> None:
-        """Write until the file holds every change made before this call; callers that wait share one write."""
+        """Write until the file holds every change made before this call; callers that wait share one write.
+
+        A caller that is cancelled does not end the write: it is a thread's, and a second one must not write beside it.
+        """
         path, wanted = self._settings.state_path, self._change_count
-        if path is None:
-            return
-        async with self._save_lock:
-            if self._saved_count < wanted:
-                count, encoded = self._change_count, tuple(self._encoded.values())
-                await asyncio.to_thread(mock_store.save, path, encoded)
-                self._saved_count = count
+        while path is not None and self._saved_count < wanted:
+            if self._saving is None or self._saving.done():
+                self._saving = asyncio.ensure_future(self._write(path))
+            await asyncio.shield(self._saving)
+
+    async def _write(self, path: Path) -> None:
+        count, encoded = self._change_count, tuple(self._encoded.values())
+        await asyncio.to_thread(mock_store.save, path, encoded)
+        self._saved_count = count

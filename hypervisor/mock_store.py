@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import enum
 import json
-import os
 import types
 import typing
 from pathlib import Path
@@ -115,7 +114,7 @@ def save(path: Path, encoded_vms: typing.Iterable[str]) -> None:
     Raises:
         Unavailable: the file cannot be written; the old one stays.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.part")  # one name: what a killed process left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(f'{{"format_version": {FORMAT_VERSION}, "vms": [\n' + ",\n".join(encoded_vms) + "\n]}\n")

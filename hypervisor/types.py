@@ -169,7 +169,8 @@ class VmConfig:
 class VmStatus:
     """What the host says of a VM now; counters are 0 while it is off.
 
-    `is_managed` is False for a VM that something else than LimiQuantix defined on this host.
+    `is_managed` is False for a VM that something else than LimiQuantix defined on this host. `vcpu_count` and
+    `memory_mib` are what it is defined with, also while it is off.
     """
 
     vm_id: str
@@ -177,6 +178,7 @@ class VmStatus:
     state: PowerState
     is_managed: bool = True
     vcpu_count: int = 0
+    memory_mib: int = 0
     memory_total_bytes: int = 0
     memory_used_bytes: int = 0
     cpu_time_ns: int = 0

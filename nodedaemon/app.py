@@ -27,6 +27,7 @@ from nodedaemon.change_count import DataDirError, StateChanges, next_boot_number
 from nodedaemon.config import ConfigError, NodeConfig, is_loopback, join_address, load_config, split_address
 from nodedaemon.control_plane import GrpcControlPlane
 from nodedaemon.disk_images import DiskImages
+from nodedaemon.generations import Generations, open_generations
 from nodedaemon.host_report import AGENT_VERSION, HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.registration import Registration
@@ -37,6 +38,9 @@ from nodedaemon.vm_actor import VmActors
 from telemetry.host import UsageSampler
 from telemetry.logs import LogFormat, configure_logging
 from telemetry.metrics import RpcMetrics, build_registry, start_metrics_server
+
+FORGET_INTERVAL_S = 3600.0
+"""How often generations of VMs long gone are dropped; also how much of its running time a killed daemon forgets."""
 
 STOP_GRACE_S = 10.0
 """For calls under way when the daemon is told to end; systemd waits 90 s before it kills."""
@@ -62,7 +66,7 @@ class StartError(Exception):
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @click.option("--listen", metavar="HOST:PORT", help="Address of the gRPC service. Default: 127.0.0.1:9090.")
-@click.option("--control-plane", metavar="URL", help="gRPC address of the control plane.")
+@click.option("--control-plane", metavar="URL", help="gRPC address of the control plane; several, by commas.")
 @click.option("--node-id", metavar="ID", help="Id of this node until the control plane assigns one.")
 @click.option("--register", is_flag=True, default=None, help="Register at the control plane and send heartbeats.")
 @click.option("--libvirt-uri", metavar="URI", help="Default: qemu:///system.")
@@ -130,11 +134,13 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     """Start every part, the listening ones last; `stack` undoes it in reverse. Returns what runs in the background."""
     _warn_of_open_listener(config)
     boot_number = await asyncio.to_thread(next_boot_number, config.node.data_dir, time.time())
+    generations = await open_generations(config.node.data_dir)
+    stack.push_async_callback(generations.close)
     hypervisor = create_hypervisor(_hypervisor_settings(config))
     await hypervisor.open()
     stack.push_async_callback(hypervisor.close)
 
-    observer = VmObserver(hypervisor, StateChanges(boot_number))
+    observer = VmObserver(hypervisor, StateChanges(boot_number), generations.newest)
     with suppress(ApiError, TimeoutError):  # what exists now began before us; if nothing answers, so be it
         await observer.read_all()
     paths = StoragePaths(config.hypervisor.storage_path)
@@ -151,7 +157,7 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     stack.push_async_callback(actors.close, STOP_GRACE_S)
     # The generated stub calls every method abstract; those not overridden answer UNIMPLEMENTED.
     servicer = NodeDaemonServicer(  # type: ignore[abstract]
-        hypervisor, observer, actors, DiskImages(paths), paths, report
+        hypervisor, observer, actors, generations, DiskImages(paths), paths, report
     )
 
     registry = build_registry()
@@ -178,26 +184,39 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
         backend=config.hypervisor.backend,
         storage_path=str(paths.root),
     )
-    return _start_reporting(config, stack, hypervisor.subscribe, observer, report)
+    forgetting = asyncio.create_task(_forget_regularly(generations, observer), name="generations")
+    tasks = [forgetting, *_reporting(config, stack, hypervisor.subscribe, observer, report)]
+    stack.push_async_callback(_cancel, tasks)
+    return tasks
 
 
-def _start_reporting(
+async def _forget_regularly(generations: Generations, observer: VmObserver) -> None:
+    """Keep the generations of VMs that are long gone from adding up."""
+    while True:
+        try:
+            dropped = await generations.forget_unused({vm.status.vm_id for vm in await observer.read_all()})
+            if dropped:
+                _log.info("generations_forgotten", vm_count=dropped)
+        except (ApiError, TimeoutError) as error:
+            _log.warning("generations_not_forgotten", error=str(error) or "time-out")
+        await asyncio.sleep(FORGET_INTERVAL_S)
+
+
+def _reporting(
     config: NodeConfig, stack: AsyncExitStack, subscribe: Any, observer: VmObserver, report: HostReport
 ) -> list[asyncio.Task[None]]:
-    """Start registration and reporting if the configuration asks for it."""
+    """Start registration and reporting if the configuration asks for it; returns the tasks, for the caller to end."""
     if not config.control_plane.registration_enabled:
         return []
-    control_plane = GrpcControlPlane(config.control_plane.address, _tls_files(config))
+    control_plane = GrpcControlPlane(config.control_plane.addresses, _tls_files(config))
     stack.push_async_callback(control_plane.close)
     reporter = Reporter(observer, control_plane, report.full_state)
     stack.callback(subscribe(reporter.on_event))
     registration = Registration(control_plane, report, reporter, float(config.control_plane.heartbeat_interval_secs))
-    tasks = [
+    return [
         asyncio.create_task(reporter.run(), name="reporter"),
         asyncio.create_task(registration.run(), name="registration"),
     ]
-    stack.push_async_callback(_cancel, tasks)
-    return tasks
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

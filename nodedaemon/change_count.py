@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,10 @@ class StateChanges:
     def warm_up(self) -> None:
         """End the time in which a VM seen for the first time is taken to have been as it is since before the start."""
         self._is_warm = True
+
+    def known_beside(self, vm_ids: Collection[str]) -> list[str]:
+        """Name the VMs that were seen and not removed since, but for these."""
+        return [vm_id for vm_id in self._newest if vm_id not in vm_ids]
 
     def observe(self, vm_id: str, state: PowerState, began_at: int) -> Change | None:
         """Take in a state that was read after position `began_at`.

@@ -55,6 +55,16 @@ def _listen_address(address: str) -> str:
     return address
 
 
+def _control_plane_addresses(urls: str) -> str:
+    """Reduce URLs or addresses, separated by commas, to "host:port" each."""
+    if not urls.strip():
+        return ""
+    addresses = [_control_plane_address(url.strip()) for url in urls.split(",")]
+    if not all(addresses):
+        raise ValueError(f"names an empty address: {urls!r}")
+    return ",".join(dict.fromkeys(addresses))
+
+
 def _control_plane_address(url: str) -> str:
     """Reduce a URL or address to "host:port"; the scheme is only there because people write one."""
     scheme, separator, rest = url.rpartition("://")
@@ -94,7 +104,7 @@ class NodeSection(_Section):
         Field(max_length=64),
     ] = {}
     data_dir: Path = Path("/var/lib/limiquantix/node")
-    """What the daemon itself remembers: its boot number, the mock's VMs, console logs."""
+    """What the daemon itself remembers: its boot number, generations of commands, the mock's VMs, console logs."""
 
 
 class ServerSection(_Section):
@@ -132,11 +142,19 @@ class HypervisorSection(_Section):
 
 
 class ControlPlaneSection(_Section):
-    """Where the control plane is ("" for none), and whether to register there."""
+    """Where the control plane is ("" for none), and whether to register there.
 
-    address: Annotated[str, AfterValidator(_control_plane_address)] = ""
+    `address` may name several instances of one control plane, separated by commas; the next is tried when one fails.
+    """
+
+    address: Annotated[str, AfterValidator(_control_plane_addresses)] = ""
     registration_enabled: bool = False
     heartbeat_interval_secs: Annotated[int, Field(ge=1, le=MAX_HEARTBEAT_INTERVAL_S)] = 30
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Each "host:port"."""
+        return tuple(self.address.split(",")) if self.address else ()
 
 
 class TlsSection(_Section):
@@ -185,7 +203,8 @@ class NodeConfig(BaseSettings):
     @classmethod
     def _check_tls_is_on_where_asked_for(cls, values: dict[str, Any]) -> dict[str, Any]:
         address, tls = _setting(values, "control_plane", "address"), _setting(values, "tls", "enabled")
-        if str(address).startswith(("https:", "grpcs:")) and str(tls).lower() not in ("true", "1", "yes", "on"):
+        asks_for_tls = any(one.strip().startswith(("https:", "grpcs:")) for one in str(address).split(","))
+        if asks_for_tls and str(tls).lower() not in ("true", "1", "yes", "on"):
             raise ValueError("control_plane.address asks for TLS, but tls.enabled is not set")
         return values
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc
 
@@ -21,9 +22,16 @@ from limiquantix.rpc.channel import open_channel
 from limiquantix.rpc.server import TlsFiles
 from limiquantix.rpc.status import from_rpc_error
 
+if TYPE_CHECKING:  # the asynchronous stub's type exists for type checkers only
+    from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceAsyncStub
+
+AnswerT = TypeVar("AnswerT")
+
 CALL_DEADLINE_S = 5.0
 SYNC_DEADLINE_S = 30.0
 """A full inventory of 20,000 VMs is some MiB to send and as many rows to compare."""
+
+_TRY_NEXT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class ControlPlane(Protocol):
@@ -47,41 +55,52 @@ class ControlPlane(Protocol):
 
 
 class GrpcControlPlane:
-    """The control plane over gRPC; connects at the first call and again by itself."""
+    """The control plane over gRPC; connects at the first call and again by itself.
 
-    def __init__(self, address: str, tls: TlsFiles | None) -> None:
-        self._peer = f"control plane {address}"
-        self._channel = open_channel(address, tls)
-        self._stub = NodeServiceStub(self._channel)
+    Args:
+        addresses: instances of it, at least one. Calls go to the one that answered last; where it does not answer, the
+            others are tried in turn before the call fails, each with the whole deadline.
+    """
+
+    def __init__(self, addresses: Sequence[str], tls: TlsFiles | None) -> None:
+        self._addresses = tuple(addresses)
+        self._channels = [open_channel(address, tls) for address in addresses]
+        self._stubs = [NodeServiceStub(channel) for channel in self._channels]
+        self._answering = 0
 
     async def close(self) -> None:
-        """Let go of the connection."""
-        await self._channel.close()
+        """Let go of the connections."""
+        for channel in self._channels:
+            await channel.close()
 
     async def register(self, request: RegisterNodeRequest) -> Node:
         """See `ControlPlane`."""
-        try:
-            return await self._stub.RegisterNode(request, timeout=CALL_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._peer) from error
+        return await self._call(lambda stub: stub.RegisterNode(request, timeout=CALL_DEADLINE_S))
 
     async def heartbeat(self, request: UpdateHeartbeatRequest) -> UpdateHeartbeatResponse:
         """See `ControlPlane`."""
-        try:
-            return await self._stub.UpdateHeartbeat(request, timeout=CALL_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._peer) from error
+        return await self._call(lambda stub: stub.UpdateHeartbeat(request, timeout=CALL_DEADLINE_S))
 
     async def sync_full_state(self, request: SyncFullStateRequest) -> SyncFullStateResponse:
         """See `ControlPlane`."""
-        try:
-            return await self._stub.SyncFullState(request, timeout=SYNC_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._peer) from error
+        return await self._call(lambda stub: stub.SyncFullState(request, timeout=SYNC_DEADLINE_S))
 
     async def notify_vm_change(self, request: VMChangeNotification) -> VMChangeAck:
         """See `ControlPlane`."""
-        try:
-            return await self._stub.NotifyVMChange(request, timeout=CALL_DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._peer) from error
+        return await self._call(lambda stub: stub.NotifyVMChange(request, timeout=CALL_DEADLINE_S))
+
+    async def _call(self, call: Callable[[NodeServiceAsyncStub], Awaitable[AnswerT]]) -> AnswerT:
+        """Call an instance that answers. Every call may be made twice: to one that took it, and to the next."""
+        count, first = len(self._stubs), self._answering
+        for index in ((first + offset) % count for offset in range(count)):
+            try:
+                answer = await call(self._stubs[index])
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc_error(error, peer=f"control plane {self._addresses[index]}")
+                failure.__cause__ = error
+                if error.code() not in _TRY_NEXT:
+                    break
+            else:
+                self._answering = index
+                return answer
+        raise failure

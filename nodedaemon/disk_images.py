@@ -108,9 +108,10 @@ class DiskImages:
             words += ["-b", str(plan.template.path), "-F", plan.template.format.value]
         try:
             await asyncio.to_thread(plan.path.parent.mkdir, mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            # What a killed daemon left: its qemu-img may live on, and holds the lock of the file that it began.
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
             await self._run(vm_id, *words, str(partial), str(plan.size_bytes))
-            await asyncio.to_thread(partial.chmod, IMAGE_MODE)
-            await asyncio.to_thread(partial.replace, plan.path)
+            await asyncio.to_thread(_put_in_place, partial, plan.path)
         except OSError as error:
             raise _failed(vm_id, f"an image could not be made: {error.strerror}") from error
         finally:
@@ -206,6 +207,17 @@ class _Process:
         self._is_killed = True
         if self._process is not None:
             self._process.kill()
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Give a finished image its name, under which nothing half written may be found after a power failure either."""
+    partial.chmod(IMAGE_MODE)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(path)
 
 
 def _failed(vm_id: str, what: str) -> FailedPrecondition:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hypervisor.types import Accelerator, Capabilities, PowerState
 from limiquantix.compute.v1 import node_pb2, node_service_pb2
+from limiquantix.inventory import state_hash
 from limiquantix.node.v1 import node_daemon_pb2
 from nodedaemon.observer import GoneVm, ObservedVm
 from telemetry.host import CpuFacts, DiskFacts, HostFacts, HostUsage, NicFacts, SystemFacts
 
 MIB = 2**20
 _MAX_NAME_CHARS = 255
+_MAX_VCPU_COUNT, _MAX_MEMORY_MIB = 2**16, 2**40
+"""What a report may say; one odd VM of another tool must not make the whole inventory invalid."""
 
 _STATUS_STATES = {
     PowerState.UNKNOWN: node_daemon_pb2.POWER_STATE_UNKNOWN,
@@ -69,6 +74,7 @@ def to_report(vm: ObservedVm | GoneVm) -> node_service_pb2.VMStatusReport:
             state=node_service_pb2.VM_POWER_STATE_UNKNOWN,
             state_change_count=vm.change.count,
             state_changed_at_unix=int(vm.change.changed_at_s or 0),
+            generation=vm.generation,
         )
     return node_service_pb2.VMStatusReport(
         id=vm.status.vm_id,
@@ -78,7 +84,16 @@ def to_report(vm: ObservedVm | GoneVm) -> node_service_pb2.VMStatusReport:
         cpu_usage_percent=vm.cpu_percent,
         memory_used_bytes=vm.status.memory_used_bytes,
         state_changed_at_unix=int(_changed_at_s(vm) or 0),
+        vcpu_count=min(vm.status.vcpu_count, _MAX_VCPU_COUNT),
+        memory_mib=min(vm.status.memory_mib, _MAX_MEMORY_MIB),
+        is_managed=vm.status.is_managed,
+        generation=vm.generation,
     )
+
+
+def inventory_hash(vms: Iterable[ObservedVm]) -> str:
+    """Digest the inventory that these VMs are, as both sides of a heartbeat do."""
+    return state_hash({vm.status.vm_id: _REPORT_STATES[vm.status.state] for vm in vms})
 
 
 def to_notification(node_id: str, vm: ObservedVm | GoneVm, now_s: float) -> node_service_pb2.VMChangeNotification:

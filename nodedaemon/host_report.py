@@ -18,7 +18,7 @@ from limiquantix.node.v1.node_daemon_pb2 import NodeInfoResponse
 from nodedaemon import encode
 from nodedaemon.config import join_address, split_address
 from nodedaemon.errors import hypervisor_errors
-from nodedaemon.observer import ObservedVm, VmObserver, state_hash
+from nodedaemon.observer import ObservedVm, VmObserver
 from telemetry.host import HostUsage, UsageSampler, read_host_facts
 
 TELEMETRY_DEADLINE_S = 10.0
@@ -101,7 +101,7 @@ class HostReport:
             load_1m=usage.load_1m,
             load_5m=usage.load_5m,
             load_15m=usage.load_15m,
-            state_hash=state_hash(vms) if vms is not None else "",
+            state_hash=encode.inventory_hash(vms) if vms is not None else "",
         )
 
     async def full_state(self) -> SyncFullStateRequest:
@@ -126,7 +126,7 @@ class HostReport:
                 cpu_usage_percent=usage.cpu_percent,
             ),
             vms=[encode.to_report(vm) for vm in vms],
-            state_hash=state_hash(vms),
+            state_hash=encode.inventory_hash(vms),
             as_of_change_count=as_of,
         )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from hypervisor.base import Hypervisor
 from hypervisor.types import PowerState, VmStatus
@@ -24,11 +24,15 @@ _MIN_CPU_INTERVAL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ObservedVm:
-    """A VM with the count of its state; `cpu_percent` is of all its vCPUs, 0 to 100, 0 while it is off."""
+    """A VM with the count of its state; `cpu_percent` is of all its vCPUs, 0 to 100, 0 while it is off.
+
+    `generation` is of the newest command that was taken when the reading began, 0 if none.
+    """
 
     status: VmStatus
     change: Change
     cpu_percent: float
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +41,27 @@ class GoneVm:
 
     vm_id: str
     change: Change
+    generation: int = 0
 
 
 class VmObserver:
     """The only reader of VM states in the daemon; any number of readings may run at once.
 
     Args:
+        generations: the newest generation of a command that was taken for each VM.
         now_s: the clock of CPU use, see `CpuUsage`.
     """
 
     def __init__(
-        self, hypervisor: Hypervisor, changes: StateChanges, now_s: Callable[[], float] = time.monotonic
+        self,
+        hypervisor: Hypervisor,
+        changes: StateChanges,
+        generations: Mapping[str, int] = MappingProxyType({}),
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hypervisor = hypervisor
         self._changes = changes
+        self._generations = generations
         self._cpu = CpuUsage(now_s)
 
     @property
@@ -67,30 +78,30 @@ class VmObserver:
         """
         with hypervisor_errors(vm_id):
             for _ in range(_MAX_READS):
-                began_at = self._changes.position
+                began_at, generation = self._changes.position, self._generations.get(vm_id, 0)
                 async with asyncio.timeout(READ_DEADLINE_S):
                     status = await self._hypervisor.status(vm_id)
                 change = self._changes.observe(vm_id, status.state, began_at)
                 if change is not None:
-                    return self._observed(status, change)
+                    return self._observed(status, change, generation)
         raise _restless(vm_id)
 
     async def read_or_gone(self, vm_id: str) -> ObservedVm | GoneVm:
         """Read one VM, or give its absence a count; otherwise like `read`."""
         for _ in range(_MAX_READS):
-            began_at = self._changes.position
+            began_at, generation = self._changes.position, self._generations.get(vm_id, 0)
             try:
                 with hypervisor_errors(vm_id):
                     async with asyncio.timeout(READ_DEADLINE_S):
                         status = await self._hypervisor.status(vm_id)
                 change = self._changes.observe(vm_id, status.state, began_at)
                 if change is not None:
-                    return self._observed(status, change)
+                    return self._observed(status, change, generation)
             except NotFound:
                 change = self._changes.remove(vm_id, began_at)
                 if change is not None:
                     self._cpu.forget(vm_id)
-                    return GoneVm(vm_id, change)
+                    return GoneVm(vm_id, change, generation)
         raise _restless(vm_id)
 
     async def read_all(self) -> list[ObservedVm]:
@@ -99,15 +110,18 @@ class VmObserver:
         Raises:
             Unavailable, Aborted: as `read`.
         """
-        began_at = self._changes.position
+        began_at, generations = self._changes.position, dict(self._generations)
         with hypervisor_errors():
             async with asyncio.timeout(READ_DEADLINE_S):
                 statuses = await self._hypervisor.list()
+        for vm_id in self._changes.known_beside({status.vm_id for status in statuses}):
+            self._cpu.forget(vm_id)
+            self._changes.remove(vm_id, began_at)
         observed: list[ObservedVm] = []
         for status in sorted(statuses, key=lambda status: status.vm_id):
             change = self._changes.observe(status.vm_id, status.state, began_at)
             if change is not None:
-                observed.append(self._observed(status, change))
+                observed.append(self._observed(status, change, generations.get(status.vm_id, 0)))
                 continue
             again = await self.read_or_gone(status.vm_id)
             if isinstance(again, ObservedVm):
@@ -115,8 +129,8 @@ class VmObserver:
         self._changes.warm_up()
         return observed
 
-    def _observed(self, status: VmStatus, change: Change) -> ObservedVm:
-        return ObservedVm(status, change, self._cpu.percent(status))
+    def _observed(self, status: VmStatus, change: Change, generation: int) -> ObservedVm:
+        return ObservedVm(status, change, self._cpu.percent(status), generation)
 
 
 class CpuUsage:
@@ -148,12 +162,6 @@ class CpuUsage:
     def forget(self, vm_id: str) -> None:
         """Drop what is kept of a VM that is gone."""
         self._before.pop(vm_id, None)
-
-
-def state_hash(vms: Iterable[ObservedVm]) -> str:
-    """Digest which VMs there are and their states: equal digests mean equal inventories."""
-    lines = sorted(f"{vm.status.vm_id} {vm.status.state.value}\n" for vm in vms)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _restless(vm_id: str) -> Aborted:

@@ -1,7 +1,7 @@
 """NodeDaemonService: what the control plane may ask of this host.
 
 Methods of the contract that are not overridden here answer UNIMPLEMENTED. Every change of a VM goes through that VM's
-queue; reads do not wait for it.
+queue, and only if no command of a newer generation was taken, when it came and when its turn comes; reads do not wait.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 
 from hypervisor.base import Hypervisor
 from hypervisor.errors import Unavailable, VmNotFound, WrongState
 from hypervisor.types import PowerState, VmStatus
+from limiquantix.errors import FailedPrecondition, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from limiquantix.node.v1 import node_daemon_pb2_grpc
 from nodedaemon.decode import DecodedVm, decode_vm
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.encode import to_status
 from nodedaemon.errors import hypervisor_errors
+from nodedaemon.generations import Generations
 from nodedaemon.host_report import AGENT_VERSION, HostReport
 from nodedaemon.observer import READ_DEADLINE_S, VmObserver
 from nodedaemon.storage_paths import StoragePaths
@@ -41,6 +43,9 @@ DEFAULT_LOG_BYTES = 64 * 2**10
 
 _OFF = (PowerState.STOPPED, PowerState.CRASHED)
 
+ResultT = TypeVar("ResultT")
+_Command = pb.VMIdRequest | pb.StopVMRequest | pb.CreateVMOnNodeRequest | pb.ReconfigureVMRequest
+
 
 class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
     """The service; requests come validated by the contract's rules, errors leave as `ApiError`."""
@@ -50,6 +55,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         hypervisor: Hypervisor,
         observer: VmObserver,
         actors: VmActors,
+        generations: Generations,
         images: DiskImages,
         paths: StoragePaths,
         report: HostReport,
@@ -57,6 +63,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         self._hypervisor = hypervisor
         self._observer = observer
         self._actors = actors
+        self._generations = generations
         self._images = images
         self._paths = paths
         self._report = report
@@ -80,69 +87,66 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def CreateVM(self, request: pb.CreateVMOnNodeRequest, context: Any) -> pb.CreateVMOnNodeResponse:
         """Make the images and define the VM; all or nothing. Idempotent for the same configuration."""
-        vm_id = _canonical(request.vm_id)
-        decoded = await self._decode(vm_id, request.name, request.spec)
-        is_new = await self._change(vm_id, lambda: self._create(vm_id, decoded), deadline_s=CREATE_DEADLINE_S)
+        decoded = await self._decode(request)
+        vm_id = decoded.config.vm_id
+        is_new = await self._change(request, lambda: self._create(vm_id, decoded), deadline_s=CREATE_DEADLINE_S)
         message = "created" if is_new else "exists with this configuration"
-        return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message)
+        status = to_status(await self._observer.read(vm_id))
+        return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message, status=status)
 
     async def ReconfigureVM(self, request: pb.ReconfigureVMRequest, context: Any) -> Empty:
         """Redefine a VM that is off: new disks are made, larger ones grown; images of disks left out stay."""
-        vm_id = _canonical(request.vm_id)
-        decoded = await self._decode(vm_id, request.name, request.spec)
-        await self._change(vm_id, lambda: self._reconfigure(vm_id, decoded), deadline_s=CREATE_DEADLINE_S)
+        decoded = await self._decode(request)
+        await self._change(
+            request, lambda: self._reconfigure(decoded.config.vm_id, decoded), deadline_s=CREATE_DEADLINE_S
+        )
         return Empty()
 
     async def StartVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Start it."""
-        vm_id = _canonical(request.vm_id)
-        await self._change(vm_id, lambda: self._hypervisor.start(vm_id))
+        await self._change(request, lambda: self._hypervisor.start(_vm_id(request)))
         return Empty()
 
     async def StopVM(self, request: pb.StopVMRequest, context: Any) -> Empty:
-        """Ask the guest to shut down and wait, 30 s unless the request says otherwise."""
-        vm_id, timeout_s = _canonical(request.vm_id), request.timeout_seconds or DEFAULT_STOP_TIMEOUT_S
+        """Ask the guest to shut down, and wait: 30 s unless the request says otherwise, or until a newer command."""
+        timeout_s = request.timeout_seconds or DEFAULT_STOP_TIMEOUT_S
         await self._change(
-            vm_id,
-            lambda: self._hypervisor.stop(vm_id, timeout_s),
+            request,
+            lambda: self._hypervisor.stop(_vm_id(request), timeout_s),
             deadline_s=timeout_s + POWER_DEADLINE_S,
             takes_slot=False,
+            is_interruptible=True,
         )
         return Empty()
 
     async def ForceStopVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Pull the plug."""
-        vm_id = _canonical(request.vm_id)
-        await self._change(vm_id, lambda: self._hypervisor.force_stop(vm_id))
+        await self._change(request, lambda: self._hypervisor.force_stop(_vm_id(request)))
         return Empty()
 
     async def RebootVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
-        """Reboot the guest."""
-        vm_id = _canonical(request.vm_id)
-        await self._change(vm_id, lambda: self._hypervisor.reboot(vm_id))
+        """Reboot the guest; waits until that begins, or until a newer command."""
+        await self._change(request, lambda: self._hypervisor.reboot(_vm_id(request)), is_interruptible=True)
         return Empty()
 
     async def PauseVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Stop its vCPUs."""
-        vm_id = _canonical(request.vm_id)
-        await self._change(vm_id, lambda: self._hypervisor.pause(vm_id))
+        await self._change(request, lambda: self._hypervisor.pause(_vm_id(request)))
         return Empty()
 
     async def ResumeVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Let its vCPUs run again."""
-        vm_id = _canonical(request.vm_id)
-        await self._change(vm_id, lambda: self._hypervisor.resume(vm_id))
+        await self._change(request, lambda: self._hypervisor.resume(_vm_id(request)))
         return Empty()
 
     async def DeleteVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Remove the definition, then the images; refused while it runs. Succeeds if it does not exist."""
-        vm_id = _canonical(request.vm_id)
-        await self._change(vm_id, lambda: self._delete(vm_id), deadline_s=CREATE_DEADLINE_S)
+        await self._change(request, lambda: self._delete(_vm_id(request)), deadline_s=CREATE_DEADLINE_S)
         return Empty()
 
     async def GetVMStatus(self, request: pb.VMIdRequest, context: Any) -> pb.VMStatusResponse:
         """Say what the VM is now."""
-        return to_status(await self._observer.read(_canonical(request.vm_id)))
+        return to_status(await self._observer.read(_vm_id(request)))
 
     async def ListVMs(self, request: Empty, context: Any) -> pb.ListVMsOnNodeResponse:
         """Every VM of this host, also those LimiQuantix did not define."""
@@ -150,7 +154,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def GetConsole(self, request: pb.VMIdRequest, context: Any) -> pb.ConsoleInfoResponse:
         """Say where the graphical console listens on this host."""
-        vm_id = _canonical(request.vm_id)
+        vm_id = _vm_id(request)
         with hypervisor_errors(vm_id):
             async with asyncio.timeout(READ_DEADLINE_S):
                 console = await self._hypervisor.console(vm_id)
@@ -160,7 +164,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def GetConsoleLog(self, request: pb.GetConsoleLogRequest, context: Any) -> pb.GetConsoleLogResponse:
         """Read what the guest wrote to its serial console."""
-        vm_id = _canonical(request.vm_id)
+        vm_id = _vm_id(request)
         with hypervisor_errors(vm_id):
             async with asyncio.timeout(READ_DEADLINE_S):
                 log = await self._hypervisor.read_console_log(
@@ -170,19 +174,37 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def _change(
         self,
-        vm_id: str,
-        operation: Callable[[], Awaitable[Any]],
+        request: _Command,
+        operation: Callable[[], Awaitable[ResultT]],
         *,
         deadline_s: float = POWER_DEADLINE_S,
         takes_slot: bool = True,
-    ) -> Any:
+        is_interruptible: bool = False,
+    ) -> ResultT:
         """Run a change in the VM's queue."""
-        with hypervisor_errors(vm_id):
-            return await self._actors.run(vm_id, operation, deadline_s=deadline_s, takes_slot=takes_slot)
+        vm_id = _vm_id(request)
+        await self._generations.accept(vm_id, request.generation)
 
-    async def _decode(self, vm_id: str, name: str, spec: pb.VMSpec) -> DecodedVm:
+        async def run_unless_overtaken() -> ResultT:
+            self._generations.check(vm_id, request.generation)
+            return await operation()
+
+        with hypervisor_errors(vm_id):
+            return await self._actors.run(
+                vm_id,
+                run_unless_overtaken,
+                deadline_s=deadline_s,
+                takes_slot=takes_slot,
+                generation=request.generation,
+                is_interruptible=is_interruptible,
+            )
+
+    async def _decode(self, request: pb.CreateVMOnNodeRequest | pb.ReconfigureVMRequest) -> DecodedVm:
+        """Decode a VM; an overtaken command is refused as such, whatever else may be wrong with it by now."""
+        vm_id = _vm_id(request)
+        self._generations.check(vm_id, request.generation)
         async with asyncio.timeout(READ_DEADLINE_S):
-            return await asyncio.to_thread(decode_vm, vm_id, name, spec, self._paths)
+            return await asyncio.to_thread(decode_vm, vm_id, request.name, request.spec, self._paths)
 
     async def _create(self, vm_id: str, decoded: DecodedVm) -> bool:
         """Create; returns whether the VM is new."""
@@ -215,6 +237,13 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         status = await self._find(vm_id)
         if status is None:
             raise VmNotFound(vm_id)
+        if not status.is_managed:
+            raise FailedPrecondition(
+                Reason.VM_NOT_MANAGED,
+                f"VM {vm_id} was defined by another tool, and a new definition would lose what it has; "
+                "change it with that tool",
+                metadata={"vm_id": vm_id},
+            )
         if status.state not in _OFF:  # before any image is touched
             raise WrongState(vm_id, "reconfigure", status.state.value)
         existing = [plan for plan in decoded.images if await asyncio.to_thread(plan.path.exists)]
@@ -239,6 +268,6 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
             return None
 
 
-def _canonical(vm_id: str) -> str:
+def _vm_id(request: _Command | pb.GetConsoleLogRequest) -> str:
     """One spelling for one VM: the contract lets a UUID be written in capitals."""
-    return str(uuid.UUID(vm_id))
+    return str(uuid.UUID(request.vm_id))

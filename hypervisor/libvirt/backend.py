@@ -21,6 +21,7 @@ from hypervisor.errors import (
     GuestDidNotStop,
     HypervisorError,
     Unavailable,
+    VmNotFound,
     WrongState,
 )
 from hypervisor.libvirt import domain_xml
@@ -158,12 +159,20 @@ class LibvirtHypervisor(Hypervisor):
         await self._change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
-        """Press the power button, again every 3 s, until libvirt says that the domain stopped; see `Hypervisor`."""
+        """Press the power button, again every 3 s, until libvirt says that the domain stopped; see `Hypervisor`.
+
+        A domain without a definition, as other tools may run, is gone with that. Cancelling takes back no press: the
+        guest may still shut down.
+        """
+        press = partial(self._operations.press_power_button, vm_id)
         with self._watch(vm_id) as watch:
             try:
                 async with asyncio.timeout(timeout_s) as scope:
-                    while not await self._change(vm_id, partial(self._operations.press_power_button, vm_id)):
-                        await watch.wait(_HAS_ENDED, PRESS_AGAIN_S)
+                    is_off = await self._change(vm_id, press)
+                    with contextlib.suppress(VmNotFound):
+                        while not is_off:
+                            await watch.wait(_HAS_ENDED, PRESS_AGAIN_S)
+                            is_off = await self._change(vm_id, press)
             except TimeoutError:
                 if not scope.expired():
                     raise

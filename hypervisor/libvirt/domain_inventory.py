@@ -11,6 +11,7 @@ tells of a changed one. A process is kept together with libvirt's number of that
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -114,18 +115,21 @@ class Inventory:
                 continue
             state = power_state(_state_of(counters), int(counters.get("state.reason", 0)), is_saved=vm_id in saved_ids)
             mark = definition.mark
-            if vm_id not in runs:
-                off = VmStatus(vm_id, mark.vm_name, state, mark.is_managed, vcpu_count=definition.vcpu_count)
-                statuses.append(off)
-                continue
-            process = processes.get(vm_id)
-            usage = ProcessUsage(0, 0) if process is None else read_usage(process)
-            status = VmStatus(
+            off = VmStatus(
                 vm_id,
                 mark.vm_name,
                 state,
                 mark.is_managed,
                 vcpu_count=definition.vcpu_count,
+                memory_mib=-(-definition.memory_kib // _KIB),  # rounded up: another tool's need not be whole MiB
+            )
+            if vm_id not in runs:
+                statuses.append(off)
+                continue
+            process = processes.get(vm_id)
+            usage = ProcessUsage(0, 0) if process is None else read_usage(process)
+            status = dataclasses.replace(
+                off,
                 memory_total_bytes=definition.memory_kib * _KIB,
                 memory_used_bytes=usage.resident_bytes,
                 cpu_time_ns=usage.cpu_time_ns,

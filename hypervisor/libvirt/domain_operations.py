@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from hypervisor.errors import ConsoleAbsent, Refused, VmExists, VmNotFound, WrongState
 from hypervisor.libvirt import console_log, domain_xml
 from hypervisor.libvirt.domain_inventory import Inventory
-from hypervisor.libvirt.domain_metadata import fingerprint, read_mark
+from hypervisor.libvirt.domain_metadata import DomainMark, fingerprint, read_mark
 from hypervisor.libvirt.domain_state import DomainState, power_state
 from hypervisor.libvirt.error_map import ErrorCode, has_code
 from hypervisor.types import Console, ConsoleLog, PowerState, VmConfig
@@ -47,6 +47,9 @@ class DomainOperations:
         is_saved = state == DomainState.SHUTOFF and bool(domain.hasManagedSaveImage())
         return power_state(state, reason, is_saved=is_saved)
 
+    def _mark(self, domain: Any) -> DomainMark:
+        return read_mark(domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_INACTIVE)))
+
     def _require(self, domain: Any, vm_id: str, operation: str, allowed: Collection[PowerState]) -> PowerState:
         state = self._state(domain)
         if state not in allowed:
@@ -66,8 +69,7 @@ class DomainOperations:
             if not has_code(error, ErrorCode.NO_DOMAIN):
                 raise
         else:
-            mark = read_mark(domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_INACTIVE)))
-            if mark.fingerprint != fingerprint(config):
+            if self._mark(domain).fingerprint != fingerprint(config):
                 raise VmExists(config.vm_id)
             return
         password = _new_password() if config.vnc is not None else ""
@@ -90,11 +92,13 @@ class DomainOperations:
         try:
             domain = self.find(connection, vm_id)
             self._require(domain, vm_id, "delete", OFF | {PowerState.SUSPENDED})
+            # The firmware's variables of another tool's domain stay with its disks, which are not ours to remove.
+            is_managed = self._mark(domain).is_managed
             domain.undefineFlags(
                 library.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
                 | library.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
                 | library.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                | library.VIR_DOMAIN_UNDEFINE_NVRAM
+                | (library.VIR_DOMAIN_UNDEFINE_NVRAM if is_managed else library.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
             )
         except library.libvirtError as error:
             if not has_code(error, ErrorCode.NO_DOMAIN):
@@ -122,9 +126,10 @@ class DomainOperations:
         try:
             domain.shutdownFlags(self._library.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
         except self._library.libvirtError as error:
-            if has_code(error, ErrorCode.OPERATION_INVALID) and self._state(domain) in OFF:
-                return True
-            self._explain(error, domain, vm_id, "stop")
+            if not has_code(error, ErrorCode.OPERATION_INVALID):
+                raise
+            # A guest that is going down just now: libvirt refuses the button before it says that the domain is off.
+            return self._require(domain, vm_id, "stop", OFF | {PowerState.RUNNING}) in OFF
         return False
 
     def force_stop(self, vm_id: str, connection: Any) -> None:

@@ -94,8 +94,9 @@ async def test_create_defines_a_stopped_vm(backend: Hypervisor, host: BackendHos
     status = await backend.status(config.vm_id)
     assert (status.vm_id, status.name, status.state) == (config.vm_id, config.name, PowerState.STOPPED)
     assert status.is_managed
+    assert (status.vcpu_count, status.memory_mib) == (1, config.memory_mib)
     assert status.cpu_time_ns == 0
-    assert status.memory_used_bytes == 0
+    assert status.memory_used_bytes == status.memory_total_bytes == 0
     assert status.started_at_s is None
 
 
@@ -185,6 +186,7 @@ async def test_reconfigure_of_a_stopped_vm_takes_effect_at_its_next_start(
     await backend.start(config.vm_id)
     status = await backend.status(config.vm_id)
     assert status.name == "renamed"
+    assert status.memory_mib == larger.memory_mib
     assert status.memory_total_bytes == larger.memory_mib * 2**20
     with pytest.raises(VmExists):
         await backend.create(config)
@@ -247,6 +249,33 @@ async def test_stop_of_a_deaf_guest_gives_up_and_leaves_it_running(backend: Hype
     with pytest.raises(GuestDidNotStop):
         await backend.stop(vm_id, 0.5)
     assert await state_of(backend, vm_id) is PowerState.RUNNING
+
+
+async def test_cancelled_stop_leaves_the_vm_free_for_every_other_operation(
+    backend: Hypervisor, host: BackendHost
+) -> None:
+    vm_id = await started(backend, host, deaf=True)
+    for wait_s in (0.0, 0.01, 0.3):
+        stopping = asyncio.create_task(backend.stop(vm_id, DEADLINE_S))
+        await asyncio.wait([stopping], timeout=wait_s)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert await state_of(backend, vm_id) is PowerState.RUNNING
+    await backend.pause(vm_id)
+    await backend.resume(vm_id)
+    stopping = asyncio.create_task(backend.stop(vm_id, DEADLINE_S))
+    await asyncio.wait([stopping], timeout=0.05)
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    await backend.force_stop(vm_id)
+    assert await state_of(backend, vm_id) is PowerState.STOPPED
+    await backend.start(vm_id)
+    assert await state_of(backend, vm_id) is PowerState.RUNNING
+    await backend.force_stop(vm_id)
+    await backend.delete(vm_id)
+    with pytest.raises(VmNotFound):
+        await backend.status(vm_id)
 
 
 async def test_stop_of_a_paused_vm_is_a_wrong_state(backend: Hypervisor, host: BackendHost) -> None:
@@ -436,16 +465,6 @@ async def test_vms_survive_a_new_hypervisor_object_untouched(backend: Hypervisor
         await later.stop(running, DEADLINE_S)
     finally:
         await later.close()
-
-
-async def test_unmanaged_vm_is_listed_as_such(backend: Hypervisor, host: BackendHost) -> None:
-    ours = host.config()
-    await backend.create(ours)
-    foreign_id = await host.define_unmanaged()
-    listed = {vm.vm_id: vm.is_managed for vm in await backend.list()}
-    assert listed[ours.vm_id] is True
-    assert listed[foreign_id] is False
-    assert (await backend.status(foreign_id)).is_managed is False
 
 
 async def test_calls_for_different_vms_run_at_once(backend: Hypervisor, host: BackendHost) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import signal
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from hypervisor.errors import GuestDidNotStop, WrongState
+from hypervisor.errors import GuestDidNotStop, VmNotFound, WrongState
 from hypervisor.libvirt.backend import LibvirtHypervisor
 from hypervisor.libvirt.qemu_process import find_processes
 from hypervisor.types import (
@@ -151,3 +152,136 @@ async def test_qemu_accepts_disks_and_cards_of_every_kind(host: Host) -> None:
     await host.start(everything)
     console = await host.backend.console(everything.vm_id)
     assert len(console.password) == 8
+
+
+def foreign_xml(vm_id: str, disk: Path, log: Path, *, nvram: Path | None = None) -> str:
+    """Describe a VM as another tool does: KiB that are no whole MiB, no mark of ours, files in places of its own."""
+    firmware = (
+        f"<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader><nvram>{nvram}</nvram>"
+        if nvram
+        else ""
+    )
+    return f"""
+<domain type='qemu'>
+  <name>legacy-{vm_id[:8]}</name>
+  <uuid>{vm_id}</uuid>
+  <memory unit='KiB'>16500</memory>
+  <vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type>{firmware}</os>
+  <features><acpi/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='pty'><log file='{log}' append='on'/><target port='0'/></serial>
+  </devices>
+</domain>
+"""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A VM that another tool defined or runs."""
+
+    vm_id: str
+    disk: Path
+    log: Path
+
+    async def booted(self, count: int = 1) -> None:
+        async def look() -> bool | None:
+            return (self.log.exists() and self.log.read_bytes().count(power_button_guest.HELLO) >= count) or None
+
+        await eventually(look, "the foreign guest's hello")
+
+
+async def foreign(host: Host, verb: str = "define", nvram: Path | None = None) -> Foreign:
+    vm_id = str(uuid.uuid4())
+    vm = Foreign(vm_id, power_button_guest.write_disk(host.directory / f"{vm_id}.img"), host.directory / f"{vm_id}.log")
+    document = host.directory / f"{vm_id}.xml"
+    document.write_text(foreign_xml(vm_id, vm.disk, vm.log, nvram=nvram))
+    await virsh(host.uri, verb, str(document))
+    return vm
+
+
+async def test_foreign_domain_takes_every_power_operation_and_its_disk_outlives_it(host: Host) -> None:
+    vm = await foreign(host)
+    status = await host.backend.status(vm.vm_id)
+    assert (status.is_managed, status.vcpu_count, status.memory_mib) == (False, 2, 17)
+    await host.backend.start(vm.vm_id)
+    await vm.booted()
+    await host.backend.pause(vm.vm_id)
+    await host.backend.resume(vm.vm_id)
+    await host.backend.reboot(vm.vm_id)
+    await vm.booted(count=2)
+    await host.backend.stop(vm.vm_id, 20)
+    await host.backend.start(vm.vm_id)
+    with pytest.raises(WrongState):
+        await host.backend.delete(vm.vm_id)
+    await host.backend.force_stop(vm.vm_id)
+    before = vm.disk.read_bytes()
+    await host.backend.delete(vm.vm_id)
+    assert await virsh(host.uri, "list", "--all", "--uuid") == ""
+    assert vm.disk.read_bytes() == before
+
+
+async def test_deleted_foreign_domain_keeps_the_variables_of_its_firmware(host: Host) -> None:
+    nvram = host.directory / "their_VARS.fd"
+    nvram.write_bytes(b"their boot entries")
+    vm = await foreign(host, nvram=nvram)
+    await host.backend.delete(vm.vm_id)
+    assert await virsh(host.uri, "list", "--all", "--uuid") == ""
+    assert nvram.read_bytes() == b"their boot entries"
+
+
+@pytest.mark.parametrize("verb", ["stop", "force_stop"])
+async def test_foreign_domain_without_a_definition_is_gone_once_it_is_off(host: Host, verb: str) -> None:
+    vm = await foreign(host, "create")
+    await vm.booted()
+    assert not (await host.backend.status(vm.vm_id)).is_managed
+    await (host.backend.stop(vm.vm_id, 20) if verb == "stop" else host.backend.force_stop(vm.vm_id))
+    with pytest.raises(VmNotFound):
+        await host.backend.status(vm.vm_id)
+    await host.backend.delete(vm.vm_id)
+    assert vm.disk.exists()
+
+
+async def test_cancelled_stop_lets_the_guest_shut_down_and_leaves_no_lock_behind(host: Host) -> None:
+    config = await host.start(host.config())
+    stopping = asyncio.create_task(host.backend.stop(config.vm_id, 20))
+    await asyncio.wait([stopping], timeout=0.02)
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    await host.backend.stop(config.vm_id, 20)  # whether or not the guest had heard the first press
+    assert (await host.backend.status(config.vm_id)).state is PowerState.STOPPED
+    await host.backend.start(config.vm_id)
+    await host.booted(config, count=2)
+
+
+async def test_cancelled_stop_of_a_hung_guest_does_not_hold_up_force_stop(host: Host) -> None:
+    config = await host.start(host.config())
+    os.kill(find_processes([config.vm_id])[config.vm_id].pid, signal.SIGSTOP)
+    stopping = asyncio.create_task(host.backend.stop(config.vm_id, 20))
+    await asyncio.wait([stopping], timeout=0.3)  # by now the button is being pressed, and QEMU does not answer
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    await host.backend.force_stop(config.vm_id)
+    assert (await host.backend.status(config.vm_id)).state is PowerState.STOPPED
+    await host.backend.start(config.vm_id)
+    await host.booted(config, count=2)
+    await host.backend.force_stop(config.vm_id)
+    await host.backend.delete(config.vm_id)
+    assert await virsh(host.uri, "list", "--all", "--uuid") == ""
+
+
+async def test_cancelled_reboot_of_a_deaf_guest_leaves_it_free_for_force_stop(host: Host) -> None:
+    config = await host.start(host.config(deaf=True))
+    rebooting = asyncio.create_task(host.backend.reboot(config.vm_id))
+    await asyncio.wait([rebooting], timeout=0.2)
+    rebooting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await rebooting
+    await host.backend.force_stop(config.vm_id)
+    assert (await host.backend.status(config.vm_id)).state is PowerState.STOPPED
+    await host.backend.start(config.vm_id)
+    await host.booted(config, count=2)

@@ -342,3 +342,71 @@ async def test_guest_on_libvirt_boots_survives_kill_9_and_is_reported_when_destr
             assert await virsh(libvirt.uri, "list", "--all", "--name") == ""
             assert not (tmp_path / "images" / vm_id).exists()
             assert (tmp_path / "images" / "guest.raw").exists()
+
+
+FOREIGN = """
+<domain type='qemu'>
+  <name>legacy</name>
+  <uuid>{vm_id}</uuid>
+  <memory unit='MiB'>24</memory>
+  <vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='{disk}'/><target dev='vda' bus='virtio'/>
+    </disk>
+  </devices>
+</domain>
+"""
+
+
+async def test_domain_of_another_tool_is_reported_and_obeys_and_is_deleted_without_its_disk(
+    control_plane: FakeControlPlane, tmp_path: Path
+) -> None:
+    await skip_unless_private_libvirt(tmp_path)
+    pytest.importorskip("libvirt")
+    vm_id = str(uuid.uuid4())
+    disk = power_button_guest.write_disk(tmp_path / "theirs.raw", deaf=True)
+    document = tmp_path / "theirs.xml"
+    document.write_text(FOREIGN.format(vm_id=vm_id, disk=disk))
+    async with private_libvirt(tmp_path / "libvirt") as libvirt:
+        backend = {"backend": "libvirt", "libvirt_uri": libvirt.uri, "accelerator": "tcg"}
+        async with (
+            node_daemon(tmp_path, control_plane.address, hypervisor=backend) as daemon,
+            client(daemon) as node,
+        ):
+            await control_plane.until(lambda: bool(control_plane.syncs))
+            await virsh(libvirt.uri, "define", str(document))
+            await control_plane.until(lambda: bool(control_plane.states_of(vm_id)))
+            told = control_plane.states_of(vm_id)[-1]
+            assert (told.name, told.state, told.is_managed) == ("legacy", ns.VM_POWER_STATE_STOPPED, False)
+            assert (told.vcpu_count, told.memory_mib, told.generation) == (2, 24, 0)
+
+            await node.StartVM(pb.VMIdRequest(vm_id=vm_id, generation=1))
+            stopping = asyncio.ensure_future(
+                node.StopVM(pb.StopVMRequest(vm_id=vm_id, timeout_seconds=600, generation=2))
+            )
+            await asyncio.wait([stopping], timeout=0.5)
+            await node.ForceStopVM(pb.VMIdRequest(vm_id=vm_id, generation=3))
+            assert (await refusal(stopping)).reason == "STALE_GENERATION"
+            assert (await refusal(node.StartVM(pb.VMIdRequest(vm_id=vm_id, generation=2)))).code is Code.ABORTED
+            await node.StartVM(pb.VMIdRequest(vm_id=vm_id, generation=4))
+            running = pb.VMIdRequest(vm_id=vm_id, generation=5)
+            assert (await refusal(node.DeleteVM(running))).reason == "VM_STATE_FORBIDS"
+            await node.ForceStopVM(running)
+            spec = pb.VMSpec(cpu_cores=1, memory_mib=16)
+            change = pb.ReconfigureVMRequest(vm_id=vm_id, name="ours", spec=spec, generation=5)
+            assert (await refusal(node.ReconfigureVM(change))).reason == "VM_NOT_MANAGED"
+            await node.DeleteVM(running)
+            await control_plane.until(lambda: control_plane.changes[-1].event_type == ns.VM_CHANGE_DELETED)
+            assert control_plane.changes[-1].vm.generation == 5
+            assert await virsh(libvirt.uri, "list", "--all", "--uuid") == ""
+            assert disk.exists()
+
+            await virsh(libvirt.uri, "create", str(document))  # as one that has no definition
+            await control_plane.until(lambda: control_plane.states_of(vm_id)[-1].state == ns.VM_POWER_STATE_RUNNING)
+            await virsh(libvirt.uri, "destroy", vm_id)
+            await control_plane.until(lambda: control_plane.changes[-1].event_type == ns.VM_CHANGE_DELETED)
+            counts = [vm.state_change_count for vm in control_plane.states_of(vm_id)]
+            assert counts == sorted(counts)

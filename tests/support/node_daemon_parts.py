@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from hypervisor.mock import MockHypervisor
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.change_count import StateChanges
 from nodedaemon.disk_images import DiskImages
+from nodedaemon.generations import Generations, open_generations
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.servicer import NodeDaemonServicer
@@ -30,6 +32,7 @@ class NodeDaemonParts:
     servicer: NodeDaemonServicer
     report: HostReport
     paths: StoragePaths
+    generations: Generations
 
     async def create(self, *, disk_count: int = 0, vcpu_count: int = 1) -> str:
         disks = [pb.DiskSpec(id=str(uuid.uuid4()), size_gib=1) for _ in range(disk_count)]
@@ -51,13 +54,18 @@ async def node_daemon_parts(
 ) -> AsyncIterator[NodeDaemonParts]:
     hypervisor = MockHypervisor(now_s=now_s, sleep=sleep)
     await hypervisor.open()
-    observer = VmObserver(hypervisor, StateChanges(1), now_s)
-    paths = StoragePaths(directory)
-    report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
-    actors = VmActors(max_concurrent=16, max_queued=16)
-    servicer = NodeDaemonServicer(  # type: ignore[abstract]
-        hypervisor, observer, actors, DiskImages(paths), paths, report
-    )
-    yield NodeDaemonParts(hypervisor, servicer, report, paths)
-    await actors.close(0)
-    await hypervisor.close()
+    with tempfile.TemporaryDirectory() as data_dir:
+        generations = await open_generations(Path(data_dir))
+        observer = VmObserver(hypervisor, StateChanges(1), generations.newest, now_s)
+        paths = StoragePaths(directory)
+        report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
+        actors = VmActors(max_concurrent=16, max_queued=16)
+        servicer = NodeDaemonServicer(  # type: ignore[abstract]
+            hypervisor, observer, actors, generations, DiskImages(paths), paths, report
+        )
+        try:
+            yield NodeDaemonParts(hypervisor, servicer, report, paths, generations)
+        finally:
+            await actors.close(0)
+            await hypervisor.close()
+            await generations.close()

@@ -55,16 +55,28 @@ def command(*flags: str) -> list[str]:
     return [sys.executable, "-m", "nodedaemon", *flags]
 
 
-def environment() -> dict[str, str]:
+def environment(program_dir: Path | None = None) -> dict[str, str]:
     """Ours, without settings that would reach the daemon."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LIMIQUANTIX_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIMIQUANTIX_")}
+    if program_dir is not None:
+        kept["PATH"] = f"{program_dir}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    return kept
 
 
 @asynccontextmanager
 async def node_daemon(
-    directory: Path, control_plane: str, *flags: str, hypervisor: dict[str, Any] | None = None, **sections: Any
+    directory: Path,
+    control_plane: str,
+    *flags: str,
+    hypervisor: dict[str, Any] | None = None,
+    program_dir: Path | None = None,
+    **sections: Any,
 ) -> AsyncIterator[NodeDaemonProcess]:
-    """Run one on free ports with all its data below `directory`, which outlives it."""
+    """Run one on free ports with all its data below `directory`, which outlives it.
+
+    Args:
+        program_dir: where it finds programs, such as qemu-img, before it looks at the usual places.
+    """
     config = {
         "node": {"hostname": "test-host", "data_dir": str(directory / "data"), "labels": {"rack": "r1"}},
         "server": {"listen_address": "127.0.0.1:0", "metrics_port": 0},
@@ -81,7 +93,7 @@ async def node_daemon(
     with log_path.open("ab") as log:
         offset = log.tell()
         process = await asyncio.create_subprocess_exec(
-            *command("--config", str(config_path), *flags), stderr=log, env=environment()
+            *command("--config", str(config_path), *flags), stderr=log, env=environment(program_dir)
         )
     daemon = NodeDaemonProcess(process, {}, log_path)
     try:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
 import uuid
 from pathlib import Path
 
 import pytest
 
-from hypervisor.errors import GuestDidNotStop, Refused, Unavailable, VmNotFound, WrongState
+from hypervisor.errors import GuestDidNotStop, Refused, Unavailable, VmExists, VmNotFound, WrongState
 from hypervisor.mock import MAX_PAST_LOG_BYTES, MockHypervisor, MockSettings
 from hypervisor.mock_faults import Failure, Fault, MockFaults, Operation
 from hypervisor.types import (
@@ -250,3 +252,32 @@ async def test_load_outside_0_to_1_is_refused(clock: Clock, load: float) -> None
     vm_id = await running(hypervisor)
     with pytest.raises(ValueError, match="from 0 to 1"):
         await hypervisor.set_load(vm_id, load)
+
+
+async def test_cancelled_change_leaves_one_writer_and_a_whole_state_file(tmp_path: Path) -> None:
+    settings = MockSettings(state_path=tmp_path / "vms.json", boot_s=0, shutdown_s=0)
+    hypervisor = MockHypervisor(settings)
+    await hypervisor.open()
+    vm_id = await running(hypervisor)
+    for turn_count in range(30):  # cancelled at every turn of the loop that a stop or start takes
+        task = asyncio.create_task(hypervisor.stop(vm_id, 1) if turn_count % 2 else hypervisor.reboot(vm_id))
+        for _ in range(turn_count // 3):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        if (await hypervisor.status(vm_id)).state is PowerState.STOPPED:
+            await hypervisor.start(vm_id)
+    await hypervisor.force_stop(vm_id)
+    await hypervisor.close()
+    again = MockHypervisor(settings)
+    await again.open()
+    assert [(vm.vm_id, vm.state) for vm in await again.list()] == [(vm_id, PowerState.STOPPED)]
+    assert await asyncio.to_thread(os.listdir, tmp_path) == ["vms.json"]
+
+
+async def test_foreign_vm_is_not_taken_for_one_that_was_created(clock: Clock) -> None:
+    hypervisor = await mock(clock)
+    config = vm()
+    await hypervisor.define_behind_our_back(config)
+    with pytest.raises(VmExists):
+        await hypervisor.create(config)

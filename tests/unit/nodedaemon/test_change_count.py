@@ -99,3 +99,35 @@ def test_change_time_is_unknown_for_what_was_before_the_start() -> None:
     assert new is not None
     assert (old.changed_at_s, new.changed_at_s) == (None, 77.0)
     assert new.previous is RUNNING
+
+
+def test_counts_grow_over_starts_and_changes_whatever_the_clock_does(tmp_path: Path) -> None:
+    year_s = 365 * 86_400.0
+    clock_s = [1.7e9]
+    counts: list[int] = []
+    for jump_s in (0.0, 20 * year_s, -40 * year_s, 60.0, -1.7e9, -1e6, 80 * year_s, -1.0):
+        clock_s[0] += jump_s
+        changes = StateChanges(next_boot_number(tmp_path, clock_s[0]), now_s=lambda: clock_s[0])
+        changes.warm_up()
+        for state, drift_s in ((STOPPED, 3600.0), (RUNNING, -year_s), (STOPPED, year_s), (RUNNING, 0.0)):
+            clock_s[0] += drift_s
+            counts.append(counted(changes, "a", state))
+        gone = changes.remove("a", changes.position)
+        assert gone is not None
+        counts.append(gone.count)
+    assert counts == sorted(set(counts))
+    assert counts[-1] < 2**63  # what the contract takes
+
+
+def test_reading_is_refused_by_counts_alone_when_the_clock_was_set_back() -> None:
+    clock_s = [1000.0]
+    changes = StateChanges(1, now_s=lambda: clock_s[0])
+    changes.warm_up()
+    counted(changes, "a", STOPPED)
+    began_at = changes.position
+    clock_s[0] = 10.0
+    newest = changes.observe("a", RUNNING, changes.position)
+    clock_s[0] = 5000.0
+    assert newest is not None
+    assert newest.changed_at_s == 10.0
+    assert changes.observe("a", STOPPED, began_at) is None

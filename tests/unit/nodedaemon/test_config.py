@@ -110,8 +110,31 @@ def test_control_plane_url_becomes_an_address(url: str, address: str) -> None:
     assert load_config(None, {"control_plane": {"address": url}}).control_plane.address == address
 
 
-def test_control_plane_url_that_asks_for_tls_needs_tls() -> None:
+@pytest.mark.parametrize(
+    ("urls", "addresses"),
+    [
+        ("", ()),
+        ("a:1", ("a:1",)),
+        ("http://a:1, b ,[2001:db8::1]", ("a:1", "b:8081", "[2001:db8::1]:8081")),
+        ("a:1,http://a:1/", ("a:1",)),
+    ],
+)
+def test_several_control_plane_urls_become_addresses_each_once(urls: str, addresses: tuple[str, ...]) -> None:
+    config = load_config(None, {"control_plane": {"address": urls}})
+    assert config.control_plane.addresses == addresses
+
+
+@pytest.mark.parametrize("urls", [",", "a:1,", "a:1,,b:2", "a:1,ftp://b:2", "a:1;b:2", "a:1,b:0"])
+def test_list_of_control_planes_with_a_faulty_one_is_refused(urls: str) -> None:
+    with pytest.raises(ConfigError, match=r"control_plane\.address"):
+        load_config(None, {"control_plane": {"address": urls}})
+
+
+@pytest.mark.parametrize("other", ["", ",plain.example:1"])
+def test_control_plane_url_that_asks_for_tls_needs_tls(other: str) -> None:
     flags = {"control_plane": {"address": "https://cp.example"}}
+    with pytest.raises(ConfigError, match="asks for TLS"):
+        load_config(None, {"control_plane": {"address": f"plain.example:2{other},https://cp.example"}})
     with pytest.raises(ConfigError, match="asks for TLS"):
         load_config(None, flags)
     tls = {"enabled": True, "cert_path": "/c", "key_path": "/k"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
+import struct
 import uuid
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from nodedaemon.storage_paths import StoragePaths
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 
 MIB = 2**20
+F_OFD_SETLK = 37
+LOCK_OF_QEMU = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 200, 0)
+"""struct flock over the bytes that QEMU locks. Source: QEMU, block/file-posix.c, RAW_LOCK_PERM_BASE, _SHARED_BASE."""
 VM_ID = str(uuid.uuid4())
 
 
@@ -134,3 +139,18 @@ async def test_cancelled_ensure_ends_the_program_and_leaves_nothing(paths: Stora
         await task
     assert not psutil.pid_exists(pid)
     assert not paths.vm_dir(VM_ID).exists()
+
+
+async def test_ensure_begins_anew_beside_a_program_that_outlived_a_killed_daemon(
+    images: DiskImages, paths: StoragePaths
+) -> None:
+    wanted = plan(paths)
+    partial = wanted.path.with_name(f".{wanted.path.name}.part")
+    partial.parent.mkdir()
+    partial.write_bytes(b"half an image")
+    with partial.open("r+b") as file:  # as the orphan holds it: qemu-img refuses a file whose lock another one has
+        fcntl.fcntl(file, F_OFD_SETLK, LOCK_OF_QEMU)
+        assert await images.ensure(VM_ID, [wanted]) == [wanted.path]
+        file.write(b"what the orphan writes late")
+    assert (await images.info(VM_ID, wanted.path, wanted.format)).virtual_size_bytes == 8 * MIB
+    assert list(wanted.path.parent.iterdir()) == [wanted.path]

@@ -11,7 +11,7 @@ from hypervisor.mock_faults import Failure, Fault, MockFaults, Operation
 from hypervisor.types import CpuTopology, PowerState, VmConfig, VmStatus
 from limiquantix.errors import NotFound, Unavailable
 from nodedaemon.change_count import StateChanges
-from nodedaemon.observer import CpuUsage, GoneVm, ObservedVm, VmObserver, state_hash
+from nodedaemon.observer import CpuUsage, GoneVm, ObservedVm, VmObserver
 
 
 def config() -> VmConfig:
@@ -85,16 +85,41 @@ async def test_unavailable_hypervisor_is_not_taken_for_a_missing_vm() -> None:
         await observer.read_or_gone(str(uuid.uuid4()))
 
 
-async def test_state_hash_depends_on_ids_and_states_and_not_on_order() -> None:
+async def test_vm_missing_from_the_list_counts_anew_when_it_is_there_again() -> None:
+    # The events of its removal and its return may be taken together, while an inventory without it was sent between.
     hypervisor, observer = await observed()
-    first, second = config(), config()
-    await hypervisor.create(first)
-    await hypervisor.create(second)
-    vms = await observer.read_all()
-    before = state_hash(vms)
-    assert state_hash(reversed(vms)) == before
-    await hypervisor.start(first.vm_id)
-    assert state_hash(await observer.read_all()) != before
+    vm = config()
+    await hypervisor.create(vm)
+    before = await observer.read(vm.vm_id)
+    await hypervisor.delete(vm.vm_id)
+    assert await observer.read_all() == []
+    missing_as_of = observer.position
+    await hypervisor.create(vm)
+    after = await observer.read(vm.vm_id)
+    assert before.change.count < missing_as_of < after.change.count
+
+
+async def test_read_tells_the_generation_that_was_taken_before_it_began() -> None:
+    hypervisor = MockHypervisor()
+    await hypervisor.open()
+    vm, generations = config(), {}
+    await hypervisor.create(vm)
+    generations[vm.vm_id] = 3
+    observer = VmObserver(hypervisor, StateChanges(1), generations)
+
+    async def take_meanwhile(delay_s: float) -> None:
+        generations[vm.vm_id] += 1
+
+    slow = MockHypervisor(sleep=take_meanwhile)
+    await slow.open()
+    await slow.create(vm)
+    slow.set_faults(MockFaults((Fault(Operation.STATUS, delay_s=1), Fault(Operation.LIST, delay_s=1))))
+    assert (await observer.read(vm.vm_id)).generation == 3
+    slow_observer = VmObserver(slow, StateChanges(1), generations)
+    assert (await slow_observer.read(vm.vm_id)).generation == 3
+    assert [seen.generation for seen in await slow_observer.read_all()] == [4]
+    await slow.delete(vm.vm_id)
+    assert (await slow_observer.read_or_gone(vm.vm_id)).generation == 5
 
 
 def running(cpu_time_s: float, vcpu_count: int = 2) -> VmStatus:

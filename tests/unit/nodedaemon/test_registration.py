@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -152,3 +154,23 @@ async def test_wildcard_listener_is_reached_at_the_management_ip(tmp_path: Path)
     registration = control_plane.requests[0]
     assert isinstance(registration, pb.RegisterNodeRequest)
     assert registration.agent_endpoint == f"{registration.management_ip}:9090"
+
+
+async def test_heartbeats_keep_their_interval_while_the_clock_of_the_host_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.cycle((4e9, 0.0, 1.7e9))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    hypervisor = MockHypervisor()
+    await hypervisor.open()
+    observer = VmObserver(hypervisor, StateChanges(1))
+    report = HostReport(hypervisor, observer, UsageSampler(tmp_path), hostname="h1", labels={}, node_id="")
+    report.serve_at("127.0.0.1:0", 9090, "")
+    control_plane = ScriptedControlPlane(iter([None]), iter([ok()] * 10))
+    reporter = Reporter(observer, control_plane, report.full_state)
+    began_s = time.monotonic()
+    with pytest.raises(EndOfStory):
+        async with asyncio.timeout(30):
+            await Registration(control_plane, report, reporter, 0.05).run()
+    assert control_plane.log.count("beat") == 11
+    assert time.monotonic() - began_s >= 10 * 0.05
