@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from controlplane.daemons.interface import DaemonPool, NodeDaemon
 from controlplane.domain import errors
+from controlplane.domain.node import Node
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import Vm
 from controlplane.state.interface import Store, Transaction
@@ -55,30 +56,25 @@ class Run:
         """What the steps need to know of the request, and what earlier steps kept."""
         return self.operation.parameters
 
-    async def vm(self) -> Vm:
-        """Read the VM as it is recorded now.
+    async def located(self) -> tuple[Vm, NodeDaemon]:
+        """Read the VM as it is recorded now, and find the daemon of its host.
 
         Raises:
             NotFound: it is gone.
+            FailedPrecondition: it is on no node.
         """
         vm_id = self.operation.resource_id
-        vm = await self.store.read(lambda tx: tx.get_vm(vm_id))
+
+        async def read(tx: Transaction) -> tuple[Vm | None, Node | None]:
+            vm = await tx.get_vm(vm_id)
+            return vm, await tx.get_node(vm.node_id) if vm is not None and vm.node_id else None
+
+        vm, node = await self.store.read(read)
         if vm is None:
             raise errors.vm_not_found(vm_id)
-        return vm
-
-    async def daemon_of(self, vm: Vm) -> NodeDaemon:
-        """Find the daemon of the VM's host.
-
-        Raises:
-            FailedPrecondition: the VM is on no node.
-        """
-        if not vm.node_id:
-            raise errors.vm_not_placed(vm.id)
-        node = await self.store.read(lambda tx: tx.get_node(vm.node_id))
         if node is None:
-            raise errors.vm_not_placed(vm.id)
-        return self.daemons.daemon(node)
+            raise errors.vm_not_placed(vm_id)
+        return vm, self.daemons.daemon(node)
 
 
 class Step(ABC):

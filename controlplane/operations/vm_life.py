@@ -40,8 +40,7 @@ class DefineStep(Step):
 
     async def do(self, run: Run) -> Outcome:
         """Give the command."""
-        vm = await run.vm()
-        daemon = await run.daemon_of(vm)
+        vm, daemon = await run.located()
         request = node_v1.CreateVMOnNodeRequest(
             vm_id=vm.id,
             name=vm.name,
@@ -62,10 +61,10 @@ class DefineStep(Step):
     async def undo(self, run: Run) -> None:
         """Remove whatever there is of it, running or not."""
         try:
-            vm = await run.vm()
+            vm, daemon = await run.located()
         except NotFound:
             return
-        await remove_from_host(await run.daemon_of(vm), vm.id, run.operation.generation)
+        await remove_from_host(daemon, vm.id, run.operation.generation)
 
     async def record_given_up(self, tx: Transaction, run: Run, fault: Fault) -> None:
         """Remember the host's leftovers, so that they are removed when it reports them."""
@@ -109,13 +108,12 @@ class RemoveStep(Step):
     async def do(self, run: Run) -> Outcome:
         """Give the commands; a VM that is gone from the inventory needs none."""
         try:
-            vm = await run.vm()
+            vm, daemon = await run.located()
         except NotFound:
             return NOTHING
         require_managed(vm)
         if not run.parameters["force"] and not run.is_repeated:
             require_state(vm, PowerOperation.DELETE)
-        daemon = await run.daemon_of(vm)
         generation = run.operation.generation
         if run.parameters["force"]:
             await _ignoring_absence(daemon.force_stop_vm(vm.id, generation))

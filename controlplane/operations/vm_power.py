@@ -52,8 +52,7 @@ class PowerStep(Step):
 
     async def do(self, run: Run) -> Outcome:
         """Act unless an earlier try has."""
-        vm = await run.vm()
-        daemon = await run.daemon_of(vm)
+        vm, daemon = await run.located()
         if run.is_repeated:
             status = await daemon.vm_status(vm.id)
             if STATE_OF_STATUS[status.state] in self.reached:

@@ -9,6 +9,7 @@ from datetime import datetime
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from controlplane.daemons.interface import NodeDaemon
 from controlplane.daemons.node_spec import in_callers_words, to_node_spec
 from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType
@@ -128,9 +129,9 @@ class ReconfigureStep(Step):
     async def do(self, run: Run) -> Outcome:
         """Give the command."""
         if run.parameters["reaches_host"]:
-            vm = await run.vm()
+            vm, daemon = await run.located()
             try:
-                await self._define(run, vm, vm.spec)
+                await self._define(run, vm, daemon, vm.spec)
             except ApiError as error:
                 raise in_callers_words(error) from error
         return NOTHING
@@ -148,12 +149,12 @@ class ReconfigureStep(Step):
         if not run.parameters.get("reaches_host"):
             return
         try:
-            await self._define(run, await run.vm(), _spec_before(run))
+            vm, daemon = await run.located()
         except NotFound:
             return
+        await self._define(run, vm, daemon, _spec_before(run))
 
-    async def _define(self, run: Run, vm: Vm, spec: VmSpec) -> None:
-        daemon = await run.daemon_of(vm)
+    async def _define(self, run: Run, vm: Vm, daemon: NodeDaemon, spec: VmSpec) -> None:
         await daemon.reconfigure_vm(
             node_v1.ReconfigureVMRequest(
                 vm_id=vm.id,

@@ -65,10 +65,23 @@ class HostReportService:
         Returns:
             What was done, see `VMChangeAck.action`.
         """
+        if await self.store.read(lambda tx: self._is_known(tx, request)):
+            return Finding.UPDATED.value  # mostly: what a command of ours did, which its answer told already
         done = await self._repeated(lambda tx: self._vm_changed(tx, request))
         if done is Finding.MISPLACED:
             _log.error("vm_misplaced", vm_id=request.vm.id, reported_by=request.node_id)
         return done.value
+
+    async def _is_known(self, tx: Transaction, request: api.VMChangeNotification) -> bool:
+        """Whether the record says just what the report does."""
+        vm, report = await tx.get_vm(request.vm.id), request.vm
+        return (
+            vm is not None
+            and request.event_type != api.VM_CHANGE_DELETED
+            and vm.node_id == request.node_id
+            and vm.reported_change_count == report.state_change_count
+            and vm.power_state == judgement.reported_state(report)
+        )
 
     async def _vm_changed(self, tx: Transaction, request: api.VMChangeNotification) -> Finding:
         report, node_id = request.vm, request.node_id

@@ -25,6 +25,7 @@ _OLD_OF_TEN = 9
 """Of ten entries, how many must be old for all of them to be removed."""
 
 _NUMBER = update(events).where(events.c.id == bindparam("event_id")).values(revision=bindparam("given"))
+_INSERT = insert(events)
 _UNNUMBERED = events.c.revision.is_(None)
 
 
@@ -32,7 +33,7 @@ def append(connection: Connection, logged: LoggedEvent, position: int) -> None:
     """Add an entry; `position` orders the entries of one transaction."""
     event = logged.event
     connection.execute(
-        insert(events),
+        _INSERT,
         {
             "id": logged.id or str(uuid.uuid4()),
             "revision": None,

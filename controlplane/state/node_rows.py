@@ -10,7 +10,20 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Select, Update, bindparam, case, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Select,
+    Update,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
@@ -118,17 +131,12 @@ def mark_silent_nodes(connection: Connection, heard_before: datetime, now: datet
 
 def claim(connection: Connection, node_id: str, size: Capacity) -> bool:
     """Add to what is allocated if it fits, in one statement; False also if there is no such node."""
-    conditions = [nodes.c.id == node_id]
-    if size.vcpus > 0:
-        conditions.append(nodes.c.allocated_vcpus + size.vcpus <= nodes.c.capacity_vcpus)
-    if size.memory_bytes > 0:
-        conditions.append(nodes.c.allocated_memory_bytes + size.memory_bytes <= nodes.c.capacity_memory_bytes)
-    return connection.execute(_allocate(size).where(*conditions)).rowcount > 0
+    return connection.execute(_CLAIM, _growth(node_id, size)).rowcount > 0
 
 
 def occupy(connection: Connection, node_id: str, size: Capacity) -> None:
     """Add to what is allocated whether it fits or not: for what is on the host already."""
-    connection.execute(_allocate(size).where(nodes.c.id == node_id))
+    connection.execute(_ALLOCATE, _growth(node_id, size))
 
 
 def release(connection: Connection, node_id: str, size: Capacity) -> None:
@@ -139,18 +147,39 @@ def release(connection: Connection, node_id: str, size: Capacity) -> None:
     """
     if size.vcpus < 0 or size.memory_bytes < 0:
         raise ValueError(f"cannot release {size}; use claim for a part that grows")
-    given_back = Capacity(-size.vcpus, -size.memory_bytes)
-    connection.execute(_allocate(given_back).where(nodes.c.id == node_id))
+    connection.execute(_ALLOCATE, _growth(node_id, Capacity(-size.vcpus, -size.memory_bytes)))
 
 
-def _allocate(growth: Capacity) -> Update:
+def _growth(node_id: str, size: Capacity) -> dict[str, Any]:
+    return {"wanted_id": node_id, "more_vcpus": size.vcpus, "more_memory_bytes": size.memory_bytes}
+
+
+def _allocation() -> Update:
     """Change what is allocated; never below 0, so that a claim returned twice cannot block a node for good."""
-    vcpus = nodes.c.allocated_vcpus + growth.vcpus
-    memory_bytes = nodes.c.allocated_memory_bytes + growth.memory_bytes
-    return update(nodes).values(
-        allocated_vcpus=case((vcpus < 0, 0), else_=vcpus),
-        allocated_memory_bytes=case((memory_bytes < 0, 0), else_=memory_bytes),
+    vcpus = nodes.c.allocated_vcpus + _MORE_VCPUS
+    memory_bytes = nodes.c.allocated_memory_bytes + _MORE_MEMORY_BYTES
+    return (
+        update(nodes)
+        .where(nodes.c.id == bindparam("wanted_id"))
+        .values(
+            allocated_vcpus=case((vcpus < 0, 0), else_=vcpus),
+            allocated_memory_bytes=case((memory_bytes < 0, 0), else_=memory_bytes),
+        )
     )
+
+
+# Made once, as in `vm_rows`.
+_MORE_VCPUS = bindparam("more_vcpus", type_=BigInteger)
+_MORE_MEMORY_BYTES = bindparam("more_memory_bytes", type_=BigInteger)
+_ALLOCATE = _allocation()
+_CLAIM = _ALLOCATE.where(
+    # A part that does not grow needs no room, even where others took more than there is.
+    or_(_MORE_VCPUS <= 0, nodes.c.allocated_vcpus + _MORE_VCPUS <= nodes.c.capacity_vcpus),
+    or_(
+        _MORE_MEMORY_BYTES <= 0,
+        nodes.c.allocated_memory_bytes + _MORE_MEMORY_BYTES <= nodes.c.capacity_memory_bytes,
+    ),
+)
 
 
 def _read(connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Node]:

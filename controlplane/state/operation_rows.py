@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, delete, insert, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, insert, literal, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
@@ -30,13 +30,28 @@ from controlplane.state.records import ColumnValues
 from controlplane.state.schema import UtcMicroseconds, departed_vms, operations, replicas
 
 _UNFINISHED = operations.c.ended_at.is_(None)
-_IN_TURN = (operations.c.preempts.desc(), operations.c.position)
+
+# Made once, as in `vm_rows`.
+_INSERT = insert(operations)
+_BY_ID = select(operations).where(operations.c.id == bindparam("wanted_id"))
+_QUEUE = (
+    select(operations)
+    .where(operations.c.resource_id == bindparam("wanted_id"), _UNFINISHED)
+    .order_by(operations.c.preempts.desc(), operations.c.position)
+)
+_ADVANCE = update(operations).where(
+    operations.c.id == bindparam("read_id"),
+    operations.c.owner_id == bindparam("read_owner"),
+    operations.c.attempt_count == bindparam("read_attempt"),
+    operations.c.version == bindparam("read_version"),
+    _UNFINISHED,
+)
 
 
 def insert_operation(connection: Connection, operation: Operation) -> None:
     """Add an operation; one of the same request is `Aborted`."""
     try:
-        connection.execute(insert(operations), _values(operation))
+        connection.execute(_INSERT, _values(operation))
     except IntegrityError as error:
         if broken_constraint(error) is Constraint.CHECK:
             raise
@@ -45,7 +60,7 @@ def insert_operation(connection: Connection, operation: Operation) -> None:
 
 def get_operation(connection: Connection, operation_id: str) -> Operation | None:
     """Read one operation."""
-    row = connection.execute(select(operations).where(operations.c.id == operation_id)).first()
+    row = connection.execute(_BY_ID, {"wanted_id": operation_id}).first()
     return None if row is None else _from_row(row)
 
 
@@ -58,8 +73,7 @@ def operation_of_request(connection: Connection, principal: str, request_id: str
 
 def queue_of(connection: Connection, resource_id: str) -> list[Operation]:
     """Unfinished operations on a resource, in the order in which they run; an active one comes first."""
-    mine = select(operations).where(operations.c.resource_id == resource_id, _UNFINISHED).order_by(*_IN_TURN)
-    found = [_from_row(row) for row in connection.execute(mine)]
+    found = [_from_row(row) for row in connection.execute(_QUEUE, {"wanted_id": resource_id})]
     return sorted(found, key=lambda operation: operation.state == OperationState.QUEUED)
 
 
@@ -80,16 +94,15 @@ def unfinished_operations(connection: Connection, known_ids: Collection[str], li
 
 def advance_operation(connection: Connection, operation: Operation) -> Operation | None:
     """Write an operation's progress if the stored version is the record's and its owner still owns it."""
-    mine = update(operations).where(
-        operations.c.id == operation.id,
-        operations.c.owner_id == operation.owner_id,
-        operations.c.attempt_count == operation.attempt_count,
-        operations.c.version == operation.version,
-        _UNFINISHED,
-    )
     changed = dataclasses.replace(operation, version=operation.version + 1)
-    written = connection.execute(mine.values(_progress(operation) | {"version": changed.version})).rowcount > 0
-    return changed if written else None
+    values = _progress(changed) | {
+        "version": changed.version,
+        "read_id": operation.id,
+        "read_owner": operation.owner_id,
+        "read_attempt": operation.attempt_count,
+        "read_version": operation.version,
+    }
+    return changed if connection.execute(_ADVANCE, values).rowcount > 0 else None
 
 
 def take_operation(connection: Connection, operation: Operation, version: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Select, bindparam, case, delete, insert, select, update
+from sqlalchemy import BigInteger, Connection, Select, bindparam, case, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
@@ -25,6 +25,23 @@ _BY_ID_TO_CHANGE = _BY_ID.with_for_update(key_share=True)
 On SQLite, whose writers queue anyway, it is the same statement.
 """
 
+# Statements of the busiest paths are made once: making one costs as much as running it.
+_INSERT = insert(vms)
+_UPDATE = update(vms).where(vms.c.id == bindparam("read_id"), vms.c.version == bindparam("read_version"))
+_DELETE = delete(vms).where(vms.c.id == bindparam("wanted_id"))
+_COUNT = (
+    update(vms)
+    .where(vms.c.id == bindparam("wanted_id"))
+    .values(
+        generation=case(
+            (vms.c.generation < bindparam("at_least", type_=BigInteger), bindparam("at_least", type_=BigInteger)),
+            else_=vms.c.generation,
+        )
+        + 1
+    )
+    .returning(vms.c.generation)
+)
+_STATES_ON_NODE = select(vms.c.id, vms.c.power_state).where(vms.c.node_id == bindparam("wanted_id"))
 _TOUCH = (
     update(vms)
     .where(vms.c.id == bindparam("touched_id"), vms.c.reported_change_count <= bindparam("count"))
@@ -35,7 +52,7 @@ _TOUCH = (
 def insert_vm(connection: Connection, vm: Vm) -> None:
     """Add a VM. An id in use, or a node that is gone, is Aborted."""
     try:
-        connection.execute(insert(vms), records.new_vm_values(vm))
+        connection.execute(_INSERT, records.new_vm_values(vm))
     except IntegrityError as error:
         _refuse(vm, error)
     queries.insert_labels(connection, vm_labels, vm.id, vm.labels)
@@ -54,9 +71,9 @@ def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | N
         The VM with its new version, and the labels it had before if they changed.
     """
     changed = dataclasses.replace(vm, version=vm.version + 1)
-    statement = update(vms).where(vms.c.id == vm.id, vms.c.version == vm.version)
     try:
-        row_count = connection.execute(statement.values(records.vm_values(changed))).rowcount
+        read = {"read_id": vm.id, "read_version": vm.version}
+        row_count = connection.execute(_UPDATE, records.vm_values(changed) | read).rowcount
     except IntegrityError as error:
         _refuse(vm, error)
     if row_count == 0:
@@ -66,14 +83,12 @@ def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | N
 
 def delete_vm(connection: Connection, vm_id: str) -> bool:
     """Remove a VM's row with its labels."""
-    return connection.execute(delete(vms).where(vms.c.id == vm_id)).rowcount > 0
+    return connection.execute(_DELETE, {"wanted_id": vm_id}).rowcount > 0
 
 
 def next_generation(connection: Connection, vm_id: str, at_least: int = 0) -> int | None:
     """Count the VM's generation up, beyond `at_least`; None if there is no such VM."""
-    grown = case((vms.c.generation < at_least, at_least), else_=vms.c.generation) + 1
-    counted = update(vms).where(vms.c.id == vm_id).values(generation=grown).returning(vms.c.generation)
-    row = connection.execute(counted).first()
+    row = connection.execute(_COUNT, {"wanted_id": vm_id, "at_least": at_least}).first()
     return None if row is None else int(row.generation)
 
 
@@ -110,8 +125,7 @@ def is_name_taken(connection: Connection, project_id: str, name: str) -> bool:
 
 def power_states_on_node(connection: Connection, node_id: str) -> dict[str, VmStatus.PowerState.ValueType]:
     """Recorded state of each VM placed on the node; reads no documents."""
-    placed = select(vms.c.id, vms.c.power_state).where(vms.c.node_id == node_id)
-    return {row.id: row.power_state for row in connection.execute(placed)}
+    return {row.id: row.power_state for row in connection.execute(_STATES_ON_NODE, {"wanted_id": node_id})}
 
 
 def list_vms(connection: Connection, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
