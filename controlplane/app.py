@@ -28,7 +28,14 @@ from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.operation_servicer import OperationServicer
 from controlplane.api.unfilled import FolderServicer
 from controlplane.api.vm_servicer import VmServicer
-from controlplane.config import ConfigFileUnusable, ControlPlaneConfig, TlsSettings, is_loopback, load_config
+from controlplane.config import (
+    ConfigFileUnusable,
+    ControlPlaneConfig,
+    DatabaseSettings,
+    TlsSettings,
+    is_loopback,
+    load_config,
+)
 from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
 from controlplane.domain.node import CapacityPolicy
 from controlplane.operations.catalogue import WORKFLOWS
@@ -42,6 +49,7 @@ from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.nodes import NodeService
 from controlplane.services.vms import VmService
+from controlplane.state.engine import StoreLimits
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
@@ -208,7 +216,7 @@ async def serve(config: ControlPlaneConfig, ready_file: Path | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    plane = ControlPlane(config, _store(config.database.url))
+    plane = ControlPlane(config, _store(config.database))
     try:
         addresses = await plane.start()
         _warn_of_open_listeners(config)
@@ -289,9 +297,9 @@ def migrate_command(config: ControlPlaneConfig) -> None:
     _exit_on_failure(lambda: click.echo(f"database is at revision {_migrated(config.database.url)}"))
 
 
-def _store(url: str) -> Store:
+def _store(settings: DatabaseSettings) -> Store:
     try:
-        return create_store(url)
+        return create_store(settings.url, StoreLimits.for_connections(settings.pool_size))
     except (ValueError, RuntimeError) as error:
         raise click.ClickException(f"database.url: {error}") from error
 

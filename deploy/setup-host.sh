@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install what LimiQuantix needs from the distribution: QEMU, libvirt, and what building libvirt's Python binding takes.
+# Install what LimiQuantix needs from the distribution: QEMU, libvirt, what building libvirt's Python binding takes, and
+# PostgreSQL.
 #
 # Usage: deploy/setup-host.sh [--check]
 #
@@ -14,7 +15,9 @@
 #
 # It may be run any number of times; when nothing is missing it only asks dpkg. It upgrades nothing. libvirt comes as
 # libvirt-daemon-system, since that package alone makes the user libvirt-qemu, without whom libvirt's QEMU driver does not
-# start, whoever it shall run QEMU as; where systemd runs, the package starts libvirt as a service. Debian and Ubuntu only.
+# start, whoever it shall run QEMU as; where systemd runs, the package starts libvirt as a service. So does PostgreSQL, with
+# an empty cluster that listens on this machine only; the demo leaves it alone, the tests start servers of their own, and
+# docs/operations.md says how a control plane uses it. Debian and Ubuntu only.
 
 set -eu
 
@@ -27,6 +30,7 @@ libvirt-daemon-system
 libvirt-daemon-driver-qemu
 libvirt-clients
 libvirt-dev
+postgresql
 gcc
 pkg-config pkgconf
 python3-venv

@@ -32,6 +32,7 @@ ALL_BUT_GENISOIMAGE_AND_QEMU_UTILS = (
     "libvirt-daemon-driver-qemu",
     "libvirt-clients",
     "libvirt-dev",
+    "postgresql",
     "gcc",
     "pkgconf",
     "python3-venv",

@@ -8,7 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from alembic.config import Config
+from sqlalchemy import Connection
+
+import migrations
 from controlplane.state.factory import migrate
+from tests.support.postgresql import empty_postgresql, fresh_postgresql
 
 MakeDatabase = Callable[[Path], str]
 """Makes an empty, migrated database, with its files if any in the directory, and returns its URL."""
@@ -37,5 +42,21 @@ def _migrated_sqlite() -> bytes:
         shutil.rmtree(directory)
 
 
-FRESH_DATABASES: dict[str, MakeDatabase] = {"sqlite": fresh_sqlite}
+def empty_sqlite(directory: Path) -> str:
+    """Name a database file that does not exist yet."""
+    return sqlite_url(directory / "empty.db")
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Make what Alembic's own commands need to work on a connection."""
+    config = Config()
+    config.set_main_option("script_location", migrations.__path__[0])
+    config.attributes["connection"] = connection
+    return config
+
+
+FRESH_DATABASES: dict[str, MakeDatabase] = {"sqlite": fresh_sqlite, "postgresql": fresh_postgresql}
 """What the contract of the store is tested on."""
+
+EMPTY_DATABASES: dict[str, MakeDatabase] = {"sqlite": empty_sqlite, "postgresql": empty_postgresql}
+"""The same before any migration."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +19,36 @@ PATIENT = StoreLimits(total_s=60, connection_wait_s=50)
 
 CLAIM_OF_ONE = Capacity(1, 128 * 2**20)
 """What `make_vm` makes by default."""
+
+_STOP_DEADLINE_S = 60.0
+
+
+class Stop:
+    """A point inside a transaction's work, which runs in a thread of its own, where it waits for the test."""
+
+    def __init__(self) -> None:
+        self._is_reached = threading.Event()
+        self._may_go_on = threading.Event()
+
+    def here(self) -> None:
+        """Block the work until `go_on`."""
+        self._is_reached.set()
+        assert self._may_go_on.wait(_STOP_DEADLINE_S)
+
+    async def reached(self) -> None:
+        """Wait in the test until the work is there."""
+        assert await asyncio.to_thread(self._is_reached.wait, _STOP_DEADLINE_S)
+
+    def go_on(self) -> None:
+        """Let the work go on."""
+        self._may_go_on.set()
+
+
+async def cancel(task: asyncio.Task[object]) -> None:
+    """Cancel a task and let it take note, which does not wait for its end."""
+    task.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager

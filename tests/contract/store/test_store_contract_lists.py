@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -135,10 +136,11 @@ async def test_paging_while_rows_come_and_go_neither_loses_nor_doubles_those_tha
 
 async def test_read_sees_one_snapshot_although_rows_are_added_meanwhile(store: Store) -> None:
     await add(store, make_vm())
+    loop = asyncio.get_running_loop()
 
     async def work(tx: Transaction) -> tuple[int, int]:
         before = (await tx.list_vms(VmFilter(), None, 10)).total_count
-        await add(store, make_vm())
+        asyncio.run_coroutine_threadsafe(add(store, make_vm()), loop).result(60)
         return before, (await tx.list_vms(VmFilter(), None, 10)).total_count
 
     assert await store.read(work) == (1, 1)

@@ -9,10 +9,27 @@ import pytest
 from sqlalchemy import Dialect
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
-from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from controlplane.state.faults import Constraint, broken_constraint, is_conflict, unavailability
+from controlplane.state.faults import (
+    OUTCOME_UNKNOWN,
+    Constraint,
+    broken_constraint,
+    is_conflict,
+    is_lost,
+    is_outcome_unknown,
+    unavailability,
+    unavailable,
+)
 from controlplane.state.schema import metadata
 
 
@@ -47,6 +64,7 @@ def wrapped(kind: type[DBAPIError], fault: Exception) -> DBAPIError:
         (SqliteFault(sqlite3.SQLITE_FULL), False),
         (PostgresFault("40001"), True),
         (PostgresFault("40P01"), True),
+        (PostgresFault("55P03"), True),
         (PostgresFault("57P01"), False),
         (PostgresFault(None), False),
     ],
@@ -64,9 +82,22 @@ def test_conflict_is_what_a_new_transaction_may_solve(fault: Exception, expected
         (DatabaseError, SqliteFault(sqlite3.SQLITE_CORRUPT), "restore it from a backup"),
         (DatabaseError, SqliteFault(sqlite3.SQLITE_NOTADB), "not a SQLite database"),
         (OperationalError, SqliteFault(sqlite3.SQLITE_ERROR), "SQLite error 1"),
-        (OperationalError, PostgresFault("57P01"), "SQLSTATE 57P01"),
         (OperationalError, PostgresFault("40001"), "could not order"),
-        (InterfaceError, PostgresFault(None), "connection to it was lost"),
+        (OperationalError, PostgresFault("53100"), "disk it is on is full"),
+        (OperationalError, PostgresFault("53200"), "out of memory"),
+        (OperationalError, PostgresFault("53300"), "too many connections"),
+        (OperationalError, PostgresFault("53400"), "out of resources"),
+        (OperationalError, PostgresFault("55P03"), "another writer"),
+        (OperationalError, PostgresFault("57014"), "took too long"),
+        (OperationalError, PostgresFault("57P01"), "shutting down"),
+        (OperationalError, PostgresFault("57P03"), "starting"),
+        (OperationalError, PostgresFault("08006"), "connection to it was lost"),
+        (OperationalError, PostgresFault("28P01"), "refuses the role or password"),
+        (InternalError, PostgresFault("25006"), "standby"),
+        (ProgrammingError, PostgresFault("42501"), "may not do this"),
+        (InternalError, PostgresFault("XX001"), "restore it from a backup"),
+        (OperationalError, PostgresFault("99999"), "SQLSTATE 99999"),
+        (InterfaceError, PostgresFault(None), "cannot be connected to"),
     ],
 )
 def test_unavailable_database_is_described_without_sql(kind: type[DBAPIError], fault: Exception, words: str) -> None:
@@ -74,6 +105,50 @@ def test_unavailable_database_is_described_without_sql(kind: type[DBAPIError], f
     assert description is not None
     assert words in description
     assert "secret" not in description
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('FATAL:  password authentication failed for user "secret"', "refuses the role or password"),
+        ('FATAL:  Peer authentication failed for user "secret"', "refuses the role or password"),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "secret", no encryption', "pg_hba.conf"),
+        ("FATAL:  sorry, too many clients already", "too many connections"),
+        ("FATAL:  the database system is starting up", "starting"),
+        ("FATAL:  the database system is shutting down", "shutting down"),
+        ('connection to server at "secret", port 5432 failed: Connection refused', "nothing listens"),
+        ("connection timeout expired", "in time"),
+        ("FATAL:  irgendwas auf Deutsch: secret", "cannot be connected to"),
+    ],
+)
+def test_refused_connection_is_described_without_what_it_names(text: str, words: str) -> None:
+    fault = PostgresFault(None)
+    fault.args = (text,)
+    description = unavailability(wrapped(OperationalError, fault))
+    assert description is not None
+    assert words in description
+    assert "secret" not in description
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_invalidated", "lost", "unknown"),
+    [
+        (PostgresFault("57P01"), True, True, True),
+        (PostgresFault(None), True, True, True),
+        (PostgresFault("25006"), False, True, False),
+        (PostgresFault("40003"), False, False, True),
+        (PostgresFault("40001"), False, False, False),
+        (PostgresFault("53100"), False, False, False),
+    ],
+)
+def test_lost_connection_leaves_a_commit_in_doubt_and_a_refusal_does_not(
+    fault: Exception, is_invalidated: bool, lost: bool, unknown: bool
+) -> None:
+    error = OperationalError("SQL", {}, fault, connection_invalidated=is_invalidated)
+    assert (is_lost(error), is_outcome_unknown(error)) == (lost, unknown)
+    refusal = unavailable(error, commit_sent=True)
+    assert refusal is not None
+    assert (OUTCOME_UNKNOWN in refusal.message) is unknown
 
 
 @pytest.mark.parametrize("fault", [SqliteFault(sqlite3.SQLITE_MISUSE), PostgresFault("42601")])
@@ -90,6 +165,7 @@ def test_defect_of_ours_is_not_blamed_on_the_database(fault: Exception) -> None:
         (SqliteFault(sqlite3.SQLITE_CONSTRAINT_CHECK), Constraint.CHECK),
         (SqliteFault(sqlite3.SQLITE_CONSTRAINT_NOTNULL), None),
         (PostgresFault("23505", "uq_vms_project_id_name"), Constraint.UNIQUE),
+        (PostgresFault("23505", "ix_operations_one_active"), Constraint.UNIQUE),
         (PostgresFault("23505", "pk_vms"), Constraint.PRIMARY_KEY),
         (PostgresFault("23503", "fk_vms_node_id"), Constraint.FOREIGN_KEY),
         (PostgresFault("23514", "ck_nodes_version_positive"), Constraint.CHECK),

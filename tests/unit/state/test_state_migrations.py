@@ -10,32 +10,20 @@ from pathlib import Path
 
 import pytest
 from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Connection, inspect
 
 import migrations
 from controlplane.state.factory import create_store, migrate, migration_engine
 from controlplane.state.interface import SchemaMismatch
-from controlplane.state.schema import REVISION, metadata
+from controlplane.state.schema import REVISION
 from limiquantix.errors import Reason, Unavailable
-from tests.support.databases import fresh_sqlite, sqlite_url
+from tests.support.databases import alembic_config, fresh_sqlite, sqlite_url
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Where a database may be made, in two directories that do not exist."""
     return tmp_path / "state" / "deep" / "limiquantix.db"
-
-
-def alembic_config(connection: Connection) -> Config:
-    """Make what Alembic's own commands need to work on a connection."""
-    config = Config()
-    config.set_main_option("script_location", migrations.__path__[0])
-    config.attributes["connection"] = connection
-    return config
 
 
 def set_revision(path: Path, revision: str) -> None:
@@ -49,26 +37,6 @@ def test_newest_migration_is_the_revision_the_program_needs(path: Path) -> None:
     scripts = ScriptDirectory(migrations.__path__[0])
     assert scripts.get_heads() == [REVISION]
     assert migrate(sqlite_url(path)) == REVISION
-
-
-def test_migrated_database_and_the_tables_of_the_program_agree(path: Path) -> None:
-    migrate(sqlite_url(path))
-    with migration_engine(sqlite_url(path)).connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, metadata) == []
-
-
-def test_migrated_database_has_the_checks_of_the_program(path: Path) -> None:
-    migrate(sqlite_url(path))
-    with migration_engine(sqlite_url(path)).connect() as connection:
-        for table in metadata.tables.values():
-            stored = {
-                check["name"]: check["sqltext"] for check in inspect(connection).get_check_constraints(table.name)
-            }
-            wanted = {
-                str(check.name): str(check.sqltext) for check in table.constraints if isinstance(check, CheckConstraint)
-            }
-            assert stored == wanted, table.name
 
 
 def test_downgrade_to_nothing_and_up_again_gives_the_same_schema(path: Path) -> None:

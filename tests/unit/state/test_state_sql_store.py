@@ -4,45 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from controlplane.domain import errors
 from controlplane.domain.node import Capacity
-from controlplane.state.engine import SessionPools, StoreLimits
+from controlplane.state.engine import Progress, Session, SessionPool, SessionPools, StoreLimits
 from controlplane.state.factory import create_store
 from controlplane.state.interface import Transaction
 from controlplane.state.schema import REVISION
 from controlplane.state.sql import SqlStore
 from controlplane.state.sqlite import SqliteDatabase
-from limiquantix.errors import Reason, Unavailable
+from controlplane.state.threads import drive
+from limiquantix.errors import Aborted, Reason, Unavailable
 from tests.support.builders import make_node, make_vm
 from tests.support.databases import fresh_sqlite
-from tests.support.stores import add, place, vm_in
+from tests.support.stores import Stop, add, place, vm_in
 
 ResultT = TypeVar("ResultT")
 
-BUSY = sqlite3.SQLITE_BUSY
 IMPATIENT = StoreLimits(total_s=0.5, connection_wait_s=0.1, lock_wait_s=0.05, ping_s=0.05, attempt_count=3)
 
 
+def sqlite_fault(code: int) -> DBAPIError:
+    """Make what SQLAlchemy raises for an error of SQLite's."""
+    fault = sqlite3.OperationalError("scripted")
+    fault.sqlite_errorcode = code
+    return OperationalError("SQL", {}, fault)
+
+
+BUSY = sqlite_fault(sqlite3.SQLITE_BUSY)
+LOST = OperationalError("SQL", {}, Exception("server closed the connection unexpectedly"), connection_invalidated=True)
+STALE = errors.concurrent_change("vm", "any")
+IN_DOUBT = "whether the change was stored is unknown"
+
+
 class ScriptedDatabase:
-    """A database whose sessions fail as told; it is also its own two pools.
+    """A database whose transactions fail as told; it is also its own two pools.
 
     Args:
-        commit_faults: SQLite codes with which the first commits fail.
+        commit_faults: errors with which the first commits fail.
         call_faults: the same for calls.
-        hangs: a call never ends.
     """
 
-    def __init__(self, commit_faults: list[int], call_faults: list[int], *, hangs: bool = False) -> None:
-        self.commit_faults = commit_faults
-        self.call_faults = call_faults
-        self.hangs = hangs
+    def __init__(self, commit_faults: Sequence[Exception], call_faults: Sequence[Exception]) -> None:
+        self.commit_faults = list(commit_faults)
+        self.call_faults = list(call_faults)
+        self.hangs_in_call = False
+        self.hangs_in_commit = False
         self.begun_count = 0
         self.closed_count = 0
 
@@ -58,9 +72,23 @@ class ScriptedDatabase:
     def check_migrated(self, connection: Connection) -> None:
         raise AssertionError("a store never migrates")
 
-    async def acquire(self) -> ScriptedSession:
+    async def transact(
+        self, use: Callable[[Session], Awaitable[ResultT]], progress: Progress, *, writes: bool
+    ) -> ResultT:
+        progress.commit_sent = False
         self.begun_count += 1
-        return ScriptedSession(self)
+        try:
+            if self.hangs_in_call:
+                await asyncio.Event().wait()
+            result = drive(use(ScriptedSession(self)))
+            if writes:
+                progress.commit_sent = True
+                if self.hangs_in_commit:
+                    await asyncio.Event().wait()
+                _fail_next(self.commit_faults)
+            return result
+        finally:
+            self.closed_count += 1
 
     async def dispose(self) -> None:
         """Nothing is held."""
@@ -73,41 +101,40 @@ class ScriptedSession:
         self._database = database
 
     async def call(self, function: Callable[[Connection], ResultT]) -> ResultT:
-        if self._database.hangs:
-            await asyncio.Event().wait()
         _fail_next(self._database.call_faults)
         return REVISION  # type: ignore[return-value]
 
-    async def commit(self) -> None:
-        _fail_next(self._database.commit_faults)
 
-    async def close(self) -> None:
-        self.release()
-
-    def release(self) -> None:
-        self._database.closed_count += 1
+def _fail_next(faults: list[Exception]) -> None:
+    if faults:
+        raise faults.pop(0)
 
 
-def _fail_next(codes: list[int]) -> None:
-    if codes:
-        fault = sqlite3.OperationalError("scripted")
-        fault.sqlite_errorcode = codes.pop(0)
-        raise OperationalError("SQL", {}, fault)
-
-
-async def scripted(commit_faults: list[int], call_faults: list[int]) -> tuple[SqlStore, ScriptedDatabase]:
+async def scripted(
+    commit_faults: Sequence[Exception], call_faults: Sequence[Exception]
+) -> tuple[SqlStore, ScriptedDatabase]:
     """Open a store on a database that begins to fail afterwards."""
     database = ScriptedDatabase([], [])
     store = SqlStore(database, IMPATIENT)
     await store.open()
     database.begun_count = database.closed_count = 0
-    database.commit_faults, database.call_faults = commit_faults, call_faults
+    database.commit_faults, database.call_faults = list(commit_faults), list(call_faults)
     return store, database
 
 
-@pytest.mark.parametrize(("commit_faults", "call_faults"), [([BUSY, BUSY], []), ([], [BUSY, BUSY]), ([BUSY], [BUSY])])
+@pytest.mark.parametrize(
+    ("commit_faults", "call_faults"),
+    [
+        ([BUSY, BUSY], []),
+        ([], [BUSY, BUSY]),
+        ([BUSY], [BUSY]),
+        ([], [STALE, STALE]),
+        ([], [LOST, BUSY]),
+        ([BUSY], [LOST]),
+    ],
+)
 async def test_run_that_meets_conflicts_repeats_the_whole_work_in_new_transactions(
-    commit_faults: list[int], call_faults: list[int]
+    commit_faults: list[Exception], call_faults: list[Exception]
 ) -> None:
     store, database = await scripted(commit_faults, call_faults)
     began_count = 0
@@ -129,24 +156,57 @@ async def test_run_that_meets_conflicts_only_gives_up_after_its_attempts() -> No
     assert (database.begun_count, database.closed_count) == (IMPATIENT.attempt_count, IMPATIENT.attempt_count)
     assert refusal.value.reason == Reason.STATE_UNAVAILABLE
     assert isinstance(refusal.value.__cause__, OperationalError)
+    assert IN_DOUBT not in refusal.value.message
+
+
+async def test_run_whose_record_stays_stale_is_aborted_after_its_attempts() -> None:
+    store, database = await scripted([], [STALE] * 10)
+    with pytest.raises(Aborted):
+        await store.run(lambda tx: tx.get_vm("any"))
+    assert database.begun_count == IMPATIENT.attempt_count
 
 
 async def test_run_that_meets_another_fault_does_not_repeat() -> None:
-    store, database = await scripted([sqlite3.SQLITE_FULL], [])
+    store, database = await scripted([sqlite_fault(sqlite3.SQLITE_FULL)], [])
     with pytest.raises(Unavailable, match="full"):
         await store.run(lambda tx: tx.get_vm("any"))
     assert (database.begun_count, database.closed_count) == (1, 1)
 
 
+async def test_connection_lost_before_the_commit_is_replaced_once_only() -> None:
+    store, database = await scripted([], [LOST] * 10)
+    for use in (store.run, store.read):
+        database.begun_count = 0
+        with pytest.raises(Unavailable, match="connection to it was lost") as refusal:
+            await use(lambda tx: tx.get_vm("any"))
+        assert database.begun_count == 2
+        assert IN_DOUBT not in refusal.value.message
+
+
+async def test_connection_lost_at_the_commit_is_never_repeated_and_leaves_the_outcome_open() -> None:
+    store, database = await scripted([LOST], [])
+    with pytest.raises(Unavailable, match=IN_DOUBT):
+        await store.run(lambda tx: tx.get_vm("any"))
+    assert database.begun_count == 1
+
+
 async def test_database_that_never_answers_is_unavailable_and_its_session_closed() -> None:
     store, database = await scripted([], [])
-    database.hangs = True
-    with pytest.raises(Unavailable, match="no answer within"):
+    database.hangs_in_call = True
+    with pytest.raises(Unavailable, match=r"no answer within 0\.5 s$"):
         await store.run(lambda tx: tx.get_vm("any"))
     with pytest.raises(Unavailable, match="no answer within"):
         await store.ping()
     await store.close()
     assert database.begun_count == 2
+
+
+async def test_commit_that_is_never_answered_leaves_the_outcome_open() -> None:
+    store, database = await scripted([], [])
+    database.hangs_in_commit = True
+    with pytest.raises(Unavailable, match=IN_DOUBT):
+        await store.run(lambda tx: tx.get_vm("any"))
+    assert database.begun_count == 1
 
 
 async def test_store_that_is_not_open_is_unavailable(tmp_path: Path) -> None:
@@ -184,35 +244,39 @@ async def test_lock_held_by_another_process_for_too_long_is_unavailable_and_then
 
 
 async def test_connection_that_is_in_use_for_too_long_is_unavailable(tmp_path: Path) -> None:
-    store = create_store(fresh_sqlite(tmp_path), StoreLimits(connection_wait_s=0.05))
+    store = create_store(fresh_sqlite(tmp_path), StoreLimits(connection_wait_s=0.05, waiting_count=1))
     await store.open()
-    entered, leave = asyncio.Event(), asyncio.Event()
+    occupied = Stop()
 
     async def occupy(tx: Transaction) -> None:
-        entered.set()
-        await leave.wait()
+        occupied.here()
 
     occupant = asyncio.create_task(store.run(occupy))
-    await entered.wait()
-    with pytest.raises(Unavailable, match="in use"):
-        await store.run(lambda tx: tx.all_nodes())
-    leave.set()
+    await occupied.reached()
+    outcomes = await asyncio.gather(*(store.run(lambda tx: tx.all_nodes()) for _ in range(2)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
+    assert "in use for 0.05 s" in str(outcomes[0])
+    assert "1 calls wait" in str(outcomes[1])
+    occupied.go_on()
     await occupant
     await store.run(lambda tx: tx.all_nodes())
     await store.close()
 
 
-async def test_work_that_never_ends_is_ended_and_rolled_back(tmp_path: Path) -> None:
-    store = create_store(fresh_sqlite(tmp_path), StoreLimits(total_s=0.2))
+async def test_work_that_takes_too_long_is_ended_and_rolled_back(tmp_path: Path) -> None:
+    store = create_store(fresh_sqlite(tmp_path), StoreLimits(total_s=0.2, interrupt_after_s=0.05, release_s=0.05))
     await store.open()
     vm = make_vm()
+    written = Stop()
 
     async def work(tx: Transaction) -> None:
         await tx.insert_vm(vm)
-        await asyncio.Event().wait()
+        written.here()
+        await tx.get_vm(vm.id)
 
     with pytest.raises(Unavailable, match=r"no answer within 0\.2 s"):
         await store.run(work)
+    written.go_on()
     assert await vm_in(store, vm.id) is None
     await add(store, vm)
     await store.close()
@@ -233,24 +297,37 @@ async def test_sqlite_connections_have_the_settings_that_durability_and_isolatio
     fresh_sqlite(tmp_path)
     pools = SqliteDatabase(tmp_path / "limiquantix.db").pools(StoreLimits())
 
-    def setting(name: str) -> Callable[[Connection], object]:
-        return lambda connection: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+    async def settings(pool: SessionPool, *names: str) -> list[object]:
+        async def use(session: Session) -> list[object]:
+            return [
+                await session.call(lambda connection: connection.exec_driver_sql(f"PRAGMA {name}").scalar())  # noqa: B023
+                for name in names
+            ]
 
-    writer, reader = await pools.writer.acquire(), await pools.reader.acquire()
+        return await pool.transact(use, Progress(), writes=False)
+
     full, on = 2, 1
-    assert [await writer.call(setting(name)) for name in ("journal_mode", "synchronous", "foreign_keys")] == [
-        "wal",
-        full,
-        on,
-    ]
-    stranger = sqlite3.connect(tmp_path / "limiquantix.db", isolation_level=None, timeout=0)
-    with pytest.raises(sqlite3.OperationalError) as refusal:
-        stranger.execute("BEGIN IMMEDIATE")  # a writer has the lock from its first read on
-    stranger.close()
-    assert refusal.value.sqlite_errorcode == BUSY
-    assert await reader.call(setting("query_only")) == on
-    assert await reader.call(setting("busy_timeout")) == 2000
-    for session in (writer, reader):
-        await session.close()
+    assert await settings(pools.writer, "journal_mode", "synchronous", "foreign_keys") == ["wal", full, on]
+    assert await settings(pools.reader, "query_only", "busy_timeout") == [on, 2000]
+
+    async def compete(session: Session) -> None:
+        await session.call(lambda connection: connection.exec_driver_sql("SELECT 1"))
+        stranger = sqlite3.connect(tmp_path / "limiquantix.db", isolation_level=None, timeout=0)
+        with pytest.raises(sqlite3.OperationalError) as refusal:
+            stranger.execute("BEGIN IMMEDIATE")  # a writer has the lock from its first read on
+        stranger.close()
+        assert refusal.value.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+    await pools.writer.transact(compete, Progress(), writes=False)
     for pool in (pools.writer, pools.reader):
         await pool.dispose()
+
+
+@pytest.mark.parametrize(("count", "writers", "readers"), [(2, 1, 1), (3, 2, 1), (12, 8, 4), (100, 67, 33)])
+def test_limits_for_a_number_of_connections_keep_to_it_and_have_some_of_both(
+    count: int, writers: int, readers: int
+) -> None:
+    limits = StoreLimits.for_connections(count)
+    assert (limits.writer_count, limits.reader_count) == (writers, readers)
+    with pytest.raises(ValueError, match="too small"):
+        StoreLimits.for_connections(1)

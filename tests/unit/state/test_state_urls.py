@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from controlplane.state.factory import create_store, migrate
+from controlplane.state.postgresql import database_at
 from controlplane.state.schema import REVISION
 
 
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("postgresql://user:secret@db/limiquantix", "'postgresql' are not supported"),
+        ("postgresql+psycopg2://user:secret@db/limiquantix", "'postgresql.psycopg2' are not supported"),
+        ("postgresql://user:secret@db", "name of a database"),
+        ("postgresql://user:secret@db/limiquantix?unknown=secret", "libpq knows"),
+        ("postgresql://user:secret@db/limiquantix?port=secret", "libpq knows"),
+        ("postgresql://user:secret@db/limiquantix?prepared_statements=secret", "yes or no"),
         ("mysql://user:secret@db/limiquantix", "'mysql' are not supported"),
         ("sqlite+aiosqlite:///secret.db", "not supported"),
         ("sqlite://secret/limiquantix.db", "no host"),
@@ -33,6 +39,22 @@ def test_unusable_address_is_refused_with_what_is_supported_and_not_repeated(url
         assert "sqlite:////absolute/path.db" in str(refusal.value)
         assert "secret" not in str(refusal.value)
         assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://limiquantix@/limiquantix?host=/run/postgresql",
+        "postgresql+psycopg://limiquantix:secret@db.example:5432/limiquantix?sslmode=verify-full",
+        "postgresql://limiquantix@/limiquantix?host=db-a,db-b&target_session_attrs=read-write",
+        "postgresql://limiquantix@/limiquantix?host=db-a:5432&host=db-b:5433&target_session_attrs=read-write",
+        "postgresql://limiquantix@db/limiquantix?prepared_statements=no",
+    ],
+)
+async def test_postgresql_address_is_accepted_and_connects_to_nothing(url: str) -> None:
+    store = create_store(url)
+    await store.close()
+    assert "secret" not in repr(database_at(make_url(url)))
 
 
 def test_relative_path_is_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
