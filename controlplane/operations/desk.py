@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
@@ -27,7 +28,9 @@ from controlplane.operations.news import OperationNews
 from controlplane.operations.steps import Clock, Workflows
 from controlplane.operations.worker import OperationWorker
 from controlplane.state.interface import Store, Transaction
-from limiquantix.errors import Aborted, Reason
+from limiquantix.errors import ApiError
+
+_log = structlog.get_logger(__name__)
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -111,11 +114,13 @@ class OperationDesk:
         """
         try:
             operation, is_new, interrupted = await self._store.run(lambda tx: self._record(tx, order, caller))
-        except Aborted as error:
-            if not caller.request_id or error.reason != Reason.CONCURRENT_CHANGE:
+        except ApiError as error:
+            # The same request may have come twice at once: then the other one took the name, or the request id.
+            first = await self._store.read(lambda tx: self._repeated(tx, caller))
+            if first is None:
                 raise
-            # The same request came twice at once, and the other one was first.
-            operation, is_new, interrupted = await self._store.run(lambda tx: self._record(tx, order, caller))
+            _log.info("request_came_twice", operation_id=first.id, reason=error.reason)
+            operation, is_new, interrupted = first, False, []
         caller.on_operation(operation.id)
         if not is_new:
             return operation
@@ -128,12 +133,9 @@ class OperationDesk:
         return operation
 
     async def _record(self, tx: Transaction, order: Order, caller: Caller) -> tuple[Operation, bool, list[str]]:
-        if caller.request_id:
-            found = await tx.operation_of_request(caller.principal, caller.request_id)
-            if found is not None:
-                if found.request_digest != caller.request_digest:
-                    raise errors.request_id_reused(caller.request_id)
-                return found, False, []
+        found = await self._repeated(tx, caller)
+        if found is not None:
+            return found, False, []
         if order.place is not None:
             await order.place(tx)
             operation = self._new(order, caller, order.generation, order.project_id, [])
@@ -151,6 +153,16 @@ class OperationDesk:
         operation = self._new(order, caller, generation, vm.project_id, queue)
         await tx.insert_operation(operation)
         return operation, True, await self._interrupted(tx, operation, queue)
+
+    @staticmethod
+    async def _repeated(tx: Transaction, caller: Caller) -> Operation | None:
+        """Find the operation that the caller's request made before."""
+        if not caller.request_id:
+            return None
+        found = await tx.operation_of_request(caller.principal, caller.request_id)
+        if found is not None and found.request_digest != caller.request_digest:
+            raise errors.request_id_reused(caller.request_id)
+        return found
 
     def _new(self, order: Order, caller: Caller, position: int, project_id: str, queue: list[Operation]) -> Operation:
         now = self._now()

@@ -93,9 +93,7 @@ class HostReportService:
                 return Finding.IGNORED
             return await self._unknown(tx, node_id, report)
         if is_gone:
-            is_busy = bool(await tx.active_resource_ids([vm.id]))
-            verdict = judgement.judge_absent(vm, node_id, report.state_change_count, self.now(), is_busy=is_busy)
-            return await self._apply(tx, verdict)
+            return await self._absent(tx, vm.id, node_id, report.state_change_count)
         verdict = judgement.judge_present(vm, node_id, report, self.now())
         if verdict.finding is Finding.UPDATED and verdict.vm is None:
             await tx.touch_vms({vm.id: report.state_change_count}, self.now())
@@ -130,20 +128,18 @@ class HostReportService:
             raise errors.node_not_found(node_id)
         outcome = SyncOutcome()
         reports = {report.id: report for report in request.vms}
-        placed = await tx.vms_on_node(node_id)
-        busy = await tx.active_resource_ids([vm.id for vm in placed if vm.id not in reports])
         unchanged: dict[str, int] = {}
-        for vm in sorted(placed, key=lambda vm: vm.id):
+        for vm in sorted(await tx.vms_on_node(node_id), key=lambda vm: vm.id):
             report = reports.pop(vm.id, None)
             if report is None:
-                count = request.as_of_change_count
-                verdict = judgement.judge_absent(vm, node_id, count, now, is_busy=vm.id in busy)
-            else:
-                verdict = judgement.judge_present(vm, node_id, report, now)
-                outcome.reconciled += 1
-                if verdict.finding is Finding.UPDATED and verdict.vm is None:
-                    unchanged[vm.id] = report.state_change_count
-            self._count(await self._apply(tx, verdict), vm.id, outcome)
+                finding = await self._absent(tx, vm.id, node_id, request.as_of_change_count)
+                self._count(finding, vm.id, outcome)
+                continue
+            verdict = judgement.judge_present(vm, node_id, report, now)
+            outcome.reconciled += 1
+            if verdict.finding is Finding.UPDATED and verdict.vm is None:
+                unchanged[vm.id] = report.state_change_count
+            await self._apply(tx, verdict)
         await tx.touch_vms(unchanged, now)
         await self._not_placed_here(tx, node_id, reports, outcome)
         return outcome
@@ -176,9 +172,22 @@ class HostReportService:
                     outcome.leftovers.append(reports[vm_id])
         for vm in await tx.vms_seen_by(node_id):
             if vm.id not in reports:
-                await self._apply(tx, judgement.judge_absent(vm, node_id, 0, now, is_busy=False))
+                await self._absent(tx, vm.id, node_id, 0)
 
     # -- what both need
+
+    async def _absent(self, tx: Transaction, vm_id: str, node_id: str, change_count: int) -> Finding:
+        """Take in that a host does not have a VM.
+
+        The VM is read again and held first, then its operations: one that ends must write the VM, so it is seen as
+        unfinished now or has ended before, and then what it wrote is seen. In the other order, a VM whose creation
+        ends between the two would look abandoned.
+        """
+        vm = await tx.get_vm(vm_id)
+        if vm is None:
+            return Finding.KEPT
+        is_busy = bool(await tx.active_resource_ids([vm_id]))
+        return await self._apply(tx, judgement.judge_absent(vm, node_id, change_count, self.now(), is_busy=is_busy))
 
     async def _apply(self, tx: Transaction, verdict: Verdict) -> Finding:
         if verdict.vm is not None and verdict.event is not None:

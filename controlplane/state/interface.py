@@ -309,8 +309,8 @@ class Store(Protocol):
     async def run(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
         """Do the work in one transaction and commit it; on any exception nothing of it remains.
 
-        The work is repeated as a whole when the database reports a serialisation conflict (bounded). It runs in a thread
-        of its own and must await nothing but the transaction; it may read what services keep in memory, not change it.
+        The work is repeated as a whole when the database reports a serialisation conflict (bounded). It runs in another
+        thread and must await nothing but the transaction; it may read what services keep in memory, not change it.
 
         Raises:
             Unavailable: the database does not answer; whether a commit in flight happened is unknown.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +75,25 @@ class MockNodeProcess(RunningDaemon):
 
 
 @contextmanager
-def start_control_plane(directory: Path) -> Iterator[ControlPlaneProcess]:
-    """Run a control plane with a database of its own below `directory`, which outlives it."""
+def start_control_plane(
+    directory: Path, database_url: str = "", settings: Mapping[str, Any] | None = None
+) -> Iterator[ControlPlaneProcess]:
+    """Run a control plane.
+
+    Args:
+        directory: for all its files; outlives it.
+        database_url: where state is; "" makes a database below `directory`.
+        settings: what else its configuration file says.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     ready_path = directory / "ready.json"
     ready_path.unlink(missing_ok=True)
     listen_flags = ("--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--ready-file", str(ready_path))
-    state_flags = ("--database-url", f"sqlite:///{directory / 'state' / 'limiquantix.db'}", "--migrate")
-    daemon = _start(directory / "control-plane.log", ["controlplane", *state_flags, *listen_flags])
+    url = database_url or f"sqlite:///{directory / 'state' / 'limiquantix.db'}"
+    config_path = directory / "controlplane.yaml"
+    config_path.write_text(yaml.safe_dump(dict(settings or {})))
+    flags = ("--config", str(config_path), "--database-url", url, "--migrate", *listen_flags)
+    daemon = _start(directory / "control-plane.log", ["controlplane", *flags])
     try:
         ready = _until(daemon, lambda: json.loads(ready_path.read_text()) if ready_path.exists() else None)
         yield ControlPlaneProcess(daemon.process, daemon.log_path, f"http://{ready['http']}", ready["grpc"])
@@ -92,12 +103,13 @@ def start_control_plane(directory: Path) -> Iterator[ControlPlaneProcess]:
 
 @contextmanager
 def start_mock_node(
-    directory: Path, plane: ControlPlaneProcess, *, hostname: str = "mock-1", **mock: float
+    directory: Path, *planes: ControlPlaneProcess, hostname: str = "mock-1", **mock: float
 ) -> Iterator[MockNodeProcess]:
     """Run a node daemon with a mock hypervisor and wait until the control plane has it as READY.
 
     Args:
         directory: for all its data; outlives it.
+        planes: processes of the control plane, of which it calls whichever answers.
         mock: settings of the simulated host, such as vcpu_count, memory_mib or boot_secs.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -110,7 +122,7 @@ def start_mock_node(
             "mock": {"boot_secs": 0, "shutdown_secs": 0, **mock},
         },
         "control_plane": {
-            "address": plane.grpc_address,
+            "address": ",".join(plane.grpc_address for plane in planes),
             "registration_enabled": True,
             "heartbeat_interval_secs": 1,
         },
@@ -120,7 +132,7 @@ def start_mock_node(
     daemon = _start(directory / "node.log", ["nodedaemon", "--config", str(config_path)])
 
     def ready_node_id() -> str | None:
-        nodes = plane.call("NodeService", "ListNodes", {"phases": ["READY"], "pageSize": 1000}).get("nodes", ())
+        nodes = planes[0].call("NodeService", "ListNodes", {"phases": ["READY"], "pageSize": 1000}).get("nodes", ())
         return next((str(node["id"]) for node in nodes if node["hostname"] == hostname), None)
 
     try:
