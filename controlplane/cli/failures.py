@@ -30,6 +30,9 @@ _HINTS = {
     Reason.NODE_UNREACHABLE: "'limiquantix node list' shows which nodes are alive",
     Reason.GUEST_DID_NOT_STOP: "--force cuts the power, --timeout gives the guest longer",
     Reason.CONCURRENT_CHANGE: "repeat the command",
+    Reason.VM_NOT_MANAGED: "'limiquantix vm take-over' takes it over",
+    Reason.OPERATION_NOT_FOUND: "'limiquantix operation list' shows the newest operations",
+    Reason.REQUEST_ID_REUSED: "give each change a --request-id of its own, or none",
     Reason.TOO_MANY_OPERATIONS: "repeat the command in a moment",
     Reason.DEADLINE_EXCEEDED: "it may have happened: look with 'limiquantix vm show' before you repeat it",
     Reason.INTERNAL: "this is a defect of the server; its log has the details under the id above",
@@ -43,6 +46,12 @@ _OPTIONS = (
     (r"labels\b.*", "--label"),
     (r"states\b.*", "--state"),
     (r"timeout_sec", "--timeout"),
+    (r"metadata\.limiquantix-request-id", "--request-id"),
+    (r"kinds\b.*", "--kind"),
+    (r"type", "--type"),
+    (r"severity", "--severity"),
+    (r"since", "--since"),
+    (r"limit", "--limit"),
     (r"spec\.cpu(\.cores)?", "--cpus"),
     (r"spec\.memory(\.size_mib)?", "--memory"),
     (r"spec\.disks\b.*", "--disk"),
@@ -88,13 +97,22 @@ class Interrupted(Failure):
     exit_code = EXIT_INTERRUPTED
 
 
-def refused(error: ApiError) -> Failure:
-    """Explain a refusal of the server: every faulty field and every node's reason on a line of its own."""
+def refused(error: ApiError, operation_id: str = "") -> Failure:
+    """Explain a refusal of the server: every faulty field and every node's reason on a line of its own.
+
+    Args:
+        operation_id: the operation that failed, "" if it did not come to one.
+    """
     message = error.message
     if error.violations:
         count = len(error.violations)
         message = "the request has a fault" if count == 1 else f"the request has {count} faults"
-    return Failure(message, explanations=tuple(_explanations(error)), hint=_hint(error))
+    explanations, hint = [*_explanations(error)], _hint(error)
+    if operation_id and error.reason == Reason.DEADLINE_EXCEEDED:
+        hint = f"'limiquantix operation wait {operation_id}' waits on"
+    elif operation_id:
+        explanations.append(f"'limiquantix operation show {operation_id}' has the details")
+    return Failure(message, explanations=tuple(explanations), hint=hint)
 
 
 def _explanations(error: ApiError) -> Iterator[str]:
@@ -119,7 +137,9 @@ def _hint(error: ApiError) -> str:
 
 
 def warn(message: str) -> None:
-    """Write a warning to standard error."""
+    """Write a warning to standard error, in place of a spinner that may be on its line."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")
     _write(sys.stderr, "warning:", "yellow", one_line(message))
 
 

@@ -1,20 +1,34 @@
-"""Finds what a person named: VMs by id or name, nodes by id or host name."""
+"""Finds what a person named: VMs by id or name, nodes by id or host name, operations by the beginning of their id."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
+from itertools import islice
 
 import click
 from click.shell_completion import CompletionItem
 
-from controlplane.cli.api_client import NODE_SERVICE, VM_SERVICE, ApiClient, Document, ServerUnreachable
+from controlplane.cli.api_client import (
+    NODE_SERVICE,
+    OPERATION_SERVICE,
+    VM_SERVICE,
+    ApiClient,
+    Document,
+    ServerUnreachable,
+)
 from controlplane.cli.failures import Failure
 from controlplane.cli.session import DEFAULT_SERVER, Session, session_of
 from limiquantix.errors import ApiError, NotFound, Reason
 
 _COMPLETION_DEADLINE_S = 1.0
 """A shell waits for this with every press of the Tab key."""
+
+
+MAX_SEARCHED_OPERATION_COUNT = 5_000
+"""How far back the beginning of an id is looked for: some seconds' worth of reading."""
+_ID_BEGINNING = re.compile(r"[0-9a-f]{4,8}(-[0-9a-f-]{0,27})?", re.ASCII)
 
 
 def is_id(text: str) -> bool:
@@ -76,6 +90,37 @@ def list_nodes(client: ApiClient, filters: Document) -> Iterator[Document]:
         yield from page.get("nodes", ())
 
 
+def operation_id_of(client: ApiClient, id_or_beginning: str) -> str:
+    """Return the id of an operation.
+
+    Raises:
+        UsageError: it is neither an id nor at least four characters of one.
+        NotFound: none of the newest `MAX_SEARCHED_OPERATION_COUNT` operations begins so.
+        Failure: several do.
+    """
+    beginning = id_or_beginning.lower()
+    if is_id(beginning):
+        return beginning
+    if not _ID_BEGINNING.fullmatch(beginning):
+        raise click.UsageError(
+            f"{id_or_beginning!r:.60} is not the id of an operation, nor 4 characters or more of one"
+        )
+    pages = client.pages(OPERATION_SERVICE, "ListOperations", {})
+    newest = islice((each for page in pages for each in page.get("operations", ())), MAX_SEARCHED_OPERATION_COUNT)
+    matches = [each for each in newest if str(each.get("id", "")).startswith(beginning)]
+    if not matches:
+        raise NotFound(Reason.OPERATION_NOT_FOUND, f"no operation's id begins with {id_or_beginning!r}")
+    if len(matches) > 1:
+        raise Failure(
+            f"the ids of {len(matches)} operations begin with {id_or_beginning!r}",
+            explanations=tuple(
+                f"operation {each.get('id')}: {each.get('kind')} {each.get('state')}" for each in matches
+            ),
+            hint="write more of it",
+        )
+    return str(matches[0].get("id", ""))
+
+
 def complete_vm(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a VM from the first page that the server gives; nothing if it does not answer."""
     return _complete(context, VM_SERVICE, "ListVMs", "vms", "name", incomplete)
@@ -84,6 +129,11 @@ def complete_vm(context: click.Context, _: click.Parameter, incomplete: str) -> 
 def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the host name of a node, see `complete_vm`."""
     return _complete(context, NODE_SERVICE, "ListNodes", "nodes", "hostname", incomplete)
+
+
+def complete_operation(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the id of one of the newest operations, see `complete_vm`."""
+    return _complete(context, OPERATION_SERVICE, "ListOperations", "operations", "id", incomplete)
 
 
 def _complete(

@@ -71,6 +71,10 @@ class LazyGroup(click.Group):
 COMMANDS = {
     "vm": LazyCommand("controlplane.cli.vm_commands", "vm", "Create, list, change, power and delete virtual machines."),
     "node": LazyCommand("controlplane.cli.node_commands", "node", "List the hosts and what they have free."),
+    "operation": LazyCommand(
+        "controlplane.cli.operation_commands", "operation", "Show, wait for and cancel the changes that were asked for."
+    ),
+    "events": LazyCommand("controlplane.cli.event_commands", "events", "Show what happened, and follow what happens."),
     "dev": LazyCommand("controlplane.cli.dev.command", "dev", "Run everything on this machine, to try or develop it."),
     "completion": LazyCommand("controlplane.cli.completion", "completion", "Print a shell's completion script."),
     "version": LazyCommand("controlplane.cli.version", "version", "Show the versions of this command and the server."),

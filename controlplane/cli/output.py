@@ -7,6 +7,7 @@ work. Nothing is cut. Everything that came from outside is made safe first and i
 from __future__ import annotations
 
 import enum
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,13 @@ STATE_STYLES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its title, whether it holds numbers, and the colours of certain values."""
+    """One column: its title, whether it holds numbers, and the colours of its values."""
 
     title: str
     is_number: bool = False
     styles: Mapping[str, str] = field(default_factory=dict)
+    style: str = ""
+    """Of all other values."""
 
 
 def print_document(document: Any, output: OutputFormat) -> None:
@@ -69,6 +72,32 @@ def print_document(document: Any, output: OutputFormat) -> None:
 
         text = json_safe(json.dumps(document, indent=2, ensure_ascii=False)) + "\n"
     click.echo(text, nl=False)
+
+
+def print_piece(document: Any, output: OutputFormat) -> None:
+    """Print one of many documents that come one after the other: a line of JSON, or a YAML document."""
+    if output is OutputFormat.YAML:
+        click.echo("---")
+        print_document(document, output)
+        return
+    import json  # noqa: PLC0415 - start-up time
+
+    click.echo(json_safe(json.dumps(document, ensure_ascii=False)))
+
+
+def print_columns(cells: Sequence[tuple[str, int, str]], stream: TextIO | None = None) -> None:
+    """Print one row of a table whose other rows are not known yet.
+
+    Args:
+        cells: text, least width, and colour at a terminal ("" for none).
+    """
+    stream = stream or sys.stdout
+    is_coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+    padded = []
+    for text, width, colour in cells:
+        shown = (one_line(text) or _ABSENT).ljust(width)
+        padded.append(click.style(shown, fg=colour) if colour and is_coloured else shown)
+    click.echo("  ".join(padded).rstrip(), file=stream)
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], stream: TextIO | None = None) -> None:
@@ -97,6 +126,10 @@ def print_fields(fields: Sequence[tuple[str, str]], stream: TextIO | None = None
         click.echo(f"{label}  {value}", file=stream)
 
 
+def _style(column: Column, cell: str) -> str:
+    return column.styles.get(cell, column.style if cell != _ABSENT else "")
+
+
 def _console(stream: TextIO) -> Console:
     from rich.console import Console  # noqa: PLC0415 - start-up time
 
@@ -112,9 +145,7 @@ def _print_rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], 
         table.add_column(Text(column.title), justify="right" if column.is_number else "left", no_wrap=True)
     for row in rows:
         # Text, not str: a str would be read as markup.
-        table.add_row(
-            *(Text(cell, style=column.styles.get(cell, "")) for cell, column in zip(row, columns, strict=True))
-        )
+        table.add_row(*(Text(cell, style=_style(column, cell)) for cell, column in zip(row, columns, strict=True)))
     # Rather let the terminal wrap long rows than cut every cell to a letter or two.
     natural_width = console.measure(table, options=console.options.update(max_width=_MAX_TABLE_CHARS)).maximum
     console.width = max(console.width, natural_width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +29,15 @@ class Session:
     output: OutputFormat = OutputFormat.TABLE
     transport: httpx.BaseTransport | None = None
     """Carries requests instead of the network."""
+    pause: Callable[[float], None] = time.sleep
+    """Waits some seconds before a call is repeated or a stream is begun again."""
 
     def connect(self) -> ApiClient:
         """Make a client; nothing is sent before its first call."""
         from controlplane.cli.api_client import ApiClient  # noqa: PLC0415 - httpx takes 150 ms to import
         from controlplane.cli.failures import warn  # noqa: PLC0415
 
-        return ApiClient(self.server, warn=warn, transport=self.transport)
+        return ApiClient(self.server, warn=warn, transport=self.transport, pause=self.pause)
 
     @property
     def prints_tables(self) -> bool:

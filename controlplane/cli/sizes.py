@@ -1,4 +1,4 @@
-"""Sizes and ages as people write and read them: "512MiB" to bytes and back, seconds to "2h5m".
+"""Sizes and ages as people write and read them: "512MiB" to bytes and back, seconds to "2h5m" and back, moments.
 
 Only binary units are taken. "GB" means two things to two people, so it is refused with the unit to write instead.
 """
@@ -6,6 +6,7 @@ Only binary units are taken. "GB" means two things to two people, so it is refus
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -16,9 +17,12 @@ _FACTOR_OF_UNIT = {
 _DECIMAL_UNITS = {"kb": "KiB", "mb": "MiB", "gb": "GiB", "tb": "TiB", "pb": "PiB"}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)", re.ASCII)
 
+_DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", re.ASCII)
+
 MIB = 2**20
 GIB = 2**30
 
+_TENTHS_BELOW_S = 10
 _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86_400
@@ -71,6 +75,31 @@ def format_bytes(size_bytes: int) -> str:
         value /= 1024
         power += 1
     return f"{value:.1f}".removesuffix(".0") + f" {_UNITS[power]}"
+
+
+def parse_age_s(text: str) -> int:
+    """Read a duration such as "90s", "15m", "1h30m" or "2d" as seconds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise ValueError(f"{text!r:.60} is not a duration; write for example 90s, 15m, 1h30m or 2d")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * _DAY_S + hours * _HOUR_S + minutes * _MINUTE_S + seconds
+
+
+def format_took(took_s: float) -> str:
+    """Write how long something took: like an age, but short times more exactly: "33ms", "1.2s"."""
+    if took_s < 1:
+        return f"{max(took_s, 0) * 1000:.0f}ms"
+    return f"{took_s:.1f}s" if took_s < _TENTHS_BELOW_S else format_age(took_s)
+
+
+def format_moment(moment: datetime) -> str:
+    """Write a moment in UTC, to the second: "2025-06-01T12:00:00Z"."""
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 def format_age(age_s: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,11 @@ VM_COLUMNS = (
     Column("AGE", is_number=True),
 )
 WIDE_VM_COLUMNS = (*VM_COLUMNS, Column("DISKS", is_number=True), Column("LABELS"), Column("PROJECT"), Column("ID"))
+
+NOTE_COLUMN = Column("NOTE", style="red")
+_ON_ONE_HOST = "on_one_host"
+_WANTED_ENOUGH = {"RUNNING": frozenset({"RUNNING", "PAUSED", "SUSPENDED", "MIGRATING", "PROVISIONING"})}
+"""States in which a VM is as good as in the wanted one: a pause is asked for too, and leaves what is wanted."""
 
 NODE_COLUMNS = (
     Column("NAME"),
@@ -68,6 +73,9 @@ def vm_fields(vm: Document, hostnames: Mapping[str, str], now: datetime) -> Fiel
         ("Description", vm.get("description", "")),
         ("Labels", labels_text(vm)),
         ("State", _since(vm_state(vm), status.get("stateChangedAt"), now)),
+        ("Wanted state", wanted_state(vm) if wanted_state(vm) != vm_state(vm) else ""),
+        ("Managed", "no; 'limiquantix vm take-over' takes it over" if is_unmanaged(vm) else ""),
+        *(("Alert", f"{check.get('name', '')}: {check.get('message', '')}") for check in failed_checks(vm)),
         ("Lost because", status.get("lostReason", "")),
         ("Last error", status.get("errorMessage", "")),
         ("Node", node_name(vm, hostnames)),
@@ -86,6 +94,43 @@ def vm_fields(vm: Document, hostnames: Mapping[str, str], now: datetime) -> Fiel
         ("Updated", _moment(vm.get("updatedAt"), now)),
         ("Seen by its node", _moment(status.get("lastSeenAt"), now)),
     ]
+
+
+def noted(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], notes: Sequence[str]
+) -> tuple[Sequence[Column], Sequence[Sequence[str]]]:
+    """Add a column with a note on every row, if any has one."""
+    if not any(notes):
+        return columns, rows
+    return (*columns, NOTE_COLUMN), [[*row, note] for row, note in zip(rows, notes, strict=True)]
+
+
+def vm_note(vm: Document) -> str:
+    """Say in a few words what is not as it should be; "" for a VM in order."""
+    state, wanted = vm_state(vm), wanted_state(vm)
+    checks = [str(check.get("name", "")) for check in failed_checks(vm)]
+    return ", ".join(
+        (
+            *(["unmanaged"] if is_unmanaged(vm) else []),
+            *("on several hosts" if name == _ON_ONE_HOST else name for name in checks),
+            *([f"wanted {wanted}"] if wanted and state not in _WANTED_ENOUGH.get(wanted, {wanted}) else []),
+        )
+    )
+
+
+def is_unmanaged(vm: Document) -> bool:
+    """Tell whether a VM was found on its host and is only shown."""
+    return vm.get("origin") == "VM_ORIGIN_HOST_DISCOVERED" and not vm.get("isManaged")
+
+
+def failed_checks(vm: Document) -> list[Document]:
+    """Return the health checks that a VM does not pass."""
+    return [check for check in vm.get("status", {}).get("health", {}).get("checks", ()) if not check.get("passed")]
+
+
+def wanted_state(vm: Document) -> str:
+    """Return the name of the state that a VM is wanted in, "" if nobody said."""
+    return str(vm.get("status", {}).get("wantedState", ""))
 
 
 def node_row(node: Document, now: datetime, *, wide: bool) -> list[str]:

@@ -21,13 +21,24 @@ from controlplane.cli.views import (
     VM_COLUMNS,
     WIDE_VM_COLUMNS,
     console_fields,
+    noted,
     vm_fields,
+    vm_note,
     vm_row,
     vm_state,
 )
-from controlplane.cli.vm_changes import change_vm, hostname_of, look_hint, project_option, vm_argument
+from controlplane.cli.vm_changes import (
+    Asking,
+    ask,
+    asking_options,
+    change_vm,
+    hostname_of,
+    project_option,
+    vm_argument,
+)
 from controlplane.cli.vm_create import create, update
 from controlplane.cli.vm_spec_options import Label, enum_name
+from controlplane.cli.vm_watch import watch
 
 STATES = (
     "unknown",
@@ -60,7 +71,7 @@ def vm() -> None:
     """
 
 
-for command in (create, update, console_log):
+for command in (create, update, console_log, watch):
     vm.add_command(command)
 
 
@@ -89,7 +100,8 @@ def list_command(
 ) -> None:
     """List VMs, oldest first.
 
-    All of them, however many pages that takes.
+    All of them, however many pages that takes. A column NOTE is added if there is something to note: a VM that is only
+    shown ("unmanaged"), that several hosts have, or that is not in the state it is wanted in.
 
     \b
     Example:
@@ -112,7 +124,8 @@ def list_command(
         return
     now = datetime.now(UTC)
     columns = WIDE_VM_COLUMNS if wide else VM_COLUMNS
-    print_table(columns, [vm_row(each, hostnames, now, wide=wide) for each in found])
+    rows = [vm_row(each, hostnames, now, wide=wide) for each in found]
+    print_table(*noted(columns, rows, [vm_note(each) for each in found]))
 
 
 @vm.command()
@@ -139,15 +152,16 @@ def show(context: click.Context, vm: str, project: str) -> None:
 @vm.command()
 @vm_argument
 @project_option
+@asking_options
 @click.pass_context
-def start(context: click.Context, vm: str, project: str) -> None:
+def start(context: click.Context, vm: str, project: str, asking: Asking) -> None:
     """Power a VM on and wait until it runs.
 
     \b
     Example:
       limiquantix vm start web-1
     """
-    change_vm(context, "StartVM", vm, project, "starting")
+    change_vm(context, "StartVM", vm, project, "starting", asking)
 
 
 @vm.command()
@@ -162,8 +176,9 @@ def start(context: click.Context, vm: str, project: str) -> None:
     metavar="SECONDS",
     help="How long the guest gets to shut down.  [default: 30, with --force 0]",
 )
+@asking_options
 @click.pass_context
-def stop(context: click.Context, vm: str, project: str, force: bool, timeout_s: int) -> None:
+def stop(context: click.Context, vm: str, project: str, force: bool, timeout_s: int, asking: Asking) -> None:
     """Ask the guest to shut down and wait until the VM is off.
 
     A guest that does not obey in time runs on, and the command fails, unless --force is given.
@@ -173,50 +188,70 @@ def stop(context: click.Context, vm: str, project: str, force: bool, timeout_s: 
       limiquantix vm stop web-1 --timeout 60 --force
     """
     deadline_s = max(CHANGE_DEADLINE_S, (timeout_s or _DEFAULT_STOP_TIMEOUT_S) + _STOP_GRACE_S)
-    change_vm(context, "StopVM", vm, project, "stopping", {"force": force, "timeoutSec": timeout_s}, deadline_s)
+    change_vm(context, "StopVM", vm, project, "stopping", asking, {"force": force, "timeoutSec": timeout_s}, deadline_s)
 
 
 @vm.command()
 @vm_argument
 @project_option
 @click.option("--force", is_flag=True, help="Cut the power and start again, instead of asking the guest.")
+@asking_options
 @click.pass_context
-def reboot(context: click.Context, vm: str, project: str, force: bool) -> None:
+def reboot(context: click.Context, vm: str, project: str, force: bool, asking: Asking) -> None:
     """Restart the guest of a running VM.
 
     \b
     Example:
       limiquantix vm reboot web-1
     """
-    change_vm(context, "RebootVM", vm, project, "rebooting", {"force": force})
+    change_vm(context, "RebootVM", vm, project, "rebooting", asking, {"force": force})
 
 
 @vm.command()
 @vm_argument
 @project_option
+@asking_options
 @click.pass_context
-def pause(context: click.Context, vm: str, project: str) -> None:
+def pause(context: click.Context, vm: str, project: str, asking: Asking) -> None:
     """Stop the vCPUs of a running VM; its memory stays.
 
     \b
     Example:
       limiquantix vm pause web-1
     """
-    change_vm(context, "PauseVM", vm, project, "pausing")
+    change_vm(context, "PauseVM", vm, project, "pausing", asking)
 
 
 @vm.command()
 @vm_argument
 @project_option
+@asking_options
 @click.pass_context
-def resume(context: click.Context, vm: str, project: str) -> None:
+def resume(context: click.Context, vm: str, project: str, asking: Asking) -> None:
     """Let a paused VM go on.
 
     \b
     Example:
       limiquantix vm resume web-1
     """
-    change_vm(context, "ResumeVM", vm, project, "resuming")
+    change_vm(context, "ResumeVM", vm, project, "resuming", asking)
+
+
+@vm.command("take-over")
+@vm_argument
+@project_option
+@asking_options
+@click.pass_context
+def take_over(context: click.Context, vm: str, project: str, asking: Asking) -> None:
+    """Manage a VM that something else made on its host.
+
+    Such a VM is listed as unmanaged and left alone until then. Taking it over changes nothing of it.
+
+    \b
+    Example:
+      limiquantix vm take-over web-1
+    """
+    change_vm(context, "TakeOverVM", vm, project, "taking over", asking)
 
 
 @vm.command()
@@ -226,9 +261,17 @@ def resume(context: click.Context, vm: str, project: str) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--delete-volumes", is_flag=True, help="Also delete volumes of storage pools that are attached.")
 @click.option("--keep-on-host", is_flag=True, help="Only forget the VM; leave what is on its host alone.")
+@asking_options
 @click.pass_context
 def delete(
-    context: click.Context, vm: str, project: str, force: bool, yes: bool, delete_volumes: bool, keep_on_host: bool
+    context: click.Context,
+    vm: str,
+    project: str,
+    force: bool,
+    yes: bool,
+    delete_volumes: bool,
+    keep_on_host: bool,
+    asking: Asking,
 ) -> None:
     """Delete a VM and the disks made for it.
 
@@ -248,8 +291,9 @@ def delete(
         request["id"] = vm_id_of(client, vm, project)
         if not yes and sys.stdin.isatty() and sys.stderr.isatty():
             _confirm_deletion(client.call(VM_SERVICE, "GetVM", {"id": request["id"]}), keep_on_host)
-        with waiting(f"deleting {vm}", hint=look_hint(vm)):
-            answer = client.call(VM_SERVICE, "DeleteVM", request, CHANGE_DEADLINE_S)
+        answer = ask(context, client, "DeleteVM", request, f"deleting {vm}", vm, asking)
+    if answer is None:
+        return
     if session.prints_tables:
         click.echo(f"VM {one_line(vm)} is deleted")
     else:

@@ -6,11 +6,10 @@ from typing import IO, Any
 
 import click
 
-from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, Document
+from controlplane.cli.api_client import VM_SERVICE, Document
 from controlplane.cli.lookup import complete_node, connect, node_id_of, vm_id_of
-from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiCommand
-from controlplane.cli.vm_changes import look_hint, print_changed, project_option, vm_argument
+from controlplane.cli.vm_changes import Asking, ask, asking_options, print_changed, project_option, vm_argument
 from controlplane.cli.vm_spec_options import (
     FIRMWARES,
     Disk,
@@ -62,6 +61,7 @@ from controlplane.cli.vm_spec_options import (
     help="YAML or JSON with the whole request (name, labels, spec, ...) or only its spec; - is standard input. "
     "Options win over it.",
 )
+@asking_options
 @click.pass_context
 def create(
     context: click.Context,
@@ -70,6 +70,7 @@ def create(
     node: str | None,
     start: bool,
     project: str | None,
+    asking: Asking,
     **given: Any,
 ) -> None:
     """Create a VM.
@@ -90,9 +91,9 @@ def create(
         if node:
             request.pop("node_id", None)
             request["nodeId"] = node_id_of(client, node)
-        with waiting(f"creating {name}", hint=look_hint(name)):
-            created = client.call(VM_SERVICE, "CreateVM", request, CHANGE_DEADLINE_S)
-        print_changed(context, client, created)
+        created = ask(context, client, "CreateVM", request, f"creating {name}", name, asking)
+        if created is not None:
+            print_changed(context, client, created)
 
 
 @click.command(cls=ApiCommand)
@@ -103,6 +104,7 @@ def create(
 @click.option("--description", metavar="TEXT", help="Note for people; empty removes it.")
 @click.option("--label", "labels", type=Label(), multiple=True, metavar="KEY=VALUE", help="Set a label. Repeatable.")
 @click.option("--remove-label", "removed_labels", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
+@asking_options
 @click.pass_context
 def update(
     context: click.Context,
@@ -113,6 +115,7 @@ def update(
     description: str | None,
     labels: tuple[tuple[str, str], ...],
     removed_labels: tuple[str, ...],
+    asking: Asking,
 ) -> None:
     """Change the size, labels or description of a VM.
 
@@ -147,6 +150,6 @@ def update(
             present = client.call(VM_SERVICE, "GetVM", {"id": request["id"]}).get("labels", {})
             kept = {key: value for key, value in present.items() if key not in removed_labels}
             request["labels"] = kept | dict(labels)
-        with waiting(f"updating {vm}", hint=look_hint(vm)):
-            changed = client.call(VM_SERVICE, "UpdateVM", request, CHANGE_DEADLINE_S)
-        print_changed(context, client, changed)
+        changed = ask(context, client, "UpdateVM", request, f"updating {vm}", vm, asking)
+        if changed is not None:
+            print_changed(context, client, changed)

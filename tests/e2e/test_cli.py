@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pty
+import queue
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +21,38 @@ import pytest
 import yaml
 
 from tests.support.processes import ControlPlaneProcess, start_control_plane, start_mock_node
+from tests.support.switchboard import switchboard
 
 COMMAND = Path(sys.executable).with_name("limiquantix")
 DEADLINE_S = 30.0
+SHUTDOWN_S = 3.0
+
+
+class Lines:
+    """The output of a process, line by line."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._stdout = process.stdout
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def until(self, *words: str) -> str:
+        """Return the next line with all these words, and pass over those before it."""
+        deadline = time.monotonic() + DEADLINE_S
+        passed: list[str] = []
+        while True:
+            try:
+                line = self._lines.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                pytest.fail(f"no line with {words} but {passed}")
+            if all(word in line for word in words):
+                return line
+            passed.append(line)
+
+    def _read(self) -> None:
+        for line in self._stdout:
+            self._lines.put(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +74,23 @@ class Command:
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done
+
+    @contextmanager
+    def following(self, *arguments: str, ends_by_itself: bool = False) -> Iterator[Lines]:
+        """Run what goes on until it is interrupted, and read its lines as they come; it must end with status 0."""
+        process = subprocess.Popen(
+            [COMMAND, *arguments], env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            yield Lines(process)
+            if not ends_by_itself:
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=DEADLINE_S)
+            assert process.returncode == 0, errors
+            assert "Traceback" not in errors
+        finally:
+            process.kill()
+            process.wait()
 
     def at_terminal(self, *arguments: str, type_after: str, keys: str) -> tuple[int, str]:
         """Run at a terminal, press keys once the output holds `type_after`; returns exit status and all output."""
@@ -88,6 +137,33 @@ def limiquantix(plane: ControlPlaneProcess) -> Iterator[Command]:
     yield Command(plane.http_url)
     for vm in plane.call("VMService", "ListVMs", {"pageSize": 1000}).get("vms", ()):
         plane.call("VMService", "DeleteVM", {"id": vm["id"], "force": True})
+
+
+@pytest.fixture(scope="module")
+def slow_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlaneProcess]:
+    """A control plane with a host whose guests take their time to shut down."""
+    directory = tmp_path_factory.mktemp("slow-cli")
+    with (
+        start_control_plane(directory / "control-plane") as plane,
+        start_mock_node(directory / "node", plane, hostname="slow-1", shutdown_secs=SHUTDOWN_S),
+    ):
+        yield plane
+
+
+@pytest.fixture
+def slow_limiquantix(slow_plane: ControlPlaneProcess) -> Iterator[Command]:
+    """The command, on a server with one running VM, "web"."""
+    command = Command(slow_plane.http_url)
+    command("vm", "create", "web", "--cpus", "1", "--memory", "128MiB", "--start")
+    yield command
+    command("vm", "delete", "web", "--force")
+
+
+def _until(find: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not find():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _wait_for_console(limiquantix: Command, name: str, words: str) -> str:
@@ -213,3 +289,182 @@ def test_console_log_follow_at_a_terminal_ends_with_ctrl_c(limiquantix: Command)
     )
     assert status == 0
     assert "Linux version mock" in output
+
+
+def _begin(limiquantix: Command, *arguments: str) -> str:
+    """Ask for a change without waiting; returns the operation's id."""
+    operation = json.loads(limiquantix("vm", *arguments, "--no-wait", "-o", "json").stdout)
+    return str(operation["id"])
+
+
+def test_operations_of_a_vm_are_listed_waited_for_and_cancelled(slow_limiquantix: Command) -> None:
+    stop = _begin(slow_limiquantix, "stop", "web")
+    start, pause = _begin(slow_limiquantix, "start", "web"), _begin(slow_limiquantix, "pause", "web")
+    listed = slow_limiquantix("operation", "list", "--vm", "web", "--state", "queued", "--state", "running").stdout
+    rows = [line.split() for line in listed.splitlines()[1:]]
+    assert [row[:4] for row in rows] == [
+        [pause[:8], "vm.pause", "web", "QUEUED"],
+        [start[:8], "vm.start", "web", "QUEUED"],
+        [stop[:8], "vm.stop", "web", "RUNNING"],
+    ]
+    assert f"vm.stop (operation {stop}) on the same VM" in listed
+    assert slow_limiquantix("operation", "cancel", pause[:12]).stdout.endswith("(vm.pause of web) is CANCELLED\n")
+    still = slow_limiquantix("operation", "wait", start, "--timeout", "1", status=1)
+    assert "is still QUEUED after 1 s: waits for vm.stop" in still.stderr
+    watched = slow_limiquantix("operation", "watch", stop).stdout.splitlines()
+    assert watched[-1].startswith("vm.stop  web  SUCCEEDED  after ")
+    assert "SUCCEEDED" in slow_limiquantix("operation", "wait", start).stdout
+    assert "CANCELLED" in slow_limiquantix("operation", "wait", pause, status=1).stderr
+    shown = slow_limiquantix("operation", "show", stop).stdout
+    assert "VM:            web (" in shown
+    assert "STEP  STATE  RESULT" in shown
+    assert json.loads(slow_limiquantix("operation", "watch", pause, "-o", "json", status=1).stdout)["id"] == pause
+    assert "has ended already" in slow_limiquantix("operation", "cancel", stop, status=1).stderr
+
+
+def test_change_at_a_terminal_shows_what_it_waits_for(slow_limiquantix: Command) -> None:
+    _begin(slow_limiquantix, "stop", "web")
+    status, output = slow_limiquantix.at_terminal("vm", "start", "web", type_after="", keys="")
+    assert status == 0
+    assert "starting web: waits for vm.stop" in output
+    assert "is RUNNING on slow-1" in output.splitlines()[-1]
+
+
+def test_operation_watch_at_a_terminal_redraws_one_line(slow_limiquantix: Command) -> None:
+    stop = _begin(slow_limiquantix, "stop", "web")
+    status, output = slow_limiquantix.at_terminal("operation", "watch", stop, type_after="", keys="")
+    assert status == 0
+    assert output.count("\n") == 1
+    assert output.splitlines()[-1].rpartition("\x1b[2K")[2].startswith("vm.stop  web  SUCCEEDED  after ")
+
+
+def test_failed_change_names_its_operation_which_tells_why(slow_limiquantix: Command) -> None:
+    _begin(slow_limiquantix, "stop", "web")
+    failed = slow_limiquantix("vm", "pause", "web", status=1)  # it waits, and then the VM is off
+    (hint,) = [line for line in failed.stderr.splitlines() if "operation show" in line]
+    shown = slow_limiquantix("operation", "show", hint.split("'")[1].split()[-1]).stdout
+    assert "FAILED" in shown
+    assert "VM_STATE_FORBIDS" in shown
+
+
+def test_command_repeated_with_its_request_id_does_nothing_twice(limiquantix: Command) -> None:
+    arguments = ("vm", "create", "once", "--cpus", "1", "--memory", "128MiB", "--request-id", "my request")
+    first, second = limiquantix(*arguments), limiquantix(*arguments)
+    assert first.stdout == second.stdout
+    assert len(limiquantix("vm", "list").stdout.splitlines()) == 2
+    other = limiquantix("vm", "create", "other", *arguments[3:], status=1)
+    assert "used for another request" in other.stderr
+
+
+def test_vm_create_whose_control_plane_is_killed_makes_one_vm(tmp_path: Path) -> None:
+    settings = {"operations": {"lease_s": 1}}
+    with switchboard() as board, start_control_plane(tmp_path / "plane", settings=settings) as first:
+        board.target = first.http_url.removeprefix("http://")
+        limiquantix = Command(board.url)
+        with start_mock_node(tmp_path / "node", first) as node:
+            node.process.send_signal(signal.SIGSTOP)  # so that the create is under way for as long as it has to be
+            create = subprocess.Popen(
+                [COMMAND, "vm", "create", "once", "--cpus", "1", "--memory", "128MiB", "--disk", "1GiB"],
+                env=limiquantix.environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                running = {"states": ["RUNNING"], "kinds": ["vm.create"]}
+                _until(lambda: bool(first.call("OperationService", "ListOperations", running).get("operations")))
+                first.kill()
+                node.process.send_signal(signal.SIGCONT)
+                with start_control_plane(tmp_path / "plane", settings=settings) as second:
+                    board.target = second.http_url.removeprefix("http://")
+                    output, errors = create.communicate(timeout=DEADLINE_S)
+                    assert create.returncode == 0, errors
+                    assert "is STOPPED on mock-1" in output
+                    assert "asking again" in errors
+                    assert [vm["name"] for vm in second.call("VMService", "ListVMs", {})["vms"]] == ["once"]
+                    (operation,) = second.call("OperationService", "ListOperations", {})["operations"]
+                    assert (operation["state"], operation["attemptCount"]) == ("SUCCEEDED", 2)
+            finally:
+                node.process.send_signal(signal.SIGCONT)
+                create.kill()
+                create.wait()
+
+
+def test_vm_found_on_its_host_is_marked_and_left_alone_until_it_is_taken_over(tmp_path: Path) -> None:
+    with start_control_plane(tmp_path / "old") as old, start_mock_node(tmp_path / "node", old, hostname="host-1"):
+        Command(old.http_url)("vm", "create", "found", "--cpus", "1", "--memory", "128MiB")
+    with start_control_plane(tmp_path / "new") as new, start_mock_node(tmp_path / "node", new, hostname="host-1"):
+        limiquantix = Command(new.http_url)
+        _until(lambda: "found" in limiquantix("vm", "list").stdout)
+        header, row = limiquantix("vm", "list").stdout.splitlines()
+        assert header.endswith("NOTE")
+        assert row.endswith("unmanaged")
+        assert "'limiquantix vm take-over' takes it over" in limiquantix("vm", "show", "found").stdout
+        assert "hint: 'limiquantix vm take-over'" in limiquantix("vm", "start", "found", status=1).stderr
+        limiquantix("vm", "take-over", "found")
+        assert "NOTE" not in limiquantix("vm", "list").stdout
+        assert "is RUNNING" in limiquantix("vm", "start", "found").stdout
+
+
+def test_vm_watch_tells_every_change_and_goes_on_after_a_lost_connection(
+    plane: ControlPlaneProcess, limiquantix: Command
+) -> None:
+    limiquantix("vm", "create", "old", "--cpus", "1", "--memory", "128MiB", "--label", "n=1")
+    with (
+        switchboard(plane.http_url.removeprefix("http://")) as board,
+        Command(board.url).following("vm", "watch", "--label", "n=1") as lines,
+        Command(board.url).following("vm", "watch", "--label", "n=1", "-o", "json") as documents,
+    ):
+        assert lines.until("old").split()[1:] == ["old", "ADDED", "STOPPED", "host-1"]
+        assert json.loads(documents.until("old"))["vm"]["name"] == "old"
+        limiquantix("vm", "start", "old")
+        lines.until("old", "MODIFIED", "RUNNING", "host-1")
+        board.target = ""
+        board.hang_up()
+        limiquantix("vm", "create", "new", "--cpus", "1", "--memory", "128MiB", "--label", "n=1")
+        limiquantix("vm", "create", "other", "--cpus", "1", "--memory", "128MiB", "--label", "n=2")
+        limiquantix("vm", "delete", "old", "--force")
+        board.target = plane.http_url.removeprefix("http://")
+        assert "other" not in lines.until("new", "ADDED")
+        lines.until("old", "DELETED")
+        assert int(json.loads(documents.until("old", "DELETED"))["revision"]) > 0
+
+
+def test_vm_watch_of_one_vm_ends_with_it(limiquantix: Command) -> None:
+    limiquantix("vm", "create", "brief", "--cpus", "1", "--memory", "128MiB")
+    with limiquantix.following("vm", "watch", "brief", ends_by_itself=True) as lines:
+        lines.until("brief", "ADDED", "STOPPED")
+        limiquantix("vm", "delete", "brief")
+        lines.until("brief", "DELETED")
+
+
+def test_events_are_listed_and_followed(plane: ControlPlaneProcess, limiquantix: Command) -> None:
+    with (
+        switchboard(plane.http_url.removeprefix("http://")) as board,
+        Command(board.url).following("events", "--follow", "--limit", "1") as lines,
+        Command(board.url).following("events", "--follow", "--limit", "1", "-o", "json") as documents,
+    ):
+        lines.until()  # what was before: now they listen
+        documents.until()
+        limiquantix("vm", "create", "web", "--cpus", "1", "--memory", "128MiB")
+        lines.until("info", "vm.created")
+        board.target = ""
+        board.hang_up()
+        limiquantix("vm", "start", "web")
+        board.target = plane.http_url.removeprefix("http://")
+        lines.until("vm.started", "web")
+        assert int(json.loads(documents.until("vm.started"))["revision"]) > 0
+        with limiquantix.following("events", "--follow", "--vm", "web", "--limit", "10") as past:
+            past.until("vm.created")
+            past.until("vm.started")
+    of_vm = limiquantix("events", "--vm", "web", "--since", "1h").stdout.splitlines()
+    assert of_vm[0].split() == ["TIME", "SEVERITY", "TYPE", "BY", "MESSAGE"]
+    types = [line.split()[2] for line in of_vm[1:]]
+    assert types[0] == "vm.created"
+    assert "vm.started" in types
+    assert "vm.started" in limiquantix("events", "--type", "vm.started", "--limit", "1").stdout
+    assert "node.registered" in limiquantix("events", "--node", "host-1").stdout
+    newest = json.loads(limiquantix("events", "--limit", "3", "-o", "json").stdout)["events"]
+    assert [int(event["revision"]) for event in newest] == sorted(
+        (int(event["revision"]) for event in newest), reverse=True
+    )

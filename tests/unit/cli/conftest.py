@@ -23,7 +23,7 @@ def run(api: FakeApi) -> Run:
     """Run the command with arguments; standard input, if given, is `input`."""
 
     def invoke(*arguments: str, **options: Any) -> Result:
-        session = Session(transport=httpx.MockTransport(api.handle))
+        session = Session(transport=httpx.MockTransport(api.handle), pause=api.pauses_s.append)
         environment = {"LIMIQUANTIX_SERVER": None, "LIMIQUANTIX_OUTPUT": None}
         result = CliRunner(env=environment).invoke(cli, list(arguments), obj=session, **options)
         if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+import time
 
 import pytest
 
 from controlplane.cli.failures import Interrupted
-from controlplane.cli.output import STATE_STYLES, Column, print_fields, print_table
-from controlplane.cli.progress import spinner, waiting
+from controlplane.cli.output import STATE_STYLES, Column, print_columns, print_fields, print_table
+from controlplane.cli.progress import redraw, spinner, waiting
 
 
 class _Terminal(io.StringIO):
@@ -75,3 +77,36 @@ def test_waiting_cut_short_tells_how_to_find_out_what_became_of_it() -> None:
     assert caught.value.exit_code == 130
     assert caught.value.message == "interrupted while starting web; the server goes on with it"
     assert caught.value.hint == "look there"
+
+
+def test_spinner_shows_how_far_it_is_on_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = _Terminal()
+    looked = threading.Event()
+
+    def look() -> str:
+        looked.set()
+        return "50 %, \x1b[2Jdefine"
+
+    with spinner("starting web", stream, look=look):
+        assert looked.wait(10)
+        deadline_s = time.monotonic() + 10
+        while "starting web: 50 %, \\x1b[2Jdefine" not in stream.getvalue():
+            assert time.monotonic() < deadline_s, stream.getvalue()
+            time.sleep(0.01)
+    assert stream.getvalue().endswith("\r\x1b[2K")
+
+
+def test_redraw_keeps_a_long_text_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = _Terminal()
+    redraw("x\n" + "y" * 100, stream)
+    assert stream.getvalue() == "\r\x1b[2Kx\\n" + "y" * 16
+
+
+def test_print_columns_pads_and_colours_only_at_a_terminal() -> None:
+    stream, pipe = _Terminal(), io.StringIO()
+    for each in (stream, pipe):
+        print_columns([("a\x1b", 6, ""), ("RUNNING", 8, "green"), ("", 0, "")], each)
+    assert pipe.getvalue() == "a\\x1b   RUNNING   -\n"
+    assert "\x1b[32mRUNNING " in stream.getvalue()

@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.cli.sizes import GIB, MIB, format_age, format_bytes, parse_bytes, parse_gib, parse_mib
+from controlplane.cli.sizes import (
+    GIB,
+    MIB,
+    format_age,
+    format_bytes,
+    format_took,
+    parse_age_s,
+    parse_bytes,
+    parse_gib,
+    parse_mib,
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +91,23 @@ def test_format_bytes_read_back_is_within_its_rounding(size_bytes: int) -> None:
 )
 def test_format_age_uses_the_two_largest_units(age_s: float, text: str) -> None:
     assert format_age(age_s) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "age_s"), [("90s", 90), ("15m", 900), ("1h30m", 5400), ("2d", 172_800), ("1D1S", 86_401), (" 0s ", 0)]
+)
+def test_parse_age_reads_what_people_write(text: str, age_s: int) -> None:
+    assert parse_age_s(text) == age_s
+
+
+@pytest.mark.parametrize("text", ["", "5", "h", "1h 5m", "5m1h", "-1h", "1.5h", "\u0661h"])
+def test_parse_age_of_anything_else_says_what_to_write(text: str) -> None:
+    with pytest.raises(ValueError, match="1h30m"):
+        parse_age_s(text)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "text"), [(0.033, "33ms"), (-1, "0ms"), (1.24, "1.2s"), (10, "10s"), (3900, "1h5m")]
+)
+def test_format_took_writes_short_times_exactly(took_s: float, text: str) -> None:
+    assert format_took(took_s) == text
