@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ from controlplane.config import (
 )
 from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
 from controlplane.domain.node import CapacityPolicy
+from controlplane.events.compaction import CompactionConfig, EventLogCompactor
+from controlplane.events.hub import EventHub
+from controlplane.events.waking_store import WakingStore
+from controlplane.events.watch import Watches
 from controlplane.operations.catalogue import WORKFLOWS
 from controlplane.operations.desk import OperationDesk
 from controlplane.operations.news import OperationNews
@@ -46,9 +50,11 @@ from controlplane.operations.worker import OperationWorker, WorkerConfig
 from controlplane.reconcile.keeper import Keeper
 from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.nodes import NodeService
 from controlplane.services.vms import VmService
+from controlplane.services.watches import WatchService
 from controlplane.state.engine import StoreLimits
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.faults import unavailability
@@ -84,9 +90,14 @@ class Addresses:
 class ControlPlane:
     """All parts of one control-plane process, wired together."""
 
-    def __init__(self, config: ControlPlaneConfig, store: Store) -> None:
+    def __init__(self, config: ControlPlaneConfig, database: Store) -> None:
         self._config = config
-        self._store = store
+        self._hub = EventHub(database)
+        store = self._store = WakingStore(database, self._hub.wake)
+        watches, event_lists = WatchService(Watches(database, self._hub)), EventListService(store)
+        self._compactor = EventLogCompactor(
+            store, utc_now, CompactionConfig(retention=timedelta(days=config.events.retention_days))
+        )
         self._daemons = GrpcDaemonPool(CallTimeouts(), _tls_files(config.nodes.tls))
         news = OperationNews()
         runner = Runner(store, self._daemons, WORKFLOWS, utc_now, RetryPolicy(), news.changed)
@@ -110,12 +121,16 @@ class ControlPlane:
         # Documented methods that this version does not fill are inherited and answer UNIMPLEMENTED, hence the ignores;
         # tests/contract/test_filled_methods.py lists them.
         vm_servicer = VmServicer(  # type: ignore[abstract]
-            VmService(store, self._daemons, desk, SchedulerConfig(config.scheduler.strategy), utc_now)
+            VmService(store, self._daemons, desk, SchedulerConfig(config.scheduler.strategy), utc_now),
+            watches,
+            event_lists,
         )
         node_servicer = NodeServicer(  # type: ignore[abstract]
             NodeService(store, policy, utc_now),
             self._heartbeats,
             HostReportService(store, desk, utc_now),
+            watches,
+            event_lists,
         )
         folder_servicer = FolderServicer()  # type: ignore[abstract]
         operation_servicer = OperationServicer(desk)
@@ -174,11 +189,12 @@ class ControlPlane:
 
     async def _run_in_background(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for work in (self._heartbeats, self._worker, self._keeper):
+            for work in (self._heartbeats, self._worker, self._keeper, self._hub, self._compactor):
                 group.create_task(work.run(), name=type(work).__name__)
 
     async def stop(self) -> None:
         """Refuse new calls, let running operations end, store what is pending, let go of everything."""
+        self._hub.stop()
         await self._http.stop()
         await self._rpc.stop(SHUTDOWN_GRACE_S)
         await self._worker.stop(SHUTDOWN_GRACE_S)

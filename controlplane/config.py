@@ -131,6 +131,13 @@ class OperationSettings(_Section):
     """How long operations are kept after they ended, and request ids are remembered."""
 
 
+class EventSettings(_Section):
+    """The log of events."""
+
+    retention_days: Annotated[float, Field(ge=0.01, le=3650)] = 7.0
+    """How long events are kept; a watch can continue from a revision that long."""
+
+
 class LogSettings(_Section):
     """Logging to standard error."""
 
@@ -151,6 +158,7 @@ class ControlPlaneConfig(BaseSettings):
     scheduler: SchedulerSettings = SchedulerSettings()
     nodes: NodeSettings = NodeSettings()
     operations: OperationSettings = OperationSettings()
+    events: EventSettings = EventSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

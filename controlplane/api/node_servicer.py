@@ -26,9 +26,9 @@ class NodeServicer(NodeServiceServicer):
         nodes: NodeService,
         heartbeats: HeartbeatService,
         reports: HostReportService,
-        watches: WatchService = None,
-        events: EventListService = None,
-    ) -> None:  # type: ignore
+        watches: WatchService,
+        events: EventListService,
+    ) -> None:
         self._nodes = nodes
         self._heartbeats = heartbeats
         self._reports = reports

@@ -23,7 +23,7 @@ from limiquantix.rpc.pipeline import CallContext
 class VmServicer(VMServiceServicer):
     """Methods not defined here are documented but not in this version; they answer UNIMPLEMENTED."""
 
-    def __init__(self, vms: VmService, watches: WatchService = None, events: EventListService = None) -> None:  # type: ignore
+    def __init__(self, vms: VmService, watches: WatchService, events: EventListService) -> None:
         self._vms = vms
         self._watches = watches
         self._events = events

@@ -129,6 +129,8 @@ def event_of_state(
     facts = {"state": VmStatus.PowerState.Name(after), "state_before": VmStatus.PowerState.Name(before)}
     if before == after:
         return Event(EventType.VM_UPDATED, f"VM {name} was changed", actor=actor)
+    if before == VmStatus.PROVISIONING and after == VmStatus.STOPPED:
+        return Event(EventType.VM_UPDATED, f"VM {name} is defined on its host", actor=actor, metadata=facts)
     if before == VmStatus.PAUSED and after == VmStatus.RUNNING:
         return Event(EventType.VM_RESUMED, f"VM {name} runs on", actor=actor, metadata=facts)
     default = (EventType.VM_STATE_CHANGED, f"is {facts['state']} now", Severity.INFO)

@@ -1,8 +1,11 @@
 """Reads the log of events once for all watchers of this process.
 
 One background task. When a commit of this process wakes it, and else ten times a second, it gives revisions to the
-entries that have none, whichever process wrote them, reads what is new and puts it into each watcher's queue. It never
-waits for a watcher. Nothing is kept here: what a watcher missed before it came, it reads from the database.
+entries that have none, whichever process wrote them, reads what is new and puts it into each watcher's queue. Nothing
+is kept here: what a watcher missed before it came, it reads from the database.
+
+After thousands of changes at once it is this process that cannot send as fast as it reads. Then the hub waits a little
+for those watchers whose clients do take their messages. For a client that does not, it never waits.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from controlplane.domain.event import LogPosition
 from controlplane.events.shared import SharedEvent, read_after
 from controlplane.events.subscription import QueueLimits, Subscription, Wants
 from controlplane.state.interface import Store, Transaction
-from limiquantix.errors import ApiError, Reason, Unavailable
+from limiquantix.errors import ApiError, Reason, ResourceExhausted, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -37,8 +40,12 @@ class HubConfig:
     """Between two looks under load, so that many commits share one."""
     batch_count: int = 200
     queue: QueueLimits = field(default_factory=QueueLimits)
-    stuck_s: float = 60.0
-    """A client that takes nothing of a message for so long is cut off."""
+    subscription_count: int = 800
+    """Watches at once. Each holds one of the calls that a server takes at once, and others must get through too."""
+    patience_s: float = 1.0
+    """Time that the hub leaves in all, in one look, to watchers that are behind."""
+    patience_with_message_s: float = 0.25
+    """A client that takes longer for one message gets none of it."""
     settle_s: float = 10.0
     first_backoff_s: float = 0.1
     longest_backoff_s: float = 2.0
@@ -61,6 +68,11 @@ class EventHub:
         """Watchers whose calls have not ended."""
         return len(self._subscriptions)
 
+    @property
+    def going_on_count(self) -> int:
+        """Those of them whose client did not fall behind."""
+        return sum(not each.has_ended for each in self._subscriptions)
+
     def wake(self) -> None:
         """Say that something was committed; cheap, and may be said for nothing."""
         if self._subscriptions:
@@ -77,8 +89,11 @@ class EventHub:
         """Subscribe to what is wanted of everything that is committed from now on, for as long as the context is open.
 
         Raises:
+            ResourceExhausted: there are too many watches.
             Unavailable: the database does not answer, or the process is about to stop.
         """
+        if len(self._subscriptions) >= self._config.subscription_count:
+            raise _too_many(self._config.subscription_count)
         if self._position is None:
             found = await self._store.read(lambda tx: tx.log_position())
             if self._position is None:
@@ -123,7 +138,6 @@ class EventHub:
                 backoff_s = min(max(backoff_s * 2, self._config.first_backoff_s), self._config.longest_backoff_s)
             else:
                 backoff_s = 0.0
-            self._cut_off_stuck()
 
     async def _pause(self, backoff_s: float) -> None:
         """Wait for a reason to look, but at least a little, and after failures longer."""
@@ -165,6 +179,7 @@ class EventHub:
 
     async def _hand_out(self) -> int:
         """Read what is new for the watchers and offer it to them; returns the end of the log."""
+        patience_ends_s = self._loop_time() + self._config.patience_s
         while True:
             position = self._position
             log, batch = await self._store.read(partial(self._read, after=position))
@@ -177,6 +192,7 @@ class EventHub:
                 self._offer(batch)
             if len(batch) < self._config.batch_count:
                 return log.revision
+            await self._let_catch_up(patience_ends_s)
 
     async def _read(self, tx: Transaction, after: int | None) -> tuple[LogPosition, Sequence[SharedEvent]]:
         log = await tx.log_position()
@@ -190,6 +206,13 @@ class EventHub:
             if was_going_on and subscription.has_ended:
                 _log.warning("watch_too_slow", delivered_revision=subscription.delivered)
 
+    async def _let_catch_up(self, until_s: float) -> None:
+        patience_s = self._config.patience_with_message_s
+        while (now_s := self._loop_time()) < until_s:
+            if not any(each.is_worth_waiting_for(now_s, patience_s) for each in self._subscriptions):
+                return
+            await asyncio.sleep(self._config.pause_s)
+
     def _lose_track(self, log: LogPosition) -> None:
         """End all watches: what comes next in the log is gone, or the database was put back to an earlier state."""
         _log.error("event_log_lost_track", position=self._position, oldest=log.compacted_revision, newest=log.revision)
@@ -198,18 +221,24 @@ class EventHub:
             subscription.end(error)
         self._position = log.revision
 
-    def _cut_off_stuck(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        for subscription in self._subscriptions:
-            if subscription.cut_off_if_stuck(now_s, self._config.stuck_s):
-                _log.warning("watch_cut_off", delivered_revision=subscription.delivered)
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
 
 
 def _stopping(delivered: int) -> Unavailable:
     return Unavailable(
-        Reason.STATE_UNAVAILABLE,
+        Reason.STOPPING,
         "this control plane is stopping; watch again, at another one or in a moment"
         + (f", with from_revision {delivered}" if delivered else ""),
         metadata={"from_revision": str(delivered)} if delivered else {},
         retry_after_s=1.0,
+    )
+
+
+def _too_many(limit: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        Reason.TOO_MANY_WATCHES,
+        f"this control plane has {limit} watches already; end some, or watch at another one",
+        retry_after_s=5.0,
     )

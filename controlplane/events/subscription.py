@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from controlplane.domain import errors
 from controlplane.events.shared import SharedEvent
@@ -31,6 +32,8 @@ class Subscription:
         position: revision up to which everything was offered to it.
         delivered: revision of the last entry that its watcher saw through; 0 if nobody could continue from there.
         is_up_to_date: whether the watcher lives from what waits here alone.
+        narrowed: another condition for entries, for as long as one is set.
+        rows: rows of a state that its watcher did not give to its client yet.
     """
 
     def __init__(self, start: int, wants: Wants, limits: QueueLimits) -> None:
@@ -38,15 +41,17 @@ class Subscription:
         self.position = start
         self.delivered = 0
         self.is_up_to_date = False
+        self.narrowed: Wants | None = None
+        self.rows: deque[Any] = deque()
         self._wants = wants
         self._limits = limits
         self._waiting: deque[SharedEvent] = deque()
         self._waiting_bytes = 0
-        self._woken = asyncio.Event()
+        self._waiter: asyncio.Future[bool] | None = None
         self._awaited_position: int | None = None
         self._error: ApiError | None = None
-        self._task: asyncio.Task[object] | None = None
         self._sending_since_s: float | None = None
+        self._loop = asyncio.get_running_loop()
 
     # -- the hub's side
 
@@ -55,22 +60,23 @@ class Subscription:
         if self._error is not None:
             return
         for shared in batch:
-            if self._wants(shared):
+            if self._wants(shared) and (self.narrowed is None or self.narrowed(shared)):
                 self._waiting.append(shared)
                 self._waiting_bytes += shared.size_bytes
         self.position = position
-        if len(self._waiting) > self._limits.entry_count or self._waiting_bytes > self._limits.total_bytes:
+        if self._fills(1.0):
             self.end(errors.watch_too_slow(self.delivered))
         elif self._waiting or (self._awaited_position is not None and position >= self._awaited_position):
-            self._woken.set()
+            self._wake()
 
     def end(self, error: ApiError) -> None:
         """Let the watcher fail with the error, and what waits for it go; the first end counts."""
         if self._error is None:
             self._error = error
             self._waiting.clear()
+            self.rows.clear()
             self._waiting_bytes = 0
-            self._woken.set()
+            self._wake()
 
     @property
     def covered(self) -> int:
@@ -88,24 +94,16 @@ class Subscription:
         """Entries that wait for the watcher."""
         return len(self._waiting)
 
-    def cut_off_if_stuck(self, now_s: float, limit_s: float) -> bool:
-        """Cancel the call if its client took nothing of a message for that long; True if so.
-
-        What the transport holds for such a client is small but for the message itself, which may be large, and there is
-        no other way to take it back.
-        """
-        if self._task is None or self._sending_since_s is None or now_s - self._sending_since_s < limit_s:
-            return False
-        self._sending_since_s = None
-        self._task.cancel()
-        return True
+    def is_worth_waiting_for(self, now_s: float, patience_s: float) -> bool:
+        """Whether much waits for a watcher whose client takes messages, none of them for longer than the patience."""
+        is_taking = self._sending_since_s is None or now_s - self._sending_since_s < patience_s
+        return is_taking and self._fills(0.5)
 
     # -- the watcher's side
 
     def begin_sending(self) -> None:
         """Say that from now on it is the client who is waited for."""
-        self._task = asyncio.current_task()
-        self._sending_since_s = asyncio.get_running_loop().time()
+        self._sending_since_s = self._loop.time()
 
     def end_sending(self) -> None:
         """Say that the client took the message."""
@@ -127,15 +125,8 @@ class Subscription:
     async def next(self, timeout_s: float | None = None) -> SharedEvent | None:
         """Wait for the next entry and take it; None if none came in time. Raises as `take`."""
         shared = self.take()
-        if shared is not None:
-            return shared
-        try:
-            async with asyncio.timeout(timeout_s):
-                while shared is None:
-                    await self._wait()
-                    shared = self.take()
-        except TimeoutError:
-            pass
+        if shared is None and await self._wait(timeout_s):
+            shared = self.take()
         return shared
 
     async def reach(self, revision: int) -> None:
@@ -150,10 +141,34 @@ class Subscription:
         finally:
             self._awaited_position = None
 
-    async def _wait(self) -> None:
-        self._woken.clear()
-        await self._woken.wait()
+    async def _wait(self, timeout_s: float | None = None) -> bool:
+        """Wait to be woken; False if that did not happen in time."""
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiter = waiter
+        # Not asyncio.timeout, which takes several times as long, for each message of each watch that has bookmarks.
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, _settle, waiter, False)
+        try:
+            return await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            _settle(self._waiter, True)
+
+    def _fills(self, share: float) -> bool:
+        return (
+            len(self._waiting) > share * self._limits.entry_count
+            or self._waiting_bytes > share * self._limits.total_bytes
+        )
 
     def _require_going_on(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _settle(waiter: asyncio.Future[bool], was_woken: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(was_woken)

@@ -111,6 +111,7 @@ class _State:
     revisions: list[int] = field(default_factory=list)
     unnumbered: list[set[str]] = field(default_factory=list)
     removed_ids: set[str] = field(default_factory=set)
+    is_reading: bool = False
 
     @property
     def revision(self) -> int:
@@ -123,6 +124,16 @@ class _State:
         self.unnumbered.append(unnumbered)
         if next_cursor is not None:
             self.bounds.append(_place_of(next_cursor))
+
+    def may_lack(self, shared: SharedEvent, place: Place) -> bool:
+        """Whether to keep an entry that comes now until `lacks` is asked.
+
+        A page that is not read yet will have all that came before; only while one is being read, nobody can tell.
+        """
+        is_ahead = bisect_left(self.bounds, place) >= len(self.revisions)
+        if is_ahead and shared.entry.resource_id not in self.removed_ids:
+            return self.is_reading
+        return self.lacks(shared, place)
 
     def lacks(self, shared: SharedEvent, place: Place) -> bool:
         """Whether the pages read so far do not have the change, nor will those still to come."""
@@ -186,17 +197,18 @@ class Watches:
     async def _state(self, view: StateView[MessageT], subscription: Subscription) -> AsyncGenerator[MessageT, None]:
         """Give all rows, with what changes meanwhile; then the log goes on from `subscription.delivered`."""
         state = _State()
+        subscription.narrowed = lambda shared: state.may_lack(shared, view.place(shared))
         held: MessageT | None = None
         after: Cursor | None = None
         while True:
-            log, unnumbered, page = await self._read(partial(_read_page, view, after, self._config.page_size))
-            state.add(log, unnumbered, page.next_cursor)
-            for message in page.messages:
-                if held is not None:
-                    yield held
-                held = message
+            page = await self._read_state(view, state, after)
+            subscription.rows.extend(page.messages)
             after = page.next_cursor
             del page
+            while subscription.rows:
+                if held is not None:
+                    yield held
+                held = subscription.rows.popleft() if subscription.rows else None
             if after is None:
                 break
             for message in _new_to(state, view, subscription):
@@ -210,6 +222,7 @@ class Watches:
             if held is not None:
                 yield held
             held = message
+        subscription.narrowed = None
         subscription.delivered = revision
         if held is not None:
             yield view.with_revision(held, revision)
@@ -258,6 +271,17 @@ class Watches:
                     continue
                 yield message
             sent_s = now_s()
+
+    async def _read_state(self, view: StateView[MessageT], state: _State, after: Cursor | None) -> StatePage[MessageT]:
+        async with self._reading:
+            state.is_reading = True
+            try:
+                found = await self._store.read(partial(_read_page, view, after, self._config.page_size))
+            finally:
+                state.is_reading = False
+        log, unnumbered, page = found
+        state.add(log, unnumbered, page.next_cursor)
+        return page
 
     async def _read(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
         async with self._reading:

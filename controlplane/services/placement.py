@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controlplane.domain import errors
+from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Capacity
 from controlplane.domain.vm import Vm
 from controlplane.scheduler.plan import Placement, SchedulerConfig, Unplaced, plan
@@ -43,7 +44,11 @@ async def place_vm(tx: Transaction, draft: Vm, config: SchedulerConfig, pinned_n
         node_id = await _claim_first(tx, outcome, request.size)
         if node_id is not None:
             placed = replace(draft, node_id=node_id)
-            await tx.insert_vm(placed)
+            facts = {"node_id": node_id}
+            await tx.insert_vm(
+                placed,
+                Event(EventType.VM_CREATED, f"VM {draft.name} was asked for", actor=draft.created_by, metadata=facts),
+            )
             return placed
     raise errors.no_node_fits("no node fits: other callers took the room on every node that had some", ())
 

@@ -267,7 +267,7 @@ async def test_deadline_of_the_caller_does_not_leave_half_a_vm(plane: RunningCon
     assert (answer.status, answer.code) == (504, "deadline_exceeded")
     gate.release()
 
-    stopped = await plane.vms.StopVM(vm_service_pb2.StopVMRequest(id=vm.id, force=True), timeout=DEADLINE_S)
+    stopped = await plane.vms.StopVM(vm_service_pb2.StopVMRequest(id=vm.id), timeout=DEADLINE_S)
 
     assert stopped.status.state == vm_pb2.VmStatus.STOPPED
     assert plane.daemon.methods(vm.id).count("reboot_vm") == 2

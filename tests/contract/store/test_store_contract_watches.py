@@ -90,20 +90,18 @@ class Writers:
         choice = random.Random(seed)
         for _ in range(60):
             slot = choice.randrange(len(self.ids))
+            work = partial(self._work, self.ids[slot], choice.choice(LABELS), choice.random())
             try:
-                await store.run(partial(self._work, choice, self.ids[slot], choice.choice(LABELS), choice.random()))
+                self.ids[slot] = await store.run(work)
             except (Aborted, AlreadyExists):
                 continue  # another writer was there first
-            if not self.gives_ids_again and not await store.read(partial(_has, self.ids[slot])):
-                self.ids[slot] = make_id()
             await asyncio.sleep(choice.choice([0, 0, 0.001, 0.01]))
 
-    async def _work(
-        self, choice: random.Random, vm_id: str, labels: dict[str, str], what: float, tx: Transaction
-    ) -> None:
+    async def _work(self, vm_id: str, labels: dict[str, str], what: float, tx: Transaction) -> str:
         number = str(next(self.numbers))
         vm = await tx.get_vm(vm_id)
         if vm is None:
+            vm_id = vm_id if self.gives_ids_again else make_id()
             await tx.insert_vm(make_vm(id=vm_id, name=vm_id, labels=labels, description=number))
         elif what < 0.2:
             # So that the removal has a number of its own.
@@ -113,10 +111,7 @@ class Writers:
             await tx.log_vm_event(vm, Event(EventType.VM_CONFLICT, "an alert"))
         else:
             await tx.update_vm(replace(vm, labels=labels, description=number))
-
-
-async def _has(vm_id: str, tx: Transaction) -> bool:
-    return await tx.get_vm(vm_id) is not None
+        return vm_id
 
 
 def expected(log: Sequence[LoggedEvent], labels: Mapping[str, str]) -> dict[str, list[Told]]:
