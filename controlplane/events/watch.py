@@ -110,7 +110,8 @@ class _State:
     bounds: list[Place] = field(default_factory=list)
     revisions: list[int] = field(default_factory=list)
     unnumbered: list[set[str]] = field(default_factory=list)
-    removed_ids: set[str] = field(default_factory=set)
+    removed_at: dict[str, int] = field(default_factory=dict)
+    """Revisions of removals that the pages do not have, by what was removed."""
     is_reading: bool = False
 
     @property
@@ -131,7 +132,7 @@ class _State:
         A page that is not read yet will have all that came before; only while one is being read, nobody can tell.
         """
         is_ahead = bisect_left(self.bounds, place) >= len(self.revisions)
-        if is_ahead and shared.entry.resource_id not in self.removed_ids:
+        if is_ahead and not self._is_of_removed(shared):
             return self.is_reading
         return self.lacks(shared, place)
 
@@ -139,14 +140,17 @@ class _State:
         """Whether the pages read so far do not have the change, nor will those still to come."""
         entry = shared.entry
         page = bisect_left(self.bounds, place)
-        is_new = entry.resource_id in self.removed_ids or (
+        is_new = self._is_of_removed(shared) or (
             page < len(self.revisions)
             and shared.revision > self.revisions[page]
             and entry.id not in self.unnumbered[page]
         )
         if is_new and entry.change is Change.DELETED:
-            self.removed_ids.add(entry.resource_id)
+            self.removed_at.setdefault(entry.resource_id, shared.revision)
         return is_new
+
+    def _is_of_removed(self, shared: SharedEvent) -> bool:
+        return shared.revision > self.removed_at.get(shared.entry.resource_id, shared.revision)
 
 
 class Watches:

@@ -290,14 +290,15 @@ class NodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchNode(self, request, context):
-        """Send the node now and after every change.
+        """Send the node now and after every change. Claims and measured load are no changes: `status.resources` and `vm_ids` are
+        as of some moment since the change before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchNodes(self, request, context):
-        """Send every matching node now, as ADDED, then each change.
+        """Send every matching node now, as ADDED, then each change; see `WatchNode` on what is one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -311,7 +312,7 @@ class NodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamEvents(self, request, context):
-        """Send what happens, as it happens.
+        """Send what happens, as it happens, in the order of `SystemEvent.revision`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

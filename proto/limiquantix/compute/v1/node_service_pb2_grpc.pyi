@@ -81,13 +81,15 @@ class NodeServiceStub:
     ListNodeEvents: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ListNodeEventsRequest, _node_service_pb2.ListNodeEventsResponse]
     """Read what happened to a node, newest first."""
     WatchNode: _grpc.UnaryStreamMultiCallable[_node_service_pb2.WatchNodeRequest, _node_pb2.Node]
-    """Send the node now and after every change."""
+    """Send the node now and after every change. Claims and measured load are no changes: `status.resources` and `vm_ids` are
+    as of some moment since the change before.
+    """
     WatchNodes: _grpc.UnaryStreamMultiCallable[_node_service_pb2.WatchNodesRequest, _node_service_pb2.NodeUpdate]
-    """Send every matching node now, as ADDED, then each change."""
+    """Send every matching node now, as ADDED, then each change; see `WatchNode` on what is one."""
     StreamNodeMetrics: _grpc.UnaryStreamMultiCallable[_node_service_pb2.StreamNodeMetricsRequest, _node_service_pb2.NodeMetrics]
     """Send a node's measures at an interval."""
     StreamEvents: _grpc.UnaryStreamMultiCallable[_node_service_pb2.StreamEventsRequest, _node_service_pb2.SystemEvent]
-    """Send what happens, as it happens."""
+    """Send what happens, as it happens, in the order of `SystemEvent.revision`."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -140,13 +142,15 @@ class NodeServiceAsyncStub(NodeServiceStub):
     ListNodeEvents: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ListNodeEventsRequest, _node_service_pb2.ListNodeEventsResponse]  # type: ignore[assignment]
     """Read what happened to a node, newest first."""
     WatchNode: _aio.UnaryStreamMultiCallable[_node_service_pb2.WatchNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
-    """Send the node now and after every change."""
+    """Send the node now and after every change. Claims and measured load are no changes: `status.resources` and `vm_ids` are
+    as of some moment since the change before.
+    """
     WatchNodes: _aio.UnaryStreamMultiCallable[_node_service_pb2.WatchNodesRequest, _node_service_pb2.NodeUpdate]  # type: ignore[assignment]
-    """Send every matching node now, as ADDED, then each change."""
+    """Send every matching node now, as ADDED, then each change; see `WatchNode` on what is one."""
     StreamNodeMetrics: _aio.UnaryStreamMultiCallable[_node_service_pb2.StreamNodeMetricsRequest, _node_service_pb2.NodeMetrics]  # type: ignore[assignment]
     """Send a node's measures at an interval."""
     StreamEvents: _aio.UnaryStreamMultiCallable[_node_service_pb2.StreamEventsRequest, _node_service_pb2.SystemEvent]  # type: ignore[assignment]
-    """Send what happens, as it happens."""
+    """Send what happens, as it happens, in the order of `SystemEvent.revision`."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Nodes: registration and reports by the node daemons, administration by people.
@@ -310,7 +314,9 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_service_pb2.WatchNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.Node], _abc.AsyncIterator[_node_pb2.Node]]:
-        """Send the node now and after every change."""
+        """Send the node now and after every change. Claims and measured load are no changes: `status.resources` and `vm_ids` are
+        as of some moment since the change before.
+        """
 
     @_abc_1.abstractmethod
     def WatchNodes(
@@ -318,7 +324,7 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_service_pb2.WatchNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.NodeUpdate], _abc.AsyncIterator[_node_service_pb2.NodeUpdate]]:
-        """Send every matching node now, as ADDED, then each change."""
+        """Send every matching node now, as ADDED, then each change; see `WatchNode` on what is one."""
 
     @_abc_1.abstractmethod
     def StreamNodeMetrics(
@@ -334,6 +340,6 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_service_pb2.StreamEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.SystemEvent], _abc.AsyncIterator[_node_service_pb2.SystemEvent]]:
-        """Send what happens, as it happens."""
+        """Send what happens, as it happens, in the order of `SystemEvent.revision`."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
