@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from controlplane.domain.operation import (
 from controlplane.domain.query import Cursor, Page
 from controlplane.domain.vm import Vm
 from controlplane.operations.news import OperationNews
-from controlplane.operations.steps import Clock, Workflows
+from controlplane.operations.steps import Clock, Located, Workflows
 from controlplane.operations.worker import OperationWorker
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import ApiError
@@ -61,7 +61,7 @@ class Caller:
 
 ANYBODY = Caller()
 
-Place = Callable[[Transaction], Awaitable[None]]
+Place = Callable[[Transaction], Awaitable[Located | None]]
 Check = Callable[[Vm], None]
 
 
@@ -75,8 +75,9 @@ class Order:
 
     `check` refuses, by raising an `ApiError`, what the VM does not allow; it is not asked while other operations are
     under way or wait, since the VM may be different when the turn of this one comes. `place` writes the intent for a
-    VM that does not exist yet, whose first generation is `generation`; both happen in the transaction that records the
-    operation. `preempts` says that it need not wait for what can be interrupted, and goes ahead of what waits.
+    VM that does not exist yet, whose first generation is `generation`, and may return it for the first step; both
+    happen in the transaction that records the operation. `preempts` says that it need not wait for what can be
+    interrupted, and goes ahead of what waits.
     """
 
     kind: str
@@ -87,6 +88,16 @@ class Order:
     place: Place | None = None
     generation: int = 1
     preempts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """An operation as it is in the database; `interrupted` are the ids of those that it goes before."""
+
+    operation: Operation
+    is_new: bool = True
+    interrupted: Sequence[str] = ()
+    located: Located | None = None
 
 
 class OperationDesk:
@@ -113,34 +124,35 @@ class OperationDesk:
             ApiError: whatever `check` or `place` refuses.
         """
         try:
-            operation, is_new, interrupted = await self._store.run(lambda tx: self._record(tx, order, caller))
+            recorded = await self._store.run(lambda tx: self._record(tx, order, caller))
         except ApiError as error:
             # The same request may have come twice at once: then the other one took the name, or the request id.
             first = await self._store.read(lambda tx: self._repeated(tx, caller))
             if first is None:
                 raise
             _log.info("request_came_twice", operation_id=first.id, reason=error.reason)
-            operation, is_new, interrupted = first, False, []
+            recorded = _Recorded(first, is_new=False)
+        operation = recorded.operation
         caller.on_operation(operation.id)
-        if not is_new:
+        if not recorded.is_new:
             return operation
-        for operation_id in interrupted:
+        for operation_id in recorded.interrupted:
             self._worker.cancel(operation_id)
         if operation.state == OperationState.QUEUED:
             await self._worker.start_next(operation.resource_id)
         else:
-            self._worker.launch(operation)
+            self._worker.launch(operation, recorded.located)
         return operation
 
-    async def _record(self, tx: Transaction, order: Order, caller: Caller) -> tuple[Operation, bool, list[str]]:
+    async def _record(self, tx: Transaction, order: Order, caller: Caller) -> _Recorded:
         found = await self._repeated(tx, caller)
         if found is not None:
-            return found, False, []
+            return _Recorded(found, is_new=False)
         if order.place is not None:
-            await order.place(tx)
+            located = await order.place(tx)
             operation = self._new(order, caller, order.generation, order.project_id, [])
             await tx.insert_operation(operation)
-            return operation, True, []
+            return _Recorded(operation, located=located)
         generation = await tx.next_generation(order.resource_id)  # first: later callers wait here for their turn
         vm = await tx.get_vm(order.resource_id)
         if generation is None or vm is None:
@@ -152,7 +164,7 @@ class OperationDesk:
             order.check(vm)
         operation = self._new(order, caller, generation, vm.project_id, queue)
         await tx.insert_operation(operation)
-        return operation, True, await self._interrupted(tx, operation, queue)
+        return _Recorded(operation, interrupted=await self._interrupted(tx, operation, queue))
 
     @staticmethod
     async def _repeated(tx: Transaction, caller: Caller) -> Operation | None:

@@ -19,7 +19,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from controlplane.daemons.interface import DaemonPool
 from controlplane.domain import errors
 from controlplane.domain.operation import Fault, Operation, OperationState, StepState
-from controlplane.operations.steps import Clock, Outcome, Run, Step, Workflow, Workflows
+from controlplane.operations.steps import Clock, Located, Outcome, Run, Step, Workflow, Workflows
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import Aborted, ApiError, Internal, Reason, Unavailable
 
@@ -80,11 +80,12 @@ class Runner:
         self._retries = retries
         self._on_change = on_change
 
-    async def run(self, operation: Operation, cancel: asyncio.Event) -> Operation:
+    async def run(self, operation: Operation, cancel: asyncio.Event, known: Located | None = None) -> Operation:
         """Carry an operation that this process owns to its end and return it as stored.
 
         Args:
             cancel: set when somebody wants it cancelled.
+            known: what was recorded with the operation, if that was just now, for the first step's first try.
 
         Raises:
             OwnershipLost: another process has it.
@@ -93,7 +94,7 @@ class Runner:
         workflow = self._workflows.of(operation.kind)
         steps = workflow.steps(operation.parameters)
         if operation.state == OperationState.RUNNING:
-            operation = await self._forward(operation, workflow, steps, cancel)
+            operation = await self._forward(operation, workflow, steps, cancel, known)
         if operation.state == OperationState.UNDOING:
             operation = await self._backward(operation, workflow, steps)
         return operation
@@ -101,7 +102,12 @@ class Runner:
     # -- forward
 
     async def _forward(
-        self, operation: Operation, workflow: Workflow, steps: Sequence[Step], cancel: asyncio.Event
+        self,
+        operation: Operation,
+        workflow: Workflow,
+        steps: Sequence[Step],
+        cancel: asyncio.Event,
+        known: Located | None,
     ) -> Operation:
         is_resumed = operation.attempt_count > 1
         try:
@@ -112,8 +118,9 @@ class Runner:
                     continue
                 if cancel.is_set() or operation.cancel_requested:
                     raise _Cancelled
-                operation = await self._step(operation, workflow, index, step, cancel, is_repeated=is_resumed)
-                is_resumed = False
+                begun = self._run_of(operation, is_repeated=is_resumed, known=known)
+                operation = await self._step(begun, workflow, index, step, cancel)
+                is_resumed, known = False, None
             return operation
         except _Cancelled:
             return await self._begin_undo(operation, Fault.of(await self._cancellation(operation)))
@@ -125,18 +132,9 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a defect of a step must not leave the operation without an end
             return await self._begin_undo(operation, Fault.of(_defect(operation, error)))
 
-    async def _step(
-        self,
-        operation: Operation,
-        workflow: Workflow,
-        index: int,
-        step: Step,
-        cancel: asyncio.Event,
-        *,
-        is_repeated: bool,
-    ) -> Operation:
+    async def _step(self, run: Run, workflow: Workflow, index: int, step: Step, cancel: asyncio.Event) -> Operation:
         """Do one step, note it as done, and end the operation if it is the last."""
-        operation, outcome = await self._do(operation, step, cancel, is_repeated=is_repeated)
+        operation, outcome = await self._do(run, step, cancel)
 
         async def note(tx: Transaction, latest: Operation) -> Operation:
             kept = await step.record(tx, self._run_of(latest), outcome)
@@ -151,14 +149,13 @@ class Runner:
 
         return await self._write(operation, note)
 
-    async def _do(
-        self, operation: Operation, step: Step, cancel: asyncio.Event, *, is_repeated: bool
-    ) -> tuple[Operation, Outcome]:
+    async def _do(self, run: Run, step: Step, cancel: asyncio.Event) -> tuple[Operation, Outcome]:
         """Do the host's part of a step, again if the host does not answer."""
+        operation = run.operation
         pauses_s = iter(self._retries.do_pauses_s)
         while True:
             try:
-                return operation, await self._do_once(operation, step, cancel, is_repeated=is_repeated)
+                return operation, await self._do_once(run, step, cancel)
             except ApiError as error:
                 if _is_stale(error):
                     operation = await self._with_newer_generation(operation, error)
@@ -168,18 +165,24 @@ class Runner:
                     await asyncio.sleep(pause_s)
                 else:
                     raise
-                is_repeated = True
+                run = self._run_of(operation, is_repeated=True)
             if cancel.is_set():
                 raise _Cancelled
 
     async def _waiting(self, operation: Operation, error: ApiError) -> Operation:
-        """Say what the operation waits for, once."""
-        if operation.waiting_for == error.message:
-            return operation
-        return await self._write(operation, lambda tx, latest: _advance(tx, replace(latest, waiting_for=error.message)))
+        """Say what the operation waits for, before it tries again with a newer generation.
 
-    async def _do_once(self, operation: Operation, step: Step, cancel: asyncio.Event, *, is_repeated: bool) -> Outcome:
-        acting = step.do(self._run_of(operation, is_repeated=is_repeated))
+        The command that was not answered may still be on its way. It must not come after the one that is sent next:
+        a power cut that arrives after the start that followed it would leave a VM off that was said to run.
+        """
+
+        async def note(tx: Transaction, latest: Operation) -> Operation:
+            return await self._with_new_generation(tx, replace(latest, waiting_for=error.message))
+
+        return await self._write(operation, note)
+
+    async def _do_once(self, run: Run, step: Step, cancel: asyncio.Event) -> Outcome:
+        acting = step.do(run)
         if not step.is_interruptible:
             return await acting
         doing = asyncio.ensure_future(acting)
@@ -283,8 +286,8 @@ class Runner:
 
     # -- shared
 
-    def _run_of(self, operation: Operation, *, is_repeated: bool = False) -> Run:
-        return Run(operation, self._store, self._daemons, self._now, is_repeated)
+    def _run_of(self, operation: Operation, *, is_repeated: bool = False, known: Located | None = None) -> Run:
+        return Run(operation, self._store, self._daemons, self._now, is_repeated, known)
 
     async def _cancellation(self, operation: Operation) -> ApiError:
         """Make the error of a cancelled operation, with the reason that was given for it."""

@@ -41,6 +41,14 @@ NOTHING = Outcome()
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """A VM as it was recorded with its operation, and its node."""
+
+    vm: Vm
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One attempt at one operation, as its steps see it."""
 
@@ -50,6 +58,8 @@ class Run:
     now: Clock
     is_repeated: bool = False
     """Whether the step may have been begun before, by this process or one that died."""
+    known: Located | None = None
+    """What this process recorded a moment ago, with the operation: nobody else changes its VM before the first step."""
 
     @property
     def parameters(self) -> Json:
@@ -63,6 +73,8 @@ class Run:
             NotFound: it is gone.
             FailedPrecondition: it is on no node.
         """
+        if self.known is not None:
+            return self.known.vm, self.daemons.daemon(self.known.node)
         vm_id = self.operation.resource_id
 
         async def read(tx: Transaction) -> tuple[Vm | None, Node | None]:

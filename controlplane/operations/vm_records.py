@@ -17,6 +17,7 @@ from controlplane.domain.vm import PowerState, Vm, observed
 from controlplane.operations.steps import Outcome
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1.vm_pb2 import VmStatus
+from limiquantix.errors import Reason
 from limiquantix.node.v1.node_daemon_pb2 import VMStatusResponse
 
 
@@ -76,17 +77,24 @@ async def record_status(
 async def record_failure(
     tx: Transaction, operation: Operation, fault: Fault, now: datetime, restart_count: int | None = None
 ) -> None:
-    """Write to the VM why its last operation failed; nothing if the VM is gone. `restart_count` None leaves that."""
+    """Write to the VM why its last operation failed; nothing if the VM is gone. `restart_count` None leaves that.
+
+    One that was cancelled is told in the log only: nothing is wrong with the VM.
+    """
     vm = await tx.get_vm(operation.resource_id)
     if vm is None:
         return
+    was_cancelled = fault.reason == Reason.OPERATION_CANCELLED
     event = Event(
         EventType.VM_OPERATION_FAILED,
         f"{operation.kind} of VM {vm.name} failed: {fault.message}",
-        Severity.ERROR,
+        Severity.INFO if was_cancelled else Severity.ERROR,
         operation.principal,
         {"operation_id": operation.id, "kind": operation.kind, "reason": fault.reason},
     )
+    if was_cancelled:
+        await tx.log_vm_event(vm, event)
+        return
     count = vm.restart_count if restart_count is None else restart_count
     await tx.update_vm(replace(vm, error_message=fault.message, restart_count=count, updated_at=now), event)
 

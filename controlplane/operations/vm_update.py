@@ -43,6 +43,11 @@ def parameters_of(request: UpdateVMRequest) -> Json:
     return {"request": fields, "paths": list(request.update_mask.paths)}
 
 
+def redefinition() -> Json:
+    """What the steps need in order to change nothing, and have the host define the VM as it is recorded."""
+    return {**parameters_of(UpdateVMRequest()), "redefines": True}
+
+
 def _request_of(parameters: Json) -> UpdateVMRequest:
     request = json_format.ParseDict(parameters["request"], UpdateVMRequest())
     request.update_mask.paths.extend(parameters["paths"])
@@ -77,6 +82,9 @@ class ApplyStep(DatabaseStep):
         request = _request_of(run.parameters)
         vm = await locked(tx, run.operation.resource_id)
         check_allowed(vm, request)
+        redefines = bool(run.parameters.get("redefines"))
+        if redefines:
+            require_state(vm, PowerOperation.RECONFIGURE)
         change = change_of(vm, request)
         changed = replace(
             vm,
@@ -91,7 +99,7 @@ class ApplyStep(DatabaseStep):
             raise errors.no_room_to_grow(vm.id, grown, await tx.get_node(vm.node_id))
         event = Event(EventType.VM_UPDATED, f"VM {vm.name} was changed", actor=run.operation.principal)
         await tx.update_vm(changed, event)
-        reaches_host = _reaches_host(vm, change)
+        reaches_host = redefines or _reaches_host(vm, change)
         if not reaches_host and shrunk != _NO_ROOM:
             await tx.release(vm.node_id, shrunk)
         return Outcome(

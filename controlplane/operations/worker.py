@@ -19,7 +19,7 @@ import structlog
 from controlplane.domain.operation import Operation, OperationState, Replica
 from controlplane.operations.news import OperationNews
 from controlplane.operations.runner import OwnershipLost, Runner, StoreAway
-from controlplane.operations.steps import Clock
+from controlplane.operations.steps import Clock, Located
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import ApiError
 
@@ -72,6 +72,7 @@ class Liveness:
 class _Job:
     ended: asyncio.Future[Operation | None]
     """The operation as it ended here; None if it did not."""
+    located: Located | None = None
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -166,12 +167,16 @@ class OperationWorker:
 
     # -- working
 
-    def launch(self, operation: Operation) -> None:
-        """Begin to work on an operation that this process owns; does nothing if it does already."""
+    def launch(self, operation: Operation, located: Located | None = None) -> None:
+        """Begin to work on an operation that this process owns; does nothing if it does already.
+
+        Args:
+            located: what was recorded with the operation, if that was just now.
+        """
         if operation.id in self._jobs or self._is_stopping:
             return
         loop = asyncio.get_running_loop()
-        job = self._jobs[operation.id] = _Job(loop.create_future())
+        job = self._jobs[operation.id] = _Job(loop.create_future(), located)
         task = loop.create_task(self._work(operation, job), name=f"operation-{operation.id}")
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -209,7 +214,7 @@ class OperationWorker:
     async def _to_its_end(self, operation: Operation, job: _Job) -> Operation:
         while True:
             try:
-                return await self._runner.run(operation, job.cancel)
+                return await self._runner.run(operation, job.cancel, job.located)
             except StoreAway:
                 _log.warning("operation_waits_for_the_database", operation_id=operation.id)
             operation = await self._read_again(operation)

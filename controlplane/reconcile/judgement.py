@@ -28,6 +28,7 @@ class Finding(enum.StrEnum):
     UPDATED = "UPDATED"
     STALE = "STALE"
     LOST = "LOST"
+    HALF_DELETED = "HALF_DELETED"
     KEPT = "KEPT"
     ABANDONED = "ABANDONED"
     MISPLACED = "MISPLACED"

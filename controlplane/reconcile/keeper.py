@@ -16,7 +16,7 @@ import structlog
 from controlplane.domain.vm import PowerOperation, PowerState, Vm
 from controlplane.operations.desk import OperationDesk, Order
 from controlplane.operations.vm_power import StartVm, require_allowed
-from controlplane.reconcile.reports import RECONCILER
+from controlplane.reconcile.repairs import RECONCILER
 from controlplane.state.interface import Store
 from limiquantix.compute.v1.vm_pb2 import HaPolicy
 from limiquantix.errors import ApiError

@@ -12,23 +12,21 @@ import structlog
 from controlplane.daemons.node_spec import REPORT_OF_STATE
 from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType, Severity
-from controlplane.domain.operation import DepartedVm, OperationFilter, OperationState
+from controlplane.domain.operation import DepartedVm
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState
-from controlplane.operations.desk import Caller, OperationDesk, Order
-from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm
+from controlplane.operations.desk import OperationDesk
 from controlplane.operations.vm_records import remove, size_of
-from controlplane.reconcile import judgement
+from controlplane.reconcile import judgement, repairs
 from controlplane.reconcile.judgement import Finding, Verdict
+from controlplane.reconcile.repairs import Leftover
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
-from limiquantix.errors import Aborted, ApiError
+from limiquantix.errors import Aborted
 from limiquantix.inventory import state_hash
 
 _log = structlog.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
-
-RECONCILER = Caller(principal="system:reconcile")
 
 _MAX_TRIES = 5
 """A whole state is compared in one transaction, which meets others that change the same VMs."""
@@ -44,7 +42,9 @@ class SyncOutcome:
     discovered: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
-    leftovers: list[api.VMStatusReport] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
+    half_deleted: list[str] = field(default_factory=list)
+    otherwise_defined: list[str] = field(default_factory=list)
     misplaced: list[tuple[str, str]] = field(default_factory=list)
     """(VM id, node it is placed on) of VMs this node has though they belong elsewhere."""
 
@@ -68,6 +68,8 @@ class HostReportService:
         if await self.store.read(lambda tx: self._is_known(tx, request)):
             return Finding.UPDATED.value  # mostly: what a command of ours did, which its answer told already
         done = await self._repeated(lambda tx: self._vm_changed(tx, request))
+        if done is Finding.HALF_DELETED:
+            await repairs.delete_again(self.desk, request.vm.id)
         if done is Finding.MISPLACED:
             _log.error("vm_misplaced", vm_id=request.vm.id, reported_by=request.node_id)
         return done.value
@@ -109,7 +111,11 @@ class HostReportService:
         """
         outcome = await self._repeated(lambda tx: self._full_state(tx, request))
         for leftover in outcome.leftovers:
-            await self._clean_up(request.node_id, leftover)
+            await repairs.clean_up(self.desk, request.node_id, leftover, self.now())
+        for vm_id in outcome.half_deleted:
+            await repairs.delete_again(self.desk, vm_id)
+        for vm_id in outcome.otherwise_defined:
+            await repairs.define_again(self.desk, vm_id)
         if outcome.lost or outcome.abandoned or outcome.misplaced or outcome.discovered or outcome.leftovers:
             _log.warning(
                 "full_sync_differs",
@@ -129,6 +135,7 @@ class HostReportService:
         outcome = SyncOutcome()
         reports = {report.id: report for report in request.vms}
         unchanged: dict[str, int] = {}
+        otherwise_defined: list[str] = []
         for vm in sorted(await tx.vms_on_node(node_id), key=lambda vm: vm.id):
             report = reports.pop(vm.id, None)
             if report is None:
@@ -140,7 +147,11 @@ class HostReportService:
             if verdict.finding is Finding.UPDATED and verdict.vm is None:
                 unchanged[vm.id] = report.state_change_count
             await self._apply(tx, verdict)
+            if verdict.finding is Finding.UPDATED and repairs.has_other_size(verdict.vm or vm, report):
+                otherwise_defined.append(vm.id)
         await tx.touch_vms(unchanged, now)
+        busy = await tx.active_resource_ids(otherwise_defined)  # their definition may just be changing
+        outcome.otherwise_defined = [vm_id for vm_id in otherwise_defined if vm_id not in busy]
         await self._not_placed_here(tx, node_id, reports, outcome)
         return outcome
 
@@ -150,6 +161,8 @@ class HostReportService:
             outcome.lost.append(vm_id)
         elif finding is Finding.ABANDONED:
             outcome.abandoned.append(vm_id)
+        elif finding is Finding.HALF_DELETED:
+            outcome.half_deleted.append(vm_id)
 
     async def _not_placed_here(
         self, tx: Transaction, node_id: str, reports: Mapping[str, api.VMStatusReport], outcome: SyncOutcome
@@ -157,8 +170,10 @@ class HostReportService:
         """Take in what the node has beyond what is placed there, and that it lost what it had beyond that."""
         now = self.now()
         departed = await tx.departed(node_id, reports)
-        gone = [vm_id for vm_id, each in departed.items() if each.node_id == node_id and vm_id not in reports]
-        await tx.remove_departed(gone)
+        gone = [each for vm_id, each in departed.items() if each.node_id == node_id and vm_id not in reports]
+        await tx.remove_departed([each.vm_id for each in gone if each.is_kept])
+        # Images of the others may be left even without a VM, which nobody reports.
+        outcome.leftovers += [Leftover(each.vm_id, each.power_state) for each in gone if not each.is_kept]
         for vm_id in sorted(reports):
             vm = await tx.get_vm(vm_id)
             if vm is not None:
@@ -169,7 +184,8 @@ class HostReportService:
                 case Finding.DISCOVERED:
                     outcome.discovered.append(vm_id)
                 case Finding.LEFTOVER:
-                    outcome.leftovers.append(reports[vm_id])
+                    state, generation = judgement.reported_state(reports[vm_id]), reports[vm_id].generation
+                    outcome.leftovers.append(Leftover(vm_id, state, generation))
         for vm in await tx.vms_seen_by(node_id):
             if vm.id not in reports:
                 await self._absent(tx, vm.id, node_id, 0)
@@ -187,7 +203,10 @@ class HostReportService:
         if vm is None:
             return Finding.KEPT
         is_busy = bool(await tx.active_resource_ids([vm_id]))
-        return await self._apply(tx, judgement.judge_absent(vm, node_id, change_count, self.now(), is_busy=is_busy))
+        verdict = judgement.judge_absent(vm, node_id, change_count, self.now(), is_busy=is_busy)
+        if verdict.finding is Finding.LOST and vm.is_managed and await repairs.is_half_deleted(tx, vm_id):
+            return Finding.HALF_DELETED
+        return await self._apply(tx, verdict)
 
     async def _apply(self, tx: Transaction, verdict: Verdict) -> Finding:
         if verdict.vm is not None and verdict.event is not None:
@@ -203,7 +222,7 @@ class HostReportService:
         """Take in a VM that a host has and the inventory does not."""
         if departed is None:
             departed = (await tx.departed("", [report.id])).get(report.id)
-        finding = judgement.judge_unknown(departed, was_ours=await self._was_ours(tx, report.id))
+        finding = judgement.judge_unknown(departed, was_ours=await repairs.was_ours(tx, report.id))
         if finding is Finding.DISCOVERED:
             await self._discover(tx, node_id, report)
         elif departed is not None and departed.power_state != judgement.reported_state(report):
@@ -212,16 +231,6 @@ class HostReportService:
                 DepartedVm(report.id, node_id, departed.is_kept, departed.reason, departed.departed_at, state)
             )
         return finding
-
-    @staticmethod
-    async def _was_ours(tx: Transaction, vm_id: str) -> bool:
-        """Whether it is on record that we deleted the VM, or failed to create it."""
-        ours = OperationFilter(resource_id=vm_id, kinds=frozenset({CreateVm.kind, DeleteVm.kind}))
-        for operation in (await tx.list_operations(ours, None, 10)).items:
-            succeeded = operation.state == OperationState.SUCCEEDED
-            if (operation.kind == DeleteVm.kind) == succeeded and operation.has_ended:
-                return True
-        return False
 
     async def _discover(self, tx: Transaction, node_id: str, report: api.VMStatusReport) -> None:
         name = await self._free_name(tx, report)
@@ -242,25 +251,6 @@ class HostReportService:
                 return name
         return report.id
 
-    async def _clean_up(self, node_id: str, leftover: api.VMStatusReport) -> None:
-        """Have what a failed create or a delete left on a host removed, unless that is under way."""
-
-        async def accept(tx: Transaction) -> None:
-            if await tx.active_resource_ids([leftover.id]):
-                raise errors.concurrent_change("vm", leftover.id)
-
-        order = Order(
-            CleanUpVm.kind,
-            leftover.id,
-            parameters={"node_id": node_id},
-            place=accept,
-            generation=leftover.generation + 1,
-        )
-        try:
-            await self.desk.submit(order, RECONCILER)
-        except ApiError as error:  # the next full sync finds it again
-            _log.info("leftover_not_cleaned_up", vm_id=leftover.id, reason=error.reason)
-
     async def _repeated(self, work: Callable[[Transaction], Awaitable[ResultT]]) -> ResultT:
         """Do the work, again if what it read was changed by others before it wrote."""
         for _ in range(_MAX_TRIES - 1):
@@ -277,6 +267,8 @@ async def expected_hash(tx: Transaction, node_id: str) -> str:
         vm_id: state for vm_id, state in (await tx.power_states_on_node(node_id)).items() if state not in _NOT_ON_HOST
     }
     states |= {vm.id: vm.sightings[node_id] for vm in await tx.vms_seen_by(node_id)}
-    departed = await tx.departed(node_id, ())
-    states |= {vm_id: each.power_state for vm_id, each in departed.items() if each.node_id == node_id}
+    for vm_id, each in (await tx.departed(node_id, ())).items():
+        # What is still to be removed there makes the digests differ, whether the host has a VM of it or images only:
+        # each full state that is sent therefore begins its removal again, until it is done.
+        states[vm_id] = each.power_state if each.is_kept else PowerState.UNKNOWN
     return state_hash({vm_id: REPORT_OF_STATE[state] for vm_id, state in states.items()})

@@ -1,0 +1,133 @@
+"""Asks for the operations that end what others left half done on a host, which a full state of that host shows.
+
+They are looked for in every full state anew, so nothing is lost if one cannot be asked for now or fails again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from controlplane.domain import errors
+from controlplane.domain.operation import DepartedVm, Fault, Operation, OperationFilter, OperationState, StepState
+from controlplane.domain.vm import PowerOperation, Vm, require_managed, require_state
+from controlplane.operations.desk import Caller, OperationDesk, Order
+from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, RemoveStep
+from controlplane.operations.vm_update import UpdateVm, redefinition
+from controlplane.state.interface import Transaction
+from limiquantix.compute.v1.node_service_pb2 import VMStatusReport
+from limiquantix.compute.v1.vm_pb2 import VmStatus
+from limiquantix.errors import ApiError, Reason
+
+_log = structlog.get_logger(__name__)
+
+RECONCILER = Caller(principal="system:reconcile")
+
+_NOT_BEGUN = frozenset({Reason.VM_STATE_FORBIDS, Reason.VM_NOT_MANAGED, Reason.NODE_NOT_PLACED, Reason.VM_NOT_FOUND})
+"""Faults of a deletion that say for sure that nothing was deleted."""
+
+_OPERATIONS_LOOKED_AT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something of a VM that is in no inventory: the VM itself, or only images of it, which no host reports.
+
+    `generation` is the newest one that the host told of, 0 if it did not tell.
+    """
+
+    id: str
+    state: VmStatus.PowerState.ValueType
+    generation: int = 0
+
+
+async def was_ours(tx: Transaction, vm_id: str) -> bool:
+    """Whether it is on record that we deleted a VM, or failed to create it."""
+    ours = OperationFilter(resource_id=vm_id, kinds=frozenset({CreateVm.kind, DeleteVm.kind}))
+    for operation in (await tx.list_operations(ours, None, 10)).items:
+        succeeded = operation.state == OperationState.SUCCEEDED
+        if (operation.kind == DeleteVm.kind) == succeeded and operation.has_ended:
+            return True
+    return False
+
+
+async def is_half_deleted(tx: Transaction, vm_id: str) -> bool:
+    """Whether the last that was asked of a VM is its deletion, which failed when the host may have begun with it."""
+    newest = await _newest_operation(tx, vm_id)
+    return (
+        newest is not None
+        and newest.kind == DeleteVm.kind
+        and newest.steps[0].name == RemoveStep.name
+        and newest.steps[0].state != StepState.DONE
+        and _may_have_begun(newest.fault)
+    )
+
+
+async def _newest_operation(tx: Transaction, vm_id: str) -> Operation | None:
+    page = await tx.list_operations(OperationFilter(resource_id=vm_id), None, _OPERATIONS_LOOKED_AT)
+    return max(page.items, key=lambda operation: operation.position, default=None)
+
+
+def _may_have_begun(fault: Fault | None) -> bool:
+    return fault is not None and fault.reason not in _NOT_BEGUN
+
+
+def has_other_size(vm: Vm, report: VMStatusReport) -> bool:
+    """Whether a host has a VM of ours, which is off, in another size than is recorded."""
+    if not vm.is_managed or not report.vcpu_count or not report.memory_mib:  # of an older daemon, which does not say
+        return False
+    try:
+        require_state(vm, PowerOperation.RECONFIGURE)
+    except ApiError:
+        return False
+    return (report.vcpu_count, report.memory_mib) != (vm.vcpu_count, vm.spec.memory.size_mib)
+
+
+async def clean_up(desk: OperationDesk, node_id: str, leftover: Leftover, now: datetime) -> None:
+    """Have a host remove what a failed create or a delete left there, unless that is under way.
+
+    Until that is done it is on record: after half of it, the host does not report the VM any more.
+    """
+
+    async def note(tx: Transaction) -> None:
+        if await tx.active_resource_ids([leftover.id]):
+            raise errors.concurrent_change("vm", leftover.id)
+        if leftover.id not in await tx.departed("", [leftover.id]):
+            reason = "its host has it, though it was deleted, or failed to be created"
+            await tx.insert_departed(DepartedVm(leftover.id, node_id, False, reason, now, leftover.state))
+
+    order = Order(
+        CleanUpVm.kind,
+        leftover.id,
+        parameters={"node_id": node_id},
+        place=note,
+        generation=leftover.generation + 1,
+    )
+    await _ask(desk, order)
+
+
+async def delete_again(desk: OperationDesk, vm_id: str) -> None:
+    """Have a deletion carried to its end of which the host had begun."""
+    order = Order(DeleteVm.kind, vm_id, parameters={"force": True, "inventory_only": False}, check=require_managed)
+    await _ask(desk, order)
+
+
+async def define_again(desk: OperationDesk, vm_id: str) -> None:
+    """Have a host define a VM as it is recorded."""
+
+    def check(vm: Vm) -> None:
+        require_managed(vm)
+        require_state(vm, PowerOperation.RECONFIGURE)
+
+    await _ask(desk, Order(UpdateVm.kind, vm_id, parameters=redefinition(), check=check))
+
+
+async def _ask(desk: OperationDesk, order: Order) -> None:
+    try:
+        operation = await desk.submit(order, RECONCILER)
+    except ApiError as error:  # the next full state shows it again
+        _log.info("repair_not_begun", kind=order.kind, vm_id=order.resource_id, reason=error.reason)
+    else:
+        _log.warning("repair_begun", kind=order.kind, vm_id=order.resource_id, operation_id=operation.id)
