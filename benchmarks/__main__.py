@@ -1,4 +1,4 @@
-"""`python -m benchmarks [lifecycle] [api] [memory]`: measure, and print the ratios."""
+"""`python -m benchmarks [part ...]`: measure, and print the ratios."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import click
 import uvloop
 
-from benchmarks.api import ApiEffort, measure_api
+from benchmarks.api import LARGE, SMALL, ApiEffort, measure_api
+from benchmarks.claims import ClaimEffort, measure_claims
+from benchmarks.creates import CreateEffort, measure_creates
 from benchmarks.lifecycle import measure_lifecycle
 from benchmarks.machine import observe_machine
 from benchmarks.measurement import Section
 from benchmarks.memory import measure_memory
 from benchmarks.report import to_json, to_text
+from benchmarks.watching import WatchEffort, measure_watching
 from controlplane.cli.dev.stack import ClusterFailed, HypervisorChoice
 
-PARTS = ("lifecycle", "api", "memory")
+PARTS = ("lifecycle", "api", "scale", "claims", "creates", "watches", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class Effort:
 
     lifecycle_pairs: int
     api: ApiEffort
+    scale: ApiEffort
+    claims: ClaimEffort
+    creates: CreateEffort
+    watches: WatchEffort
     memory_vm_count: int
     memory_hypervisors: tuple[HypervisorChoice, ...]
 
@@ -32,12 +39,20 @@ class Effort:
 FULL = Effort(
     lifecycle_pairs=24,
     api=ApiEffort(round_count=7, stretch_s=0.8),
+    scale=ApiEffort(round_count=5, stretch_s=0.8),
+    claims=ClaimEffort(round_count=5, stretch_s=1),
+    creates=CreateEffort(round_count=5, stretch_s=1.0),
+    watches=WatchEffort(round_count=5),
     memory_vm_count=100,
     memory_hypervisors=(HypervisorChoice.MOCK, HypervisorChoice.LIBVIRT),
 )
 QUICK = Effort(
     lifecycle_pairs=5,
     api=ApiEffort(round_count=3, stretch_s=0.2),
+    scale=ApiEffort(round_count=3, stretch_s=0.2),
+    claims=ClaimEffort(round_count=1, stretch_s=1),
+    creates=CreateEffort(round_count=1, stretch_s=0.5),
+    watches=WatchEffort(round_count=1),
     memory_vm_count=20,
     memory_hypervisors=(HypervisorChoice.MOCK,),
 )
@@ -63,7 +78,11 @@ def main(parts: Sequence[str], quick: bool, as_json: bool) -> None:
 async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
     measures: Mapping[str, Callable[[], Awaitable[Section]]] = {
         "lifecycle": lambda: measure_lifecycle(effort.lifecycle_pairs),
-        "api": lambda: measure_api(effort.api),
+        "api": lambda: measure_api(effort.api, SMALL),
+        "scale": lambda: measure_api(effort.scale, LARGE),
+        "claims": lambda: measure_claims(effort.claims),
+        "creates": lambda: measure_creates(effort.creates),
+        "watches": lambda: measure_watching(effort.watches),
         "memory": lambda: measure_memory(effort.memory_vm_count, effort.memory_hypervisors),
     }
     return [await measures[part]() for part in PARTS if part in parts]

@@ -28,13 +28,32 @@ _STOP_GRACE_S = 1.0
 
 
 class _Answers(grpc.GenericRpcHandler):
-    """Answers /benchmarks.Bare/<name> with the bytes of that name."""
+    """Answers /benchmarks.Bare/<name> with the bytes of that name; what is sent to Publish, every Watch gets."""
 
     def __init__(self, answers: dict[str, bytes]) -> None:
+        self._watching: set[asyncio.Queue[bytes]] = set()
         self._handlers: dict[str, Any] = {
             f"/{SERVICE}/{name}": grpc.unary_unary_rpc_method_handler(_answering(answer))
             for name, answer in answers.items()
         }
+        self._handlers[f"/{SERVICE}/Publish"] = grpc.unary_unary_rpc_method_handler(self._publish)
+        self._handlers[f"/{SERVICE}/Watch"] = grpc.unary_stream_rpc_method_handler(self._watch)
+
+    async def _publish(self, message: bytes, context: Any) -> bytes:
+        for queue in self._watching:
+            queue.put_nowait(message)
+        return b""
+
+    async def _watch(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Send at once what was asked with, to show that it listens, then what is published."""
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._watching.add(queue)
+        try:
+            yield request
+            while True:
+                yield await queue.get()
+        finally:
+            self._watching.discard(queue)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Find the handler of a method."""

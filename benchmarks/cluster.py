@@ -21,8 +21,13 @@ CACHE_DIR = Path(__file__).parents[1] / ".cache" / "benchmarks"
 _ROOM: dict[str, str] = {
     "LIMIQUANTIX_SCHEDULER__CPU_OVERCOMMIT_RATIO": "64",
     "LIMIQUANTIX_SCHEDULER__RESERVED_CORES": "0",
+    "LIMIQUANTIX_HYPERVISOR__MOCK__VCPU_COUNT": "4096",
+    "LIMIQUANTIX_HYPERVISOR__MOCK__MEMORY_MIB": str(2**24),
 }
-"""What the control plane is told besides: a hundred VMs that are never started must find room on two CPUs."""
+"""What the daemons are told besides: a hundred VMs that are never started must find room on two CPUs, and thousands on
+a simulated host."""
+
+DATABASE_URL = "LIMIQUANTIX_DATABASE__URL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,15 @@ class Measured:
 
 @asynccontextmanager
 async def running_cluster(
-    hypervisor: HypervisorChoice, prepare: Callable[[Path], Awaitable[None]] | None = None
+    hypervisor: HypervisorChoice,
+    prepare: Callable[[Path], Awaitable[None]] | None = None,
+    database_url: str | None = None,
 ) -> AsyncIterator[Measured]:
     """Run a control plane and one node daemon; all of it, and its data, is gone afterwards.
 
     Args:
         prepare: called with the data directory before anything is started.
+        database_url: another database than a SQLite file of its own; stays.
     """
     with tempfile.TemporaryDirectory(prefix="limiquantix-bench-") as name:
         data_dir = Path(name)
@@ -51,6 +59,9 @@ async def running_cluster(
         if prepare is not None:
             await prepare(data_dir)
         os.environ.update(_ROOM)  # this process is the benchmark's own; its daemons inherit
+        os.environ.pop(DATABASE_URL, None)
+        if database_url is not None:
+            os.environ[DATABASE_URL] = database_url
         async with Cluster(ClusterOptions(data_dir, CACHE_DIR, hypervisor, 1, 0, 0), tell) as cluster:
             yield Measured(cluster, data_dir, child_process("controlplane"), child_process("nodedaemon"))
 

@@ -33,15 +33,27 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a ratio is to reach; `later` is the stricter one that follows."""
+    """What a ratio is to reach; `later` is the stricter one that follows, if there is one."""
 
     limit: float
-    later: float
+    later: float | None = None
     better: Better = "lower"
 
     def is_met_by(self, ratio: float) -> bool:
         """Tell whether a median is good enough now."""
         return ratio <= self.limit if self.better == "lower" else ratio >= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What our own figure is to reach, in the unit of its row."""
+
+    value: float
+    better: Better = "lower"
+
+    def is_met_by(self, ours: float) -> bool:
+        """Tell whether a median is good enough."""
+        return ours <= self.value if self.better == "lower" else ours >= self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,7 @@ class Row:
     reference: float
     unit: str
     goal: Goal | None = None
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ class Section:
     """Figures that are no comparison, by group and name; the title of the group says the unit."""
 
 
-def compare(name: str, pairs: Sequence[Pair], unit: str, goal: Goal | None = None) -> Row:
+def compare(name: str, pairs: Sequence[Pair], unit: str, goal: Goal | None = None, limit: Limit | None = None) -> Row:
     """Make a row of measured pairs.
 
     Raises:
@@ -87,6 +100,7 @@ def compare(name: str, pairs: Sequence[Pair], unit: str, goal: Goal | None = Non
         statistics.median(pair.reference for pair in pairs),
         unit,
         goal,
+        limit,
     )
 
 

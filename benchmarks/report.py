@@ -48,10 +48,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _verdict(row: Row) -> str:
-    if row.goal is None:
-        return ""
-    word = "met" if row.goal.is_met_by(row.ratio.median) else "missed"
-    return f"goal {row.goal.limit:g} {word}, later {row.goal.later:g}"
+    verdicts = []
+    if row.goal is not None:
+        verdicts.append(f"goal {row.goal.limit:g} {_met(row.goal.is_met_by(row.ratio.median))}")
+        if row.goal.later is not None:
+            verdicts.append(f"later {row.goal.later:g}")
+    if row.limit is not None:
+        verdicts.append(f"goal {row.limit.value:g} {row.unit} {_met(row.limit.is_met_by(row.ours))}")
+    return ", ".join(verdicts)
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "missed"
 
 
 def _number(value: float) -> str:

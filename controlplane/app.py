@@ -55,7 +55,7 @@ from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.nodes import NodeService
 from controlplane.services.vms import VmService
 from controlplane.services.watches import WatchService
-from controlplane.state.engine import StoreLimits
+from controlplane.state.engine import SWITCH_INTERVAL_S, StoreLimits
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
@@ -228,6 +228,7 @@ def _with_port(address: str, port: int) -> str:
 
 async def serve(config: ControlPlaneConfig, ready_file: Path | None) -> None:
     """Run until SIGTERM or SIGINT."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo, NodeSpec, NodeStatus, SystemInfo
 
@@ -31,6 +32,15 @@ class NodeUsage:
 class Capacity:
     """What may be claimed on a node: over-commit applied, the host's own share taken off."""
 
+    vcpus: int
+    memory_bytes: int
+
+
+class NodeClaims(NamedTuple):
+    """What placements change of a node, and the version of all the rest. A tuple, since there is one for every node."""
+
+    node_id: str
+    version: int
     vcpus: int
     memory_bytes: int
 

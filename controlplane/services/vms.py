@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from google.protobuf.empty_pb2 import Empty
 
 from controlplane.daemons.interface import DaemonPool, NodeDaemon
 from controlplane.domain import documents, errors
-from controlplane.domain.operation import Json
+from controlplane.domain.operation import Json, Operation
 from controlplane.domain.query import Page, VmFilter
 from controlplane.domain.vm import (
     DEFAULT_PROJECT_ID,
@@ -29,10 +29,11 @@ from controlplane.domain.vm import (
 from controlplane.domain.vm_spec import filled_in
 from controlplane.operations import vm_life, vm_power, vm_update
 from controlplane.operations.desk import ANYBODY, Caller, OperationDesk, Order
+from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.macs import random_mac
 from controlplane.services.page_tokens import decode_cursor, page_limit
-from controlplane.services.placement import place_vm
+from controlplane.services.placement import NodeMemory, Placed, place_vm
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import DisplayConfig, VirtualMachine
@@ -44,13 +45,14 @@ MAX_CONSOLE_LOG_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class VmService:
-    """The use cases of VMs; holds no state of its own."""
+    """The use cases of VMs; holds no state of its own but `memory`, which only saves reading."""
 
     store: Store
     daemons: DaemonPool
     desk: OperationDesk
     scheduler: SchedulerConfig
     now: Callable[[], datetime]
+    memory: NodeMemory = field(default_factory=NodeMemory)
 
     # -- reading
 
@@ -123,8 +125,12 @@ class VmService:
             created_by=caller.principal,
         )
 
-        async def place(tx: Transaction) -> None:
-            await place_vm(tx, draft, self.scheduler, request.node_id)
+        placed: Placed | None = None
+
+        async def place(tx: Transaction) -> Located:
+            nonlocal placed
+            placed = await place_vm(tx, draft, self.scheduler, self.memory, request.node_id)
+            return Located(placed.vm, placed.node)
 
         order = Order(
             vm_life.CreateVm.kind,
@@ -133,7 +139,10 @@ class VmService:
             parameters={"start": request.start_on_create},
             place=place,
         )
-        return await self._answer(order, caller)
+        operation = await self.desk.submit(order, caller)
+        if placed is not None:
+            self.memory.seen = placed.seen
+        return await self._answer(operation, caller)
 
     async def delete(self, request: api.DeleteVMRequest, caller: Caller = ANYBODY) -> None:
         """Delete a VM: its definition and images on the host, its row and its claim.
@@ -166,7 +175,7 @@ class VmService:
 
     async def take_over(self, request: api.TakeOverVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Manage a VM that was found on a host and only shown so far. Idempotent."""
-        return await self._answer(Order(vm_life.TakeOverVm.kind, request.id), caller)
+        return await self._done(Order(vm_life.TakeOverVm.kind, request.id), caller)
 
     # -- changing
 
@@ -183,7 +192,7 @@ class VmService:
             parameters=vm_update.parameters_of(request),
             check=lambda vm: vm_update.check_allowed(vm, request),
         )
-        return await self._answer(order, caller)
+        return await self._done(order, caller)
 
     # -- power
 
@@ -236,11 +245,14 @@ class VmService:
             check=lambda vm: vm_power.require_allowed(vm, operation),
             preempts=preempts,
         )
-        return await self._answer(order, caller)
+        return await self._done(order, caller)
 
-    async def _answer(self, order: Order, caller: Caller) -> VirtualMachine:
-        """Have the operation done and return the VM as it is then, or as it is now to a caller who does not wait."""
-        operation = await self.desk.submit(order, caller)
+    async def _done(self, order: Order, caller: Caller) -> VirtualMachine:
+        """Have an operation done and answer with the VM."""
+        return await self._answer(await self.desk.submit(order, caller), caller)
+
+    async def _answer(self, operation: Operation, caller: Caller) -> VirtualMachine:
+        """Return the VM as it is when the operation has ended, or as it is now to a caller who does not wait."""
         if caller.waits or operation.has_ended:
             return await self.desk.answer(operation, VirtualMachine())
         return documents.virtual_machine(await self.get(operation.resource_id))

@@ -13,9 +13,10 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, literal, null, select, update
+from sqlalchemy import Connection, Integer, bindparam, delete, insert, literal, null, select, update
 
 from controlplane.domain.event import NODE, Change, Event, EventFilter, EventType, LoggedEvent, LogPosition
+from controlplane.state.prepared import Prepared, StoredRow
 from controlplane.state.schema import UtcMicroseconds, event_log_head, events
 
 _NUMBERED_AT_ONCE = 5_000
@@ -25,15 +26,22 @@ _OLD_OF_TEN = 9
 """Of ten entries, how many must be old for all of them to be removed."""
 
 _NUMBER = update(events).where(events.c.id == bindparam("event_id")).values(revision=bindparam("given"))
-_INSERT = insert(events)
+_INSERT = Prepared(insert(events))
+_AFTER = Prepared(
+    select(events)
+    .where(events.c.revision > bindparam("seen"))
+    .order_by(events.c.revision)
+    .limit(bindparam("most", type_=Integer))
+)
+_POSITION = Prepared(select(event_log_head).where(event_log_head.c.id == 1))
 _UNNUMBERED = events.c.revision.is_(None)
 
 
 def append(connection: Connection, logged: LoggedEvent, position: int) -> None:
     """Add an entry; `position` orders the entries of one transaction."""
     event = logged.event
-    connection.execute(
-        _INSERT,
+    _INSERT.change(
+        connection,
         {
             "id": logged.id or str(uuid.uuid4()),
             "revision": None,
@@ -112,7 +120,7 @@ def has_unnumbered(connection: Connection) -> bool:
 
 def position(connection: Connection) -> LogPosition:
     """Say where the log ends."""
-    head = connection.execute(select(event_log_head).where(event_log_head.c.id == 1)).one()
+    (head,) = _POSITION.all(connection, {})
     return LogPosition(head.revision, head.compacted_revision)
 
 
@@ -123,8 +131,7 @@ def unnumbered_ids(connection: Connection) -> set[str]:
 
 def after(connection: Connection, revision: int, limit: int) -> list[LoggedEvent]:
     """Entries with larger revisions, in order."""
-    later = select(events).where(events.c.revision > revision).order_by(events.c.revision).limit(limit)
-    return [_from_row(row) for row in connection.execute(later)]
+    return [_from_row(row) for row in _AFTER.all(connection, {"seen": revision, "most": limit})]
 
 
 def newest(connection: Connection, wanted: EventFilter, limit: int) -> list[LoggedEvent]:
@@ -174,7 +181,7 @@ def compact(connection: Connection, recorded_before: datetime, limit: int) -> in
     return cut_count
 
 
-def _from_row(row: Row[Any]) -> LoggedEvent:
+def _from_row(row: StoredRow) -> LoggedEvent:
     labels: Mapping[str, str] | None = row.labels_before
     return LoggedEvent(
         id=row.id,

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from controlplane.domain.event import Event, EventFilter, LoggedEvent, LogPosition
-from controlplane.domain.node import Capacity, Heartbeat, Node
+from controlplane.domain.node import Capacity, Heartbeat, Node, NodeClaims
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
 from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
 from controlplane.domain.vm import Vm
@@ -128,7 +128,15 @@ class Transaction(Protocol):
         ...
 
     async def all_nodes(self) -> Sequence[Node]:
-        """Every node, for placement; one query."""
+        """Every node; one query."""
+        ...
+
+    async def nodes(self, node_ids: Collection[str]) -> Sequence[Node]:
+        """Those of the nodes that exist, in no order; one query."""
+        ...
+
+    async def node_claims(self) -> Sequence[NodeClaims]:
+        """What is claimed on every node, for placement; one query that reads little of each."""
         ...
 
     async def vm_ids_by_node(self, node_ids: Collection[str]) -> dict[str, list[str]]:

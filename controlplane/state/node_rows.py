@@ -6,7 +6,7 @@ Contracts: `interface.Transaction`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -27,13 +27,16 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
-from controlplane.domain.node import Capacity, Heartbeat, Node, Phase
+from controlplane.domain.node import Capacity, Heartbeat, Node, NodeClaims, Phase
 from controlplane.domain.query import Cursor, NodeFilter, Page
 from controlplane.state import queries, records
 from controlplane.state.faults import Constraint, broken_constraint
+from controlplane.state.prepared import Prepared
 from controlplane.state.schema import UtcMicroseconds, node_labels, nodes
 
-_BY_ID = select(nodes).where(nodes.c.id == bindparam("wanted_id"))
+_BY_ID = Prepared(select(nodes).where(nodes.c.id == bindparam("wanted_id")))
+
+_CLAIMS = Prepared(select(nodes.c.id, nodes.c.version, nodes.c.allocated_vcpus, nodes.c.allocated_memory_bytes))
 
 _HEARTBEAT = update(nodes).where(
     nodes.c.id == bindparam("heard_of"),
@@ -55,8 +58,8 @@ def insert_node(connection: Connection, node: Node) -> None:
 
 def get_node(connection: Connection, node_id: str) -> Node | None:
     """Read one node."""
-    found = _read(connection, _BY_ID, {"wanted_id": node_id})
-    return found[0] if found else None
+    row = _BY_ID.first(connection, {"wanted_id": node_id})
+    return None if row is None else records.node_from_row(row, queries.labels_of(connection, node_labels, node_id))
 
 
 def get_node_by_hostname(connection: Connection, hostname: str) -> Node | None:
@@ -105,6 +108,16 @@ def all_nodes(connection: Connection) -> list[Node]:
     return _read(connection, queries.in_order(nodes, []))
 
 
+def some_nodes(connection: Connection, node_ids: Collection[str]) -> list[Node]:
+    """Those of the nodes that exist."""
+    return _read(connection, select(nodes).where(nodes.c.id.in_(sorted(node_ids)))) if node_ids else []
+
+
+def node_claims(connection: Connection) -> list[NodeClaims]:
+    """What is claimed on every node."""
+    return [NodeClaims._make(row) for row in _CLAIMS.all(connection, {})]
+
+
 def record_heartbeats(connection: Connection, heartbeats: Sequence[Heartbeat]) -> None:
     """Store several heartbeats; those of unknown nodes are ignored."""
     if not heartbeats:
@@ -131,12 +144,12 @@ def mark_silent_nodes(connection: Connection, heard_before: datetime, now: datet
 
 def claim(connection: Connection, node_id: str, size: Capacity) -> bool:
     """Add to what is allocated if it fits, in one statement; False also if there is no such node."""
-    return connection.execute(_CLAIM, _growth(node_id, size)).rowcount > 0
+    return _CLAIM.change(connection, _growth(node_id, size)) > 0
 
 
 def occupy(connection: Connection, node_id: str, size: Capacity) -> None:
     """Add to what is allocated whether it fits or not: for what is on the host already."""
-    connection.execute(_ALLOCATE, _growth(node_id, size))
+    _ALLOCATE.change(connection, _growth(node_id, size))
 
 
 def release(connection: Connection, node_id: str, size: Capacity) -> None:
@@ -147,7 +160,7 @@ def release(connection: Connection, node_id: str, size: Capacity) -> None:
     """
     if size.vcpus < 0 or size.memory_bytes < 0:
         raise ValueError(f"cannot release {size}; use claim for a part that grows")
-    connection.execute(_ALLOCATE, _growth(node_id, Capacity(-size.vcpus, -size.memory_bytes)))
+    _ALLOCATE.change(connection, _growth(node_id, Capacity(-size.vcpus, -size.memory_bytes)))
 
 
 def _growth(node_id: str, size: Capacity) -> dict[str, Any]:
@@ -168,22 +181,23 @@ def _allocation() -> Update:
     )
 
 
-# Made once, as in `vm_rows`.
 _MORE_VCPUS = bindparam("more_vcpus", type_=BigInteger)
 _MORE_MEMORY_BYTES = bindparam("more_memory_bytes", type_=BigInteger)
-_ALLOCATE = _allocation()
-_CLAIM = _ALLOCATE.where(
-    # A part that does not grow needs no room, even where others took more than there is.
-    or_(_MORE_VCPUS <= 0, nodes.c.allocated_vcpus + _MORE_VCPUS <= nodes.c.capacity_vcpus),
-    or_(
-        _MORE_MEMORY_BYTES <= 0,
-        nodes.c.allocated_memory_bytes + _MORE_MEMORY_BYTES <= nodes.c.capacity_memory_bytes,
-    ),
+_ALLOCATE = Prepared(_allocation())
+_CLAIM = Prepared(
+    _allocation().where(
+        # A part that does not grow needs no room, even where others took more than there is.
+        or_(_MORE_VCPUS <= 0, nodes.c.allocated_vcpus + _MORE_VCPUS <= nodes.c.capacity_vcpus),
+        or_(
+            _MORE_MEMORY_BYTES <= 0,
+            nodes.c.allocated_memory_bytes + _MORE_MEMORY_BYTES <= nodes.c.capacity_memory_bytes,
+        ),
+    )
 )
 
 
-def _read(connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Node]:
-    rows = connection.execute(query, parameters).all()
+def _read(connection: Connection, query: Select[Any]) -> list[Node]:
+    rows = connection.execute(query).all()
     labels = queries.read_labels(connection, node_labels, [row.id for row in rows])
     return [records.node_from_row(row, labels.get(row.id, {})) for row in rows]
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, insert, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, Select, bindparam, delete, insert, literal, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
@@ -26,32 +26,39 @@ from controlplane.domain.operation import (
 from controlplane.domain.query import Cursor, Page
 from controlplane.state import queries
 from controlplane.state.faults import Constraint, broken_constraint
+from controlplane.state.prepared import Prepared, StoredRow
 from controlplane.state.records import ColumnValues
 from controlplane.state.schema import UtcMicroseconds, departed_vms, operations, replicas
 
 _UNFINISHED = operations.c.ended_at.is_(None)
 
-# Made once, as in `vm_rows`.
-_INSERT = insert(operations)
-_BY_ID = select(operations).where(operations.c.id == bindparam("wanted_id"))
-_QUEUE = (
+_INSERT = Prepared(insert(operations))
+_BY_ID = Prepared(select(operations).where(operations.c.id == bindparam("wanted_id")))
+_OF_REQUEST = Prepared(
+    select(operations).where(
+        operations.c.principal == bindparam("asked_by"), operations.c.request_id == bindparam("wanted_id")
+    )
+)
+_QUEUE = Prepared(
     select(operations)
     .where(operations.c.resource_id == bindparam("wanted_id"), _UNFINISHED)
     .order_by(operations.c.preempts.desc(), operations.c.position)
 )
-_ADVANCE = update(operations).where(
-    operations.c.id == bindparam("read_id"),
-    operations.c.owner_id == bindparam("read_owner"),
-    operations.c.attempt_count == bindparam("read_attempt"),
-    operations.c.version == bindparam("read_version"),
-    _UNFINISHED,
+_ADVANCE = Prepared(
+    update(operations).where(
+        operations.c.id == bindparam("read_id"),
+        operations.c.owner_id == bindparam("read_owner"),
+        operations.c.attempt_count == bindparam("read_attempt"),
+        operations.c.version == bindparam("read_version"),
+        _UNFINISHED,
+    )
 )
 
 
 def insert_operation(connection: Connection, operation: Operation) -> None:
     """Add an operation; one of the same request is `Aborted`."""
     try:
-        connection.execute(_INSERT, _values(operation))
+        _INSERT.change(connection, _values(operation))
     except IntegrityError as error:
         if broken_constraint(error) is Constraint.CHECK:
             raise
@@ -60,20 +67,19 @@ def insert_operation(connection: Connection, operation: Operation) -> None:
 
 def get_operation(connection: Connection, operation_id: str) -> Operation | None:
     """Read one operation."""
-    row = connection.execute(_BY_ID, {"wanted_id": operation_id}).first()
+    row = _BY_ID.first(connection, {"wanted_id": operation_id})
     return None if row is None else _from_row(row)
 
 
 def operation_of_request(connection: Connection, principal: str, request_id: str) -> Operation | None:
     """Read the operation that a request made."""
-    of_request = and_(operations.c.principal == principal, operations.c.request_id == request_id)
-    row = connection.execute(select(operations).where(of_request)).first()
+    row = _OF_REQUEST.first(connection, {"asked_by": principal, "wanted_id": request_id})
     return None if row is None else _from_row(row)
 
 
 def queue_of(connection: Connection, resource_id: str) -> list[Operation]:
     """Unfinished operations on a resource, in the order in which they run; an active one comes first."""
-    found = [_from_row(row) for row in connection.execute(_QUEUE, {"wanted_id": resource_id})]
+    found = [_from_row(row) for row in _QUEUE.all(connection, {"wanted_id": resource_id})]
     return sorted(found, key=lambda operation: operation.state == OperationState.QUEUED)
 
 
@@ -102,7 +108,7 @@ def advance_operation(connection: Connection, operation: Operation) -> Operation
         "read_attempt": operation.attempt_count,
         "read_version": operation.version,
     }
-    return changed if connection.execute(_ADVANCE, values).rowcount > 0 else None
+    return changed if _ADVANCE.change(connection, values) > 0 else None
 
 
 def take_operation(connection: Connection, operation: Operation, version: int) -> bool:
@@ -247,7 +253,7 @@ def _progress(operation: Operation) -> ColumnValues:
     }
 
 
-def _from_row(row: Row[Any]) -> Operation:
+def _from_row(row: StoredRow) -> Operation:
     return Operation(
         id=row.id,
         kind=row.kind,

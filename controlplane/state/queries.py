@@ -24,6 +24,7 @@ from controlplane.domain.node import Node
 from controlplane.domain.operation import Operation
 from controlplane.domain.query import Cursor, Page
 from controlplane.domain.vm import Vm
+from controlplane.state.prepared import Prepared
 from controlplane.state.schema import UtcMicroseconds, node_labels, vm_labels
 
 Condition = ColumnElement[bool]
@@ -92,6 +93,11 @@ def read_labels(connection: Connection, table: Table, owner_ids: Collection[str]
     return labels
 
 
+def labels_of(connection: Connection, table: Table, owner_id: str) -> dict[str, str]:
+    """Labels of one owner."""
+    return {row.key: row.value for row in _LABELS_OF_ONE[table.name].all(connection, {"wanted_id": owner_id})}
+
+
 def replace_labels(
     connection: Connection, table: Table, owner_id: str, wanted: Mapping[str, str]
 ) -> Mapping[str, str] | None:
@@ -100,7 +106,7 @@ def replace_labels(
     Returns:
         The labels it had until now; None if they are the same.
     """
-    stored = read_labels(connection, table, [owner_id]).get(owner_id, {})
+    stored = labels_of(connection, table, owner_id)
     stale = [key for key, value in stored.items() if wanted.get(key) != value]
     if stale:
         connection.execute(delete(table).where(_owner_column(table) == owner_id, table.c.key.in_(stale)))
@@ -131,3 +137,7 @@ def _labels_query(table: Table) -> Select[Any]:
 
 
 _LABELS_OF: Mapping[str, Select[Any]] = {table.name: _labels_query(table) for table in (vm_labels, node_labels)}
+_LABELS_OF_ONE: Mapping[str, Prepared] = {
+    table.name: Prepared(select(table.c.key, table.c.value).where(_owner_column(table) == bindparam("wanted_id")))
+    for table in (vm_labels, node_labels)
+}

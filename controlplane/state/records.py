@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row
-
 from controlplane.domain.node import Capacity, Heartbeat, Node, NodeUsage
 from controlplane.domain.vm import Vm
+from controlplane.state.prepared import StoredRow
 from limiquantix.compute.v1.node_pb2 import NodeSpec, SystemInfo
 from limiquantix.compute.v1.vm_pb2 import VmSpec
 
@@ -52,7 +51,7 @@ def vm_values(vm: Vm) -> ColumnValues:
     }
 
 
-def vm_from_row(row: Row[Any], labels: Mapping[str, str]) -> Vm:
+def vm_from_row(row: StoredRow, labels: Mapping[str, str]) -> Vm:
     """Make the record of a row of `vms`."""
     return Vm(
         id=row.id,
@@ -121,7 +120,7 @@ def heartbeat_values(heartbeat: Heartbeat) -> ColumnValues:
     return {"last_heartbeat_at": heartbeat.at, **_usage_values(heartbeat.usage)}
 
 
-def node_from_row(row: Row[Any], labels: Mapping[str, str]) -> Node:
+def node_from_row(row: StoredRow, labels: Mapping[str, str]) -> Node:
     """Make the record of a row of `nodes`."""
     return Node(
         id=row.id,

@@ -4,8 +4,9 @@ Chosen settings (https://www.sqlite.org/pragma.html, https://www.sqlite.org/isol
 - WAL with `synchronous=FULL`: readers see a snapshot and never wait; a committed VM survives a power cut.
 - `isolation_level=None` and our own BEGIN: the driver would begin late and in deferred mode, where two transactions
   that read first and write then lose one of the updates or fail without waiting.
-- Writers begin with IMMEDIATE, from a pool of one connection: within a process they queue fairly for it, between
-  processes SQLite's busy handler makes them wait. Readers have connections of their own that refuse to write.
+- Writers begin with IMMEDIATE, from a pool of one connection: within a process they queue fairly for it and share
+  commits (see `group_commit`), between processes SQLite's busy handler makes them wait. Readers have connections of
+  their own that refuse to write.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
 
 from controlplane.state.engine import SessionPools, StoreLimits
-from controlplane.state.threads import ThreadSessionPool
+from controlplane.state.group_commit import GroupCommitPool, SharedSnapshotPool
 
 OLDEST_VERSION = (3, 35, 0)
 """First with UPDATE ... RETURNING."""
@@ -52,9 +53,14 @@ class SqliteDatabase:
     def pools(self, limits: StoreLimits) -> SessionPools:
         """Make a writer of one connection and the readers."""
         return SessionPools(
-            writer=self._pool("writer", 1, limits, "BEGIN IMMEDIATE", _writer_pragmas(limits.lock_wait_s)),
-            reader=self._pool(
-                "reader", limits.reader_count, limits, "BEGIN DEFERRED", _reader_pragmas(limits.lock_wait_s)
+            writer=GroupCommitPool(
+                self._engine(1, "BEGIN IMMEDIATE", _writer_pragmas(limits.lock_wait_s)), limits, "sqlite-writer"
+            ),
+            reader=SharedSnapshotPool(
+                self._engine(limits.reader_count, "BEGIN DEFERRED", _reader_pragmas(limits.lock_wait_s)),
+                limits.reader_count,
+                limits,
+                "sqlite-reader",
             ),
         )
 
@@ -96,19 +102,19 @@ class SqliteDatabase:
             "sqlite+pysqlite", database=f"file:{quote(str(self.path))}", query={"mode": "rw", "uri": "true"}
         )
 
-    def _pool(self, name: str, size: int, limits: StoreLimits, begin: str, pragmas: list[str]) -> ThreadSessionPool:
+    def _engine(self, connection_count: int, begin: str, pragmas: list[str]) -> Engine:
         engine = create_engine(
             self._url,
             poolclass=QueuePool,
-            pool_size=size,
+            pool_size=connection_count,
             pool_use_lifo=True,  # the connection used a moment ago has the pages in its cache
             max_overflow=0,
             hide_parameters=True,  # specs hold first-boot secrets, and errors are logged
-            # The pool hands a connection to another thread only between transactions.
+            # A connection changes threads only between transactions.
             connect_args={"isolation_level": None, "check_same_thread": False},
         )
         _prepare(engine, begin, pragmas)
-        return ThreadSessionPool(engine, size, limits, f"sqlite-{name}")
+        return engine
 
 
 def require_usable_sqlite() -> None:

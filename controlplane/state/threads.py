@@ -134,7 +134,7 @@ class ThreadSessionPool:
             _log.warning("the database does not end a transaction; its connection is out of use until it does")
 
 
-class _Abandoned(BaseException):
+class Abandoned(BaseException):
     """Ends a transaction whose caller has gone; no work may catch it as an error of its own."""
 
 
@@ -190,7 +190,7 @@ class ThreadSession:
 
     def _require_caller(self) -> None:
         if self._is_abandoned.is_set():
-            raise _Abandoned
+            raise Abandoned
 
 
 def drive(awaitable: Awaitable[ResultT]) -> ResultT:

@@ -26,7 +26,7 @@ from controlplane.domain.event import (
     LogPosition,
     Severity,
 )
-from controlplane.domain.node import Capacity, Heartbeat, Node
+from controlplane.domain.node import Capacity, Heartbeat, Node, NodeClaims
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
 from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
 from controlplane.domain.vm import PowerState, Vm
@@ -171,6 +171,14 @@ class SqlTransaction:
     async def all_nodes(self) -> Sequence[Node]:
         """Every node."""
         return await self._read(node_rows.all_nodes)
+
+    async def nodes(self, node_ids: Collection[str]) -> Sequence[Node]:
+        """Some nodes."""
+        return await self._read(lambda connection: node_rows.some_nodes(connection, node_ids))
+
+    async def node_claims(self) -> Sequence[NodeClaims]:
+        """What is claimed on every node."""
+        return await self._read(node_rows.node_claims)
 
     async def vm_ids_by_node(self, node_ids: Collection[str]) -> dict[str, list[str]]:
         """Ids of the VMs on each of the nodes."""

@@ -15,21 +15,22 @@ from controlplane.domain.query import Cursor, Page, VmFilter
 from controlplane.domain.vm import PowerState, Vm
 from controlplane.state import queries, records
 from controlplane.state.faults import Constraint, broken_constraint
+from controlplane.state.prepared import Prepared
 from controlplane.state.schema import vm_labels, vms
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 
-_BY_ID = select(vms).where(vms.c.id == bindparam("wanted_id"))
-_BY_ID_TO_CHANGE = _BY_ID.with_for_update(key_share=True)
+_WITH_ID = select(vms).where(vms.c.id == bindparam("wanted_id"))
+_BY_ID = Prepared(_WITH_ID)
+_BY_ID_TO_CHANGE = Prepared(_WITH_ID.with_for_update(key_share=True))
 """Keeps others from changing the row until the transaction ends, so that its version still holds when it is written.
 
 On SQLite, whose writers queue anyway, it is the same statement.
 """
 
-# Statements of the busiest paths are made once: making one costs as much as running it.
-_INSERT = insert(vms)
-_UPDATE = update(vms).where(vms.c.id == bindparam("read_id"), vms.c.version == bindparam("read_version"))
-_DELETE = delete(vms).where(vms.c.id == bindparam("wanted_id"))
-_COUNT = (
+_INSERT = Prepared(insert(vms))
+_UPDATE = Prepared(update(vms).where(vms.c.id == bindparam("read_id"), vms.c.version == bindparam("read_version")))
+_DELETE = Prepared(delete(vms).where(vms.c.id == bindparam("wanted_id")))
+_COUNT = Prepared(
     update(vms)
     .where(vms.c.id == bindparam("wanted_id"))
     .values(
@@ -41,7 +42,7 @@ _COUNT = (
     )
     .returning(vms.c.generation)
 )
-_STATES_ON_NODE = select(vms.c.id, vms.c.power_state).where(vms.c.node_id == bindparam("wanted_id"))
+_STATES_ON_NODE = Prepared(select(vms.c.id, vms.c.power_state).where(vms.c.node_id == bindparam("wanted_id")))
 _TOUCH = (
     update(vms)
     .where(vms.c.id == bindparam("touched_id"), vms.c.reported_change_count <= bindparam("count"))
@@ -52,7 +53,7 @@ _TOUCH = (
 def insert_vm(connection: Connection, vm: Vm) -> None:
     """Add a VM. An id in use, or a node that is gone, is Aborted."""
     try:
-        connection.execute(_INSERT, records.new_vm_values(vm))
+        _INSERT.change(connection, records.new_vm_values(vm))
     except IntegrityError as error:
         _refuse(vm, error)
     queries.insert_labels(connection, vm_labels, vm.id, vm.labels)
@@ -60,8 +61,8 @@ def insert_vm(connection: Connection, vm: Vm) -> None:
 
 def get_vm(connection: Connection, vm_id: str, *, to_change: bool = False) -> Vm | None:
     """Read one VM; `to_change` holds its row until the transaction ends."""
-    found = _read(connection, _BY_ID_TO_CHANGE if to_change else _BY_ID, {"wanted_id": vm_id})
-    return found[0] if found else None
+    row = (_BY_ID_TO_CHANGE if to_change else _BY_ID).first(connection, {"wanted_id": vm_id})
+    return None if row is None else records.vm_from_row(row, queries.labels_of(connection, vm_labels, vm_id))
 
 
 def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | None]:
@@ -73,7 +74,7 @@ def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | N
     changed = dataclasses.replace(vm, version=vm.version + 1)
     try:
         read = {"read_id": vm.id, "read_version": vm.version}
-        row_count = connection.execute(_UPDATE, records.vm_values(changed) | read).rowcount
+        row_count = _UPDATE.change(connection, records.vm_values(changed) | read)
     except IntegrityError as error:
         _refuse(vm, error)
     if row_count == 0:
@@ -83,12 +84,12 @@ def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | N
 
 def delete_vm(connection: Connection, vm_id: str) -> bool:
     """Remove a VM's row with its labels."""
-    return connection.execute(_DELETE, {"wanted_id": vm_id}).rowcount > 0
+    return _DELETE.change(connection, {"wanted_id": vm_id}) > 0
 
 
 def next_generation(connection: Connection, vm_id: str, at_least: int = 0) -> int | None:
     """Count the VM's generation up, beyond `at_least`; None if there is no such VM."""
-    row = connection.execute(_COUNT, {"wanted_id": vm_id, "at_least": at_least}).first()
+    row = _COUNT.first(connection, {"wanted_id": vm_id, "at_least": at_least})
     return None if row is None else int(row.generation)
 
 
@@ -125,7 +126,7 @@ def is_name_taken(connection: Connection, project_id: str, name: str) -> bool:
 
 def power_states_on_node(connection: Connection, node_id: str) -> dict[str, VmStatus.PowerState.ValueType]:
     """Recorded state of each VM placed on the node; reads no documents."""
-    return {row.id: row.power_state for row in connection.execute(_STATES_ON_NODE, {"wanted_id": node_id})}
+    return {row.id: row.power_state for row in _STATES_ON_NODE.all(connection, {"wanted_id": node_id})}
 
 
 def list_vms(connection: Connection, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
@@ -166,8 +167,8 @@ def vm_ids_by_node(connection: Connection, node_ids: Collection[str]) -> dict[st
     return by_node
 
 
-def _read(connection: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None) -> list[Vm]:
-    rows = connection.execute(query, parameters).all()
+def _read(connection: Connection, query: Select[Any]) -> list[Vm]:
+    rows = connection.execute(query).all()
     labels = queries.read_labels(connection, vm_labels, [row.id for row in rows])
     return [records.vm_from_row(row, labels.get(row.id, {})) for row in rows]
 

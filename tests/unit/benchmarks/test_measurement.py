@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measurement import Goal, Pair, compare, percentile
+from benchmarks.measurement import Better, Goal, Limit, Pair, compare, percentile
 
 
 def test_compare_takes_median_of_pair_ratios_not_ratio_of_medians() -> None:
@@ -51,3 +51,10 @@ def test_goal_where_higher_is_better_is_met_from_its_limit_on() -> None:
     goal = Goal(limit=0.5, later=0.8, better="higher")
     assert goal.is_met_by(0.5)
     assert not goal.is_met_by(0.49)
+
+
+@pytest.mark.parametrize(("better", "met", "missed"), [("lower", 10.0, 10.1), ("higher", 10.0, 9.9)])
+def test_limit_is_met_at_its_value(better: Better, met: float, missed: float) -> None:
+    limit = Limit(10.0, better)
+    assert limit.is_met_by(met)
+    assert not limit.is_met_by(missed)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.machine import Machine
-from benchmarks.measurement import Goal, Pair, Section, compare
+from benchmarks.measurement import Goal, Limit, Pair, Section, compare
 from benchmarks.report import to_json, to_text
 
 MACHINE = Machine(cpu_model="Test CPU", cpu_count=2, memory_mib=24 * 1024, kernel="6.1", python="3.11.7", load=0.25)
@@ -53,3 +53,14 @@ def test_json_holds_ratio_spread_and_goal_of_every_row() -> None:
     (shown,) = section["rows"]
     assert shown["ratio"] == {"median": 1.5, "lowest": 1.0, "highest": 2.0, "pair_count": 3}
     assert shown["goal"] == {"limit": 1.25, "later": 1.05, "better": "lower"}
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(10.0, "goal 10 ms met"), (10.5, "goal 10 ms missed")])
+def test_text_of_a_row_with_a_limit_of_its_own_says_whether_it_is_met(ours: float, verdict: str) -> None:
+    row = compare("ListVMs p50", [Pair(ours, 1.0)] * 2, "ms", limit=Limit(10.0))
+    assert to_text(MACHINE, [Section("scale", "title", (row,))]).endswith(verdict)
+
+
+def test_text_of_a_goal_without_a_later_one_names_none() -> None:
+    row = compare("claims", [Pair(30.0, 2.0)], "/s", Goal(10.0, better="higher"))
+    assert to_text(MACHINE, [Section("claims", "title", (row,))]).endswith("goal 10 met")
