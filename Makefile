@@ -10,7 +10,7 @@ quietly = @echo '· $(1)'; output=$$($(2) 2>&1) || { printf '%s\n' "$$output"; e
 # uv keeps versions that still fit; `make lock ARGS=--upgrade` takes the newest.
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help setup run demo test lint proto bench lock clean
+.PHONY: help setup run demo test test-faults lint proto bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-6s  %s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ demo: setup ## the same, but end once the VM has booted
 test: lint ## lint, then all tests, those with real VMs included
 	@echo '· pytest'
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
+
+test-faults: setup ## every fault at every step of every operation, and 250 random kills; prints the table
+	@LIMIQUANTIX_FAULTS=all $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/faults $(ARGS)
 
 lint: setup ## style, types, layers, dependencies, generated code
 	$(call quietly,ruff check,$(BIN)/ruff check -q .)

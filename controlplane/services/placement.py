@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from controlplane.domain import errors
+from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Capacity, Node, NodeClaims
 from controlplane.domain.vm import Vm
 from controlplane.scheduler.plan import Placement, SchedulerConfig, Unplaced, plan
@@ -88,7 +89,8 @@ async def place_vm(
         node_id = await _claim_first(tx, outcome, request.size)
         if node_id is not None:
             placed = replace(draft, node_id=node_id)
-            await tx.insert_vm(placed)
+            said = f"VM {draft.name} was asked for"
+            await tx.insert_vm(placed, Event(EventType.VM_CREATED, said, actor=draft.created_by))
             return Placed(placed, seen[node_id].node, seen)
     raise errors.no_node_fits("no node fits: other callers took the room on every node that had some", ())
 

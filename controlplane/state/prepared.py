@@ -40,9 +40,10 @@ class Prepared:
             found = cursor.fetchall()
         except Exception as error:  # noqa: BLE001 - translated
             _translate(error, connection, compiled.text, cursor)
-        description = cursor.description
+        if compiled.conversions is None:
+            compiled.learn(cursor.description, connection.dialect)
         cursor.close()
-        return compiled.rows(found, description, connection.dialect)
+        return compiled.rows(found)
 
     def first(self, connection: Connection, values: Mapping[str, Any]) -> StoredRow | None:
         """Execute it and return the first row; None if there is none."""
@@ -90,14 +91,16 @@ class _Compiled:
             return [values[name] if convert is None else convert(values[name]) for name, convert in self.binds]
         return {name: values[name] if convert is None else convert(values[name]) for name, convert in self.binds}
 
-    def rows(self, found: Sequence[Any], description: Sequence[Any], dialect: Dialect) -> list[StoredRow]:
+    def learn(self, description: Sequence[Any], dialect: Dialect) -> None:
+        """Choose the conversions, from how the driver describes the columns of the first result."""
+        makers = (
+            (place, kind.dialect_impl(dialect).result_processor(dialect, description[place][1]))
+            for place, kind in enumerate(self.columns)
+        )
+        self.conversions = tuple((place, convert) for place, convert in makers if convert is not None)
+
+    def rows(self, found: Sequence[Any]) -> list[StoredRow]:
         """Make rows of what the driver gave."""
-        if self.conversions is None:
-            makers = (
-                (place, kind.dialect_impl(dialect).result_processor(dialect, description[place][1]))
-                for place, kind in enumerate(self.columns)
-            )
-            self.conversions = tuple((place, convert) for place, convert in makers if convert is not None)
         if not self.conversions:
             return [self.make_row(each) for each in found]
         rows = []

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 CALLER_COUNT = 6
 QUIET_DEADLINE_S = 90.0
+PROGRESS_DEADLINE_S = 15.0
 SIMULATED = {"backend": "mock", "mock": {"vcpu_count": 64, "memory_mib": 65536, "boot_secs": 0, "shutdown_secs": 0.05}}
 
 RecordProperty = Callable[[str, object], None]
@@ -46,10 +47,17 @@ def spec_of(template: str = "") -> VmSpec:
     )
 
 
-async def kill_at_random(units: Units, count: int, chance: random.Random) -> None:
-    """Kill one program after the other and start it again, mostly once the last one is back."""
+async def until_answered(ledger: Ledger, count: int) -> None:
+    """Wait until so many more requests were answered, but not for ever: what hinders them may be the next to die."""
+    wanted, deadline = ledger.answered_count + count, time.monotonic() + PROGRESS_DEADLINE_S
+    while ledger.answered_count < wanted and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+
+
+async def kill_at_random(units: Units, count: int, chance: random.Random, ledger: Ledger) -> None:
+    """Kill one program after the other and start it again, mostly once the last one is back and of use."""
     for _ in range(count):
-        await asyncio.sleep(chance.uniform(0.0, 1.0))
+        await asyncio.sleep(chance.uniform(0.0, 0.5))
         planes, hosts = [plane.unit for plane in units.planes], [node.unit for node in units.nodes]
         victim = chance.choice(chance.choice((planes, hosts)))
         victim.kill()
@@ -57,6 +65,7 @@ async def kill_at_random(units: Units, count: int, chance: random.Random) -> Non
         victim.start()
         if chance.random() < 0.8:
             await victim.until_up()
+            await until_answered(ledger, chance.randrange(12))
     for unit in units.all():
         await unit.until_up()
 
@@ -86,7 +95,7 @@ async def storm(
         for caller in callers:
             group.create_task(caller.run(is_over))
         try:
-            await kill_at_random(units, KILL_COUNTS[name], random.Random(seed))
+            await kill_at_random(units, KILL_COUNTS[name], random.Random(seed), ledger)
         finally:
             is_over.set()
     storm_s = time.monotonic() - began_s

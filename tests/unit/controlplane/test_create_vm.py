@@ -7,8 +7,10 @@ import contextlib
 
 import pytest
 
+from controlplane.domain.event import EventFilter, EventType
 from controlplane.domain.node import Capacity
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState
+from controlplane.operations.desk import Caller
 from controlplane.operations.worker import WorkerConfig
 from controlplane.state.interface import Store
 from limiquantix.compute.v1.vm_pb2 import (
@@ -404,3 +406,13 @@ def _placed_by(policy: PlacementPolicy) -> VmSpec:
 
 def _delete(vm_id: str) -> DeleteVMRequest:
     return DeleteVMRequest(id=vm_id)
+
+
+async def test_log_says_who_asked_for_which_vm(world: World) -> None:
+    await world.add_node()
+    answer = await world.vms.service.create(create_request("web"), Caller(principal="ann"))
+
+    events = await world.store.read(lambda tx: tx.newest_events(EventFilter(resource_id=answer.id), 10))
+
+    assert events[-1].event.type == EventType.VM_CREATED
+    assert (events[-1].event.message, events[-1].event.actor) == ("VM web was asked for", "ann")
