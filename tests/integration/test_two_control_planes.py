@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from tests.support.databases import FRESH_DATABASES
 from tests.support.processes import ControlPlaneProcess, MockNodeProcess, start_control_plane, start_mock_node
@@ -28,8 +30,12 @@ Document = dict[str, Any]
 
 
 @pytest.fixture
-def planes(tmp_path: Path) -> Iterator[tuple[ControlPlaneProcess, ControlPlaneProcess]]:
-    url = FRESH_DATABASES["postgresql"](tmp_path)
+def url(tmp_path: Path) -> str:
+    return FRESH_DATABASES["postgresql"](tmp_path)
+
+
+@pytest.fixture
+def planes(tmp_path: Path, url: str) -> Iterator[tuple[ControlPlaneProcess, ControlPlaneProcess]]:
     settings = {
         "operations": {"lease_s": LEASE_S},
         "scheduler": {"cpu_overcommit_ratio": 1.0, "reserved_cores": 0},
@@ -69,15 +75,45 @@ def allocated_vcpus(plane: ControlPlaneProcess, node_id: str) -> int:
     return int(node["status"]["resources"]["cpu"].get("allocatedVcpus", 0))
 
 
+class ClaimSampler:
+    """Reads, again and again, what is claimed, what VMs there are and what fits, each time as of one commit."""
+
+    _QUERY = text("SELECT allocated_vcpus, (SELECT coalesce(sum(vcpus), 0) FROM vms), capacity_vcpus FROM nodes")
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.samples: list[tuple[int, int, int]] = []
+        """(claimed, sum of the VMs, capacity)"""
+
+    def __enter__(self) -> ClaimSampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+        self._engine.dispose()
+
+    def _run(self) -> None:
+        while not self._ends.wait(0.002):
+            with self._engine.connect() as connection:
+                claimed, used, capacity = connection.execute(self._QUERY).one()
+                self.samples.append((int(claimed), int(used), int(capacity)))
+
+
 def test_parallel_creates_through_both_place_exactly_what_fits(
-    planes: tuple[ControlPlaneProcess, ControlPlaneProcess], tmp_path: Path
+    planes: tuple[ControlPlaneProcess, ControlPlaneProcess], tmp_path: Path, url: str
 ) -> None:
     with start_mock_node(tmp_path / "node", *planes, vcpu_count=16, memory_mib=65536) as node:
-        with ThreadPoolExecutor(32) as callers:
+        with ClaimSampler(url) as sampler, ThreadPoolExecutor(32) as callers:
             answers = list(
                 callers.map(lambda n: post(planes[n % 2], "VMService/CreateVM", create_request(f"vm-{n}")), range(32))
             )
 
+        assert {claimed for claimed, _, _ in sampler.samples} > {0, 16}  # it looked while claims were made
+        assert all(claimed == used <= capacity == 16 for claimed, used, capacity in sampler.samples)
         placed = [answer for answer in answers if answer.is_success]
         refused = [answer.json() for answer in answers if not answer.is_success]
         assert {(each["code"], "need 1 vCPU" in each["message"]) for each in refused} == {("resource_exhausted", True)}
