@@ -11,10 +11,10 @@ from datetime import datetime
 import structlog
 
 from controlplane.domain import errors
-from controlplane.domain.operation import DepartedVm, Fault, Operation, OperationFilter, OperationState, StepState
+from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, OperationState
 from controlplane.domain.vm import PowerOperation, Vm, require_managed, require_state
 from controlplane.operations.desk import Caller, OperationDesk, Order
-from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, RemoveStep
+from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, RemoveStep, TakeOverVm
 from controlplane.operations.vm_update import UpdateVm, redefinition
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1.node_service_pb2 import VMStatusReport
@@ -27,6 +27,9 @@ RECONCILER = Caller(principal="system:reconcile")
 
 _NOT_BEGUN = frozenset({Reason.VM_STATE_FORBIDS, Reason.VM_NOT_MANAGED, Reason.NODE_NOT_PLACED, Reason.VM_NOT_FOUND})
 """Faults of a deletion that say for sure that nothing was deleted."""
+
+_WITHOUT_HOST = frozenset({TakeOverVm.kind, UpdateVm.kind})
+"""Kinds that need no host; an update says in its first step's result if it did."""
 
 _OPERATIONS_LOOKED_AT = 32
 
@@ -54,24 +57,33 @@ async def was_ours(tx: Transaction, vm_id: str) -> bool:
 
 
 async def is_half_deleted(tx: Transaction, vm_id: str) -> bool:
-    """Whether the last that was asked of a VM is its deletion, which failed when the host may have begun with it."""
-    newest = await _newest_operation(tx, vm_id)
+    """Whether a deletion of the VM failed when its host may have begun with it, and nothing showed the VM there since.
+
+    What was tried in vain after the deletion shows nothing: the VM may not have been there any more.
+    """
+    page = await tx.list_operations(OperationFilter(resource_id=vm_id), None, _OPERATIONS_LOOKED_AT)
+    in_order = sorted(page.items, key=lambda operation: operation.generation)  # that in which they were worked on
+    for operation in reversed(in_order):
+        if _is_deletion_in_doubt(operation):
+            return True
+        if _shows_vm(operation):
+            return False
+    return False
+
+
+def _is_deletion_in_doubt(operation: Operation) -> bool:
     return (
-        newest is not None
-        and newest.kind == DeleteVm.kind
-        and newest.steps[0].name == RemoveStep.name
-        and newest.steps[0].state != StepState.DONE
-        and _may_have_begun(newest.fault)
+        operation.kind == DeleteVm.kind
+        and operation.steps[0].name == RemoveStep.name
+        and operation.fault is not None
+        and operation.fault.reason not in _NOT_BEGUN
     )
 
 
-async def _newest_operation(tx: Transaction, vm_id: str) -> Operation | None:
-    page = await tx.list_operations(OperationFilter(resource_id=vm_id), None, _OPERATIONS_LOOKED_AT)
-    return max(page.items, key=lambda operation: operation.position, default=None)
-
-
-def _may_have_begun(fault: Fault | None) -> bool:
-    return fault is not None and fault.reason not in _NOT_BEGUN
+def _shows_vm(operation: Operation) -> bool:
+    """Whether an operation cannot have succeeded without its host having the VM."""
+    asked_host = operation.kind not in _WITHOUT_HOST or any(step.result.get("reaches_host") for step in operation.steps)
+    return operation.state == OperationState.SUCCEEDED and asked_host
 
 
 def has_other_size(vm: Vm, report: VMStatusReport) -> bool:

@@ -357,7 +357,9 @@ class Scene:
         if intruder is not None and (trouble := _trouble_of(intruder, end)):
             yield trouble
         if operation is None:
-            yield f"there is no operation; the caller heard {end.answer!r}"
+            # The bystander may have been first, and left nothing to do: that is refused at once.
+            if intruder is None or end.answer is None:
+                yield f"there is no operation; the caller heard {end.answer!r}"
             return
         state = OperationState.Name(operation.state)
         heard = end.answer.reason if end.answer is not None else ""

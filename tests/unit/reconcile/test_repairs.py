@@ -10,7 +10,7 @@ from controlplane.domain.operation import Operation, OperationFilter, OperationS
 from controlplane.domain.vm import PowerState
 from limiquantix.compute.v1 import node_service_pb2 as node_api
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
-from limiquantix.errors import Aborted, FailedPrecondition, Reason, Unavailable
+from limiquantix.errors import Aborted, FailedPrecondition, NotFound, Reason, Unavailable
 from limiquantix.inventory import state_hash
 from tests.support.control_plane_world import World
 from tests.support.fake_daemons import RUNNING, FakeDaemon, unreachable
@@ -116,6 +116,25 @@ async def test_vm_that_vanishes_after_a_deletion_that_was_refused_is_lost(
     outcome = await world.report_everything(node.id)
 
     assert (outcome.lost, outcome.half_deleted) == ([vm.id], [])
+
+
+async def test_deletion_in_doubt_is_ended_though_something_else_was_tried_in_vain_since(
+    world: World, node: Node, host: FakeDaemon
+) -> None:
+    vm = await world.create()
+    host.fail("delete_vm", unreachable(), after_acting=True)
+    with pytest.raises(Unavailable):
+        await world.vms.delete(vm_api.DeleteVMRequest(id=vm.id))
+    host.heal()
+    with pytest.raises(NotFound):
+        await world.vms.start(vm.id)
+    await world.vms.update(vm_api.UpdateVMRequest(id=vm.id, labels={"tier": "web"}))
+
+    outcome = await world.report_everything(node.id)
+    await world.settle()
+
+    assert (outcome.half_deleted, outcome.lost) == ([vm.id], [])
+    assert await world.stored(vm.id) is None
 
 
 async def test_vm_that_vanishes_after_something_else_was_done_with_it_is_lost(
