@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,10 +74,16 @@ def main(parts: Sequence[str], quick: bool, as_json: bool) -> None:
         sections = uvloop.run(_measure(parts or PARTS, QUICK if quick else FULL))
     except ClusterFailed as error:
         raise click.ClickException(str(error)) from error
+    except asyncio.CancelledError:
+        raise click.ClickException("ended by SIGTERM before everything was measured") from None
     click.echo(to_json(machine, sections) if as_json else to_text(machine, sections))
 
 
 async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    # As Ctrl-C: what was started is ended, and its files are removed.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     measures: Mapping[str, Callable[[], Awaitable[Section]]] = {
         "lifecycle": lambda: measure_lifecycle(effort.lifecycle_pairs),
         "api": lambda: measure_api(effort.api, SMALL),

@@ -52,7 +52,7 @@ class RetryPolicy:
     """
 
     do_pauses_s: tuple[float, ...] = (0.2, 0.5, 1.0)
-    undo_pauses_s: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 4.0)
+    undo_pauses_s: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
     store_pauses_s: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
     """For writing what happened while the database is away; after that another process, or this one, takes it up."""
 
