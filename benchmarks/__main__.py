@@ -62,7 +62,7 @@ QUICK = Effort(
 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS))
-@click.option("--quick", is_flag=True, help="Fewer pairs and VMs: under 40 seconds, and less to rely on.")
+@click.option("--quick", is_flag=True, help="Fewer pairs and VMs: a bit over a minute, and less to rely on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def main(parts: Sequence[str], quick: bool, as_json: bool) -> None:
     """Measure the product against what it stands on, all of it or the PARTS named.
