@@ -113,11 +113,6 @@ def _may_follow(before: Any, after: Any) -> bool:
     return bool(after.resource_version > before.resource_version)
 
 
-def has_unnumbered(connection: Connection) -> bool:
-    """Whether there is anything to give a revision to; takes no lock."""
-    return connection.execute(select(events.c.id).where(_UNNUMBERED).limit(1)).first() is not None
-
-
 def position(connection: Connection) -> LogPosition:
     """Say where the log ends."""
     (head,) = _POSITION.all(connection, {})

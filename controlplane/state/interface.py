@@ -265,10 +265,6 @@ class Transaction(Protocol):
         """
         ...
 
-    async def has_unnumbered_events(self) -> bool:
-        """Whether there is anything to give a revision to; takes no lock."""
-        ...
-
     async def log_position(self) -> LogPosition:
         """Say where the log ends."""
         ...

@@ -304,10 +304,6 @@ class SqlTransaction:
         """Give revisions."""
         return await self._write(event_rows.sequence)
 
-    async def has_unnumbered_events(self) -> bool:
-        """Whether there is anything to give a revision to."""
-        return await self._read(event_rows.has_unnumbered)
-
     async def log_position(self) -> LogPosition:
         """Say where the log ends."""
         return await self._read(event_rows.position)

@@ -98,7 +98,6 @@ async def test_work_that_fails_leaves_nothing_in_the_log(store: Store) -> None:
 async def test_entries_have_no_revision_until_they_are_numbered(store: Store) -> None:
     vms = [make_vm() for _ in range(3)]
     await add(store, *vms)
-    assert await store.read(lambda tx: tx.has_unnumbered_events())
     waiting = await store.read(lambda tx: tx.unnumbered_event_ids())
     assert (len(waiting), await store.read(lambda tx: tx.events_after(0, 10))) == (3, [])
     assert await store.read(lambda tx: tx.log_position()) == LogPosition(0, 0)
@@ -108,7 +107,6 @@ async def test_entries_have_no_revision_until_they_are_numbered(store: Store) ->
     log = await store.read(lambda tx: tx.events_after(0, 10))
     assert [entry.resource_id for entry in log] == [vm.id for vm in vms]  # as they were written in one transaction
     assert {entry.id for entry in log} == waiting
-    assert not await store.read(lambda tx: tx.has_unnumbered_events())
     assert await store.read(lambda tx: tx.unnumbered_event_ids()) == set()
     assert await store.read(lambda tx: tx.log_position()) == LogPosition(3, 0)
     assert await store.run(lambda tx: tx.sequence_events()) == LogPosition(3, 0)
@@ -138,7 +136,7 @@ async def test_reader_who_sees_a_revision_sees_all_smaller_ones(store: Store, ur
 
         writing = asyncio.gather(write(), write())
         seen: list[int] = []
-        while not writing.done() or await replica.read(lambda tx: tx.has_unnumbered_events()):
+        while not writing.done() or len(await replica.read(lambda tx: tx.unnumbered_event_ids())) > 0:
             await replica.run(lambda tx: tx.sequence_events())
             after = len(seen)
             seen.extend(entry.revision for entry in await store.read(lambda tx, a=after: tx.events_after(a, 7)))  # type: ignore[misc]

@@ -1410,7 +1410,10 @@ class VMChangeAck(_message.Message):
     acknowledged: _builtins.bool
     action: _builtins.str
     """What was done: "UPDATED", "LOST", "STALE" (a newer report is known), "DISCOVERED" (it was unknown and is shown
-    now), "IGNORED" (it was removed from the inventory or is being removed) or "MISPLACED" (it belongs to another node).
+    now), "IGNORED" (it is not in the inventory, and a full state will tell what it is), "LEFTOVER" (it was deleted, and
+    is still to be removed here), "MISPLACED" (it belongs to another node), "GONE_ELSEWHERE" (it belongs to another node,
+    and no longer is here), "KEPT" (it is gone, but an operation on it is under way, or it was LOST before),
+    "HALF_DELETED" (its deletion had begun, and is finished now) or "ABANDONED" (its creation was given up).
     """
     error: _builtins.str
     def __init__(
