@@ -18,24 +18,24 @@ from tests.support.control_plane_world import World, create_request
 def counted_statements() -> Iterator[list[str]]:
     """Collect every statement of the transactions that are begun meanwhile, but for what begins and ends them."""
     statements: list[str] = []
-    traced: list[Any] = []
+    counting = True
 
     def note(statement: str) -> None:
-        if statement.split(maxsplit=1)[0] not in {"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"}:
+        if counting and statement.split(maxsplit=1)[0] not in {"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"}:
             statements.append(statement)
 
     def trace(connection: Connection) -> None:
         driver_connection: Any = connection.connection.driver_connection
         driver_connection.set_trace_callback(note)
-        traced.append(driver_connection)
 
     event.listen(Engine, "begin", trace)
     try:
         yield statements
     finally:
         event.remove(Engine, "begin", trace)
-        for driver_connection in traced:
-            driver_connection.set_trace_callback(None)
+        # The callbacks stay until their connections are closed: sqlite3 would wait for a connection that runs a statement
+        # with the interpreter's lock held, and that statement's callback for the lock.
+        counting = False
 
 
 async def grow(world: World, node_count: int, vms_per_node: int) -> None:
