@@ -18,9 +18,9 @@ from hypothesis import settings
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
-# pytest-timeout raises in the main thread, which does nothing for a test whose main thread is stuck in C, waits for other
-# threads as it ends, or hands the exception to a task nobody awaits. Past this, the process says where each of its
-# threads is and ends; pytest-xdist names the test and goes on in a new process.
+# pytest-timeout raises in the main thread, which does nothing for a test whose main thread is stuck in C, waits for
+# other threads as it ends, or hands the exception to a task nobody awaits. Past this, the process says where each of
+# its threads is and ends; pytest-xdist names the test and goes on in a new process.
 _STUCK_AFTER_S = 200.0
 _REAL_STDERR = pytest.StashKey[int]()
 

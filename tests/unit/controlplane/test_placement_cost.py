@@ -33,8 +33,8 @@ def counted_statements() -> Iterator[list[str]]:
         yield statements
     finally:
         event.remove(Engine, "begin", trace)
-        # The callbacks stay until their connections are closed: sqlite3 would wait for a connection that runs a statement
-        # with the interpreter's lock held, and that statement's callback for the lock.
+        # The callbacks stay until their connections end: to remove one, sqlite3 would wait with the interpreter's
+        # lock held for a statement under way in another thread, whose callback waits for that lock.
         counting = False
 
 
