@@ -27,7 +27,7 @@ from controlplane.api.http.server import HttpServer
 from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.operation_servicer import OperationServicer
 from controlplane.api.unfilled import FolderServicer
-from controlplane.api.vm_servicer import VmServicer
+from controlplane.api.vm_servicer import VmServicer, VmServices
 from controlplane.config import (
     ConfigFileUnusable,
     ControlPlaneConfig,
@@ -53,7 +53,7 @@ from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.nodes import NodeService
-from controlplane.services.vms import VmService
+from controlplane.services.vm_calls import VmAccess
 from controlplane.services.watches import WatchService
 from controlplane.state.engine import SWITCH_INTERVAL_S, StoreLimits
 from controlplane.state.factory import create_store, migrate
@@ -121,9 +121,13 @@ class ControlPlane:
         # Documented methods that this version does not fill are inherited and answer UNIMPLEMENTED, hence the ignores;
         # tests/contract/test_filled_methods.py lists them.
         vm_servicer = VmServicer(  # type: ignore[abstract]
-            VmService(store, self._daemons, desk, SchedulerConfig(config.scheduler.strategy), utc_now),
-            watches,
-            event_lists,
+            VmServices.of(
+                VmAccess(store, self._daemons, desk),
+                SchedulerConfig(config.scheduler.strategy),
+                utc_now,
+                watches,
+                event_lists,
+            )
         )
         node_servicer = NodeServicer(  # type: ignore[abstract]
             NodeService(store, policy, utc_now),

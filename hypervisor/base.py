@@ -1,7 +1,7 @@
 """The interface every hypervisor backend implements.
 
 The core is small on purpose: what every backend can do for every VM. Powers that only some have (snapshots, hot-plug,
-migration) become ABCs of their own and are announced in `Capabilities`.
+guest agents) are ABCs of their own; a backend without one has None in its place.
 
 The rules that hold for every method, and that the shared contract suite (tests/contract) checks on every backend:
 
@@ -22,6 +22,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from hypervisor.devices import Devices
+from hypervisor.guests import GuestAgents
+from hypervisor.resizing import Resizing
+from hypervisor.snapshots import Snapshots
+from hypervisor.statistics import Statistics
 from hypervisor.types import Capabilities, Console, ConsoleLog, Health, VmConfig, VmEvent, VmStatus
 
 Listener = Callable[[VmEvent], None]
@@ -29,6 +34,31 @@ Listener = Callable[[VmEvent], None]
 
 class Hypervisor(ABC):
     """One hypervisor on one host."""
+
+    @property
+    @abstractmethod
+    def snapshots(self) -> Snapshots | None:
+        """Snapshots of VMs."""
+
+    @property
+    @abstractmethod
+    def devices(self) -> Devices | None:
+        """Attaching and detaching devices."""
+
+    @property
+    @abstractmethod
+    def resizing(self) -> Resizing | None:
+        """Changing CPU and memory of VMs that run."""
+
+    @property
+    @abstractmethod
+    def guests(self) -> GuestAgents | None:
+        """Agents inside guests."""
+
+    @property
+    @abstractmethod
+    def statistics(self) -> Statistics | None:
+        """What VMs use."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -124,6 +154,17 @@ class Hypervisor(ABC):
 
         Raises:
             WrongState: it is not paused.
+        """
+
+    @abstractmethod
+    async def suspend(self, vm_id: str) -> None:
+        """Save the guest's memory to disk and free it.
+
+        `start` continues where the guest was; `force_stop` drops what is saved.
+
+        Raises:
+            WrongState: it is not running.
+            Refused: it cannot be saved (a passed-through device, no space); it runs on.
         """
 
     @abstractmethod

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hypervisor.base import Hypervisor
 from hypervisor.errors import Unavailable
-from hypervisor.mock import MockHypervisor, MockSettings
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.host import MockSettings
 from hypervisor.types import Accelerator
 
 

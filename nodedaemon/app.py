@@ -16,7 +16,7 @@ import structlog
 import uvloop
 
 from hypervisor.errors import HypervisorError
-from hypervisor.mock import MockSettings
+from hypervisor.mock.host import MockSettings
 from hypervisor.registry import Backend, HypervisorSettings, create_hypervisor
 from hypervisor.types import Accelerator
 from limiquantix.errors import ApiError
@@ -24,6 +24,7 @@ from limiquantix.node.v1.node_daemon_pb2_grpc import add_NodeDaemonServiceServic
 from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import AddressInUse, RpcServer, TlsFiles
 from nodedaemon.change_count import DataDirError, StateChanges, next_boot_number
+from nodedaemon.commands import Commands
 from nodedaemon.config import ConfigError, NodeConfig, is_loopback, join_address, load_config, split_address
 from nodedaemon.control_plane import GrpcControlPlane
 from nodedaemon.disk_images import DiskImages
@@ -157,7 +158,7 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     stack.push_async_callback(actors.close, STOP_GRACE_S)
     # The generated stub calls every method abstract; those not overridden answer UNIMPLEMENTED.
     servicer = NodeDaemonServicer(  # type: ignore[abstract]
-        hypervisor, observer, actors, generations, DiskImages(paths), paths, report
+        hypervisor, observer, Commands(actors, generations), DiskImages(paths), paths, report
     )
 
     registry = build_registry()

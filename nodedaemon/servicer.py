@@ -1,16 +1,14 @@
 """NodeDaemonService: what the control plane may ask of this host.
 
-Methods of the contract that are not overridden here answer UNIMPLEMENTED. Every change of a VM goes through that VM's
-queue, and only if no command of a newer generation was taken, when it came and when its turn comes; reads do not wait.
+Methods of the contract that are not overridden here answer UNIMPLEMENTED. How requests are fenced and queued is in
+`nodedaemon.commands`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -20,31 +18,20 @@ from hypervisor.types import PowerState, VmStatus
 from limiquantix.errors import FailedPrecondition, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from limiquantix.node.v1 import node_daemon_pb2_grpc
+from nodedaemon.commands import CREATE_DEADLINE_S, POWER_DEADLINE_S, Commands, vm_id_of
 from nodedaemon.decode import DecodedVm, decode_vm
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.encode import to_status
-from nodedaemon.errors import hypervisor_errors
-from nodedaemon.generations import Generations
 from nodedaemon.host_report import AGENT_VERSION, HostReport
 from nodedaemon.observer import READ_DEADLINE_S, VmObserver
 from nodedaemon.storage_paths import StoragePaths
-from nodedaemon.vm_actor import VmActors
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeDaemonService"].full_name
-
-POWER_DEADLINE_S = 60.0
-"""A start or a stop without a guest's say; libvirt itself gives up on QEMU after 30 s."""
-
-CREATE_DEADLINE_S = 300.0
-"""Up to 64 disks of some seconds each on slow storage."""
 
 DEFAULT_STOP_TIMEOUT_S = 30
 DEFAULT_LOG_BYTES = 64 * 2**10
 
 _OFF = (PowerState.STOPPED, PowerState.CRASHED)
-
-ResultT = TypeVar("ResultT")
-_Command = pb.VMIdRequest | pb.StopVMRequest | pb.CreateVMOnNodeRequest | pb.ReconfigureVMRequest
 
 
 class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
@@ -54,16 +41,14 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         self,
         hypervisor: Hypervisor,
         observer: VmObserver,
-        actors: VmActors,
-        generations: Generations,
+        commands: Commands,
         images: DiskImages,
         paths: StoragePaths,
         report: HostReport,
     ) -> None:
         self._hypervisor = hypervisor
         self._observer = observer
-        self._actors = actors
-        self._generations = generations
+        self._commands = commands
         self._images = images
         self._paths = paths
         self._report = report
@@ -89,7 +74,9 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         """Make the images and define the VM; all or nothing. Idempotent for the same configuration."""
         decoded = await self._decode(request)
         vm_id = decoded.config.vm_id
-        is_new = await self._change(request, lambda: self._create(vm_id, decoded), deadline_s=CREATE_DEADLINE_S)
+        is_new = await self._commands.change(
+            request, lambda: self._create(vm_id, decoded), deadline_s=CREATE_DEADLINE_S
+        )
         message = "created" if is_new else "exists with this configuration"
         status = to_status(await self._observer.read(vm_id))
         return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message, status=status)
@@ -97,22 +84,22 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
     async def ReconfigureVM(self, request: pb.ReconfigureVMRequest, context: Any) -> Empty:
         """Redefine a VM that is off: new disks are made, larger ones grown; images of disks left out stay."""
         decoded = await self._decode(request)
-        await self._change(
+        await self._commands.change(
             request, lambda: self._reconfigure(decoded.config.vm_id, decoded), deadline_s=CREATE_DEADLINE_S
         )
         return Empty()
 
     async def StartVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Start it."""
-        await self._change(request, lambda: self._hypervisor.start(_vm_id(request)))
+        await self._commands.change(request, lambda: self._hypervisor.start(vm_id_of(request)))
         return Empty()
 
     async def StopVM(self, request: pb.StopVMRequest, context: Any) -> Empty:
         """Ask the guest to shut down, and wait: 30 s unless the request says otherwise, or until a newer command."""
         timeout_s = request.timeout_seconds or DEFAULT_STOP_TIMEOUT_S
-        await self._change(
+        await self._commands.change(
             request,
-            lambda: self._hypervisor.stop(_vm_id(request), timeout_s),
+            lambda: self._hypervisor.stop(vm_id_of(request), timeout_s),
             deadline_s=timeout_s + POWER_DEADLINE_S,
             takes_slot=False,
             is_interruptible=True,
@@ -121,32 +108,39 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def ForceStopVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Pull the plug."""
-        await self._change(request, lambda: self._hypervisor.force_stop(_vm_id(request)))
+        await self._commands.change(request, lambda: self._hypervisor.force_stop(vm_id_of(request)))
         return Empty()
 
     async def RebootVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Reboot the guest; waits until that begins, or until a newer command."""
-        await self._change(request, lambda: self._hypervisor.reboot(_vm_id(request)), is_interruptible=True)
+        await self._commands.change(request, lambda: self._hypervisor.reboot(vm_id_of(request)), is_interruptible=True)
         return Empty()
 
     async def PauseVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Stop its vCPUs."""
-        await self._change(request, lambda: self._hypervisor.pause(_vm_id(request)))
+        await self._commands.change(request, lambda: self._hypervisor.pause(vm_id_of(request)))
         return Empty()
 
     async def ResumeVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Let its vCPUs run again."""
-        await self._change(request, lambda: self._hypervisor.resume(_vm_id(request)))
+        await self._commands.change(request, lambda: self._hypervisor.resume(vm_id_of(request)))
+        return Empty()
+
+    async def SuspendVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Save its memory to disk and let its process end."""
+        await self._commands.change(
+            request, lambda: self._hypervisor.suspend(vm_id_of(request)), deadline_s=CREATE_DEADLINE_S
+        )
         return Empty()
 
     async def DeleteVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Remove the definition, then the images; refused while it runs. Succeeds if it does not exist."""
-        await self._change(request, lambda: self._delete(_vm_id(request)), deadline_s=CREATE_DEADLINE_S)
+        await self._commands.change(request, lambda: self._delete(vm_id_of(request)), deadline_s=CREATE_DEADLINE_S)
         return Empty()
 
     async def GetVMStatus(self, request: pb.VMIdRequest, context: Any) -> pb.VMStatusResponse:
         """Say what the VM is now."""
-        return to_status(await self._observer.read(_vm_id(request)))
+        return to_status(await self._observer.read(vm_id_of(request)))
 
     async def ListVMs(self, request: Empty, context: Any) -> pb.ListVMsOnNodeResponse:
         """Every VM of this host, also those LimiQuantix did not define."""
@@ -154,55 +148,23 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def GetConsole(self, request: pb.VMIdRequest, context: Any) -> pb.ConsoleInfoResponse:
         """Say where the graphical console listens on this host."""
-        vm_id = _vm_id(request)
-        with hypervisor_errors(vm_id):
-            async with asyncio.timeout(READ_DEADLINE_S):
-                console = await self._hypervisor.console(vm_id)
+        console = await self._commands.read(request, self._hypervisor.console)
         return pb.ConsoleInfoResponse(
             type=console.kind, host=console.host, port=console.port, password=console.password
         )
 
     async def GetConsoleLog(self, request: pb.GetConsoleLogRequest, context: Any) -> pb.GetConsoleLogResponse:
         """Read what the guest wrote to its serial console."""
-        vm_id = _vm_id(request)
-        with hypervisor_errors(vm_id):
-            async with asyncio.timeout(READ_DEADLINE_S):
-                log = await self._hypervisor.read_console_log(
-                    vm_id, request.offset, request.max_bytes or DEFAULT_LOG_BYTES
-                )
+        max_bytes = request.max_bytes or DEFAULT_LOG_BYTES
+        log = await self._commands.read(
+            request, lambda vm_id: self._hypervisor.read_console_log(vm_id, request.offset, max_bytes)
+        )
         return pb.GetConsoleLogResponse(data=log.data, next_offset=log.next_offset, size_bytes=log.size_bytes)
-
-    async def _change(
-        self,
-        request: _Command,
-        operation: Callable[[], Awaitable[ResultT]],
-        *,
-        deadline_s: float = POWER_DEADLINE_S,
-        takes_slot: bool = True,
-        is_interruptible: bool = False,
-    ) -> ResultT:
-        """Run a change in the VM's queue."""
-        vm_id = _vm_id(request)
-        await self._generations.accept(vm_id, request.generation)
-
-        async def run_unless_overtaken() -> ResultT:
-            self._generations.check(vm_id, request.generation)
-            return await operation()
-
-        with hypervisor_errors(vm_id):
-            return await self._actors.run(
-                vm_id,
-                run_unless_overtaken,
-                deadline_s=deadline_s,
-                takes_slot=takes_slot,
-                generation=request.generation,
-                is_interruptible=is_interruptible,
-            )
 
     async def _decode(self, request: pb.CreateVMOnNodeRequest | pb.ReconfigureVMRequest) -> DecodedVm:
         """Decode a VM; an overtaken command is refused as such, whatever else may be wrong with it by now."""
-        vm_id = _vm_id(request)
-        self._generations.check(vm_id, request.generation)
+        self._commands.require_newest(request)
+        vm_id = vm_id_of(request)
         async with asyncio.timeout(READ_DEADLINE_S):
             return await asyncio.to_thread(decode_vm, vm_id, request.name, request.spec, self._paths)
 
@@ -266,8 +228,3 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
             return await self._hypervisor.status(vm_id)
         except VmNotFound:
             return None
-
-
-def _vm_id(request: _Command | pb.GetConsoleLogRequest) -> str:
-    """One spelling for one VM: the contract lets a UUID be written in capitals."""
-    return str(uuid.UUID(request.vm_id))

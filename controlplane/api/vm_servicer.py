@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from google.protobuf.empty_pb2 import Empty
 
 from controlplane.api import encode
 from controlplane.api.callers import caller_of
 from controlplane.domain import documents
+from controlplane.operations.steps import Clock
+from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.event_lists import EventListService
 from controlplane.services.page_tokens import encode_cursor
+from controlplane.services.vm_calls import VmAccess
 from controlplane.services.vms import VmService
 from controlplane.services.watches import WatchService
 from limiquantix.compute.v1 import vm_pb2
@@ -20,13 +24,29 @@ from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceServicer
 from limiquantix.rpc.pipeline import CallContext
 
 
+@dataclass(frozen=True, slots=True)
+class VmServices:
+    """All services behind the methods of VMService."""
+
+    vms: VmService
+    watches: WatchService
+    events: EventListService
+
+    @classmethod
+    def of(
+        cls, access: VmAccess, scheduler: SchedulerConfig, now: Clock, watches: WatchService, events: EventListService
+    ) -> VmServices:
+        """Make them from what they share."""
+        return cls(vms=VmService(access, scheduler, now), watches=watches, events=events)
+
+
 class VmServicer(VMServiceServicer):
     """Methods not defined here are documented but not in this version; they answer UNIMPLEMENTED."""
 
-    def __init__(self, vms: VmService, watches: WatchService, events: EventListService) -> None:
-        self._vms = vms
-        self._watches = watches
-        self._events = events
+    def __init__(self, services: VmServices) -> None:
+        self._vms = services.vms
+        self._watches = services.watches
+        self._events = services.events
 
     async def CreateVM(self, request: api.CreateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         return await self._vms.create(request, caller_of(context, "CreateVM", request))

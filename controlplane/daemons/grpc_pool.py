@@ -96,6 +96,9 @@ class GrpcNodeDaemon:
     async def resume_vm(self, vm_id: str, generation: int) -> None:
         await self._call(self._stub.ResumeVM, _vm(vm_id, generation), self._timeouts.power_s)
 
+    async def suspend_vm(self, vm_id: str, generation: int) -> None:
+        await self._call(self._stub.SuspendVM, _vm(vm_id, generation), self._timeouts.create_s)
+
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
         return await self._call(self._stub.GetVMStatus, _vm(vm_id), self._timeouts.query_s)
 

@@ -62,6 +62,10 @@ class NodeDaemon(Protocol):
         """Let its vCPUs run again."""
         ...
 
+    async def suspend_vm(self, vm_id: str, generation: int) -> None:
+        """Save its memory to disk and let its process end."""
+        ...
+
     async def vm_status(self, vm_id: str) -> VMStatusResponse:
         """Ask what the VM is now."""
         ...

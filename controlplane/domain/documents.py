@@ -44,6 +44,7 @@ def virtual_machine(vm: Vm) -> vm_pb2.VirtualMachine:
     if message.spec.display.ByteSize() == 0 and not vm.spec.HasField("display"):
         message.spec.ClearField("display")
     status = message.status
+    status.CopyFrom(vm.details)
     status.state = vm.power_state
     status.node_id = vm.node_id
     status.error_message = vm.error_message

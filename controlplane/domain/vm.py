@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain import errors
-from limiquantix.compute.v1.vm_pb2 import VM_ORIGIN_CONTROL_PLANE, CpuConfig, VMOrigin, VmSpec, VmStatus
+from limiquantix.compute.v1.vm_pb2 import VM_ORIGIN_CONTROL_PLANE, CpuConfig, TemplateConfig, VMOrigin, VmSpec, VmStatus
 
 DEFAULT_PROJECT_ID = "00000000-0000-0000-0000-000000000001"
 
@@ -58,12 +58,19 @@ class Vm:
     wanted_state: VmStatus.PowerState.ValueType = VmStatus.PowerState.UNKNOWN
     sightings: Mapping[str, VmStatus.PowerState.ValueType] = field(default_factory=dict)
     restart_count: int = 0
+    details: VmStatus = field(default_factory=VmStatus)
     version: int = 1
 
     @property
     def vcpu_count(self) -> int:
         """vCPUs this VM claims on its node, running or not."""
         return vcpu_count(self.spec.cpu)
+
+    @property
+    def linked_to(self) -> str:
+        """Id of the template whose disks are behind this VM's own; "" for a VM that stands alone."""
+        template = self.spec.template
+        return template.source_template_id if template.clone_type == TemplateConfig.LINKED else ""
 
     @property
     def memory_bytes(self) -> int:

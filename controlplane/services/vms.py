@@ -14,9 +14,8 @@ from datetime import datetime
 
 from google.protobuf.empty_pb2 import Empty
 
-from controlplane.daemons.interface import DaemonPool, NodeDaemon
-from controlplane.domain import documents, errors
-from controlplane.domain.operation import Json, Operation
+from controlplane.domain import errors
+from controlplane.domain.operation import Json
 from controlplane.domain.query import Page, VmFilter
 from controlplane.domain.vm import (
     DEFAULT_PROJECT_ID,
@@ -28,13 +27,14 @@ from controlplane.domain.vm import (
 )
 from controlplane.domain.vm_spec import filled_in
 from controlplane.operations import vm_life, vm_power, vm_update
-from controlplane.operations.desk import ANYBODY, Caller, OperationDesk, Order
+from controlplane.operations.desk import ANYBODY, Caller, Order
 from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.macs import random_mac
 from controlplane.services.page_tokens import decode_cursor, page_limit
 from controlplane.services.placement import NodeMemory, Placed, place_vm
-from controlplane.state.interface import Store, Transaction
+from controlplane.services.vm_calls import VmAccess
+from controlplane.state.interface import Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import DisplayConfig, VirtualMachine
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
@@ -47,9 +47,7 @@ MAX_CONSOLE_LOG_BYTES = 64 * 1024
 class VmService:
     """The use cases of VMs; holds no state of its own but `memory`, which only saves reading."""
 
-    store: Store
-    daemons: DaemonPool
-    desk: OperationDesk
+    access: VmAccess
     scheduler: SchedulerConfig
     now: Callable[[], datetime]
     memory: NodeMemory = field(default_factory=NodeMemory)
@@ -62,7 +60,7 @@ class VmService:
         Raises:
             NotFound: there is none of that id.
         """
-        return await self.store.read(lambda tx: _required(tx, vm_id))
+        return await self.access.get(vm_id)
 
     async def list(self, request: api.ListVMsRequest) -> Page[Vm]:
         """Read one page of VMs, oldest first.
@@ -77,7 +75,7 @@ class VmService:
             states=frozenset(request.states),
         )
         after = decode_cursor(request.page_token, request)
-        return await self.store.read(lambda tx: tx.list_vms(wanted, after, page_limit(request.page_size)))
+        return await self.access.store.read(lambda tx: tx.list_vms(wanted, after, page_limit(request.page_size)))
 
     async def console(self, request: api.GetConsoleRequest) -> node_v1.ConsoleInfoResponse:
         """Ask the VM's host where its graphical console listens.
@@ -85,14 +83,14 @@ class VmService:
         Raises:
             FailedPrecondition: the VM has no console of the kind asked for, or is not running.
         """
-        vm, daemon = await self._locate(request.vm_id)
+        vm, daemon = await self.access.locate(request.vm_id)
         if request.type != DisplayConfig.VNC:
             raise errors.console_absent(vm.id, DisplayConfig.DisplayType.Name(request.type))
         return await daemon.console(vm.id)
 
     async def console_log(self, request: api.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
         """Read a piece of what the guest wrote to its serial console."""
-        vm, daemon = await self._locate(request.vm_id)
+        vm, daemon = await self.access.locate(request.vm_id)
         return await daemon.console_log(
             node_v1.GetConsoleLogRequest(
                 vm_id=vm.id, offset=request.offset, max_bytes=request.max_bytes or MAX_CONSOLE_LOG_BYTES
@@ -139,10 +137,10 @@ class VmService:
             parameters={"start": request.start_on_create},
             place=place,
         )
-        operation = await self.desk.submit(order, caller)
+        operation = await self.access.desk.submit(order, caller)
         if placed is not None:
             self.memory.seen = placed.seen
-        return await self._answer(operation, caller)
+        return await self.access.answer(operation, caller)
 
     async def delete(self, request: api.DeleteVMRequest, caller: Caller = ANYBODY) -> None:
         """Delete a VM: its definition and images on the host, its row and its claim.
@@ -169,13 +167,13 @@ class VmService:
             check=check,
             preempts=request.force or forgets,
         )
-        operation = await self.desk.submit(order, caller)
+        operation = await self.access.desk.submit(order, caller)
         if caller.waits:
-            await self.desk.answer(operation, Empty())
+            await self.access.desk.answer(operation, Empty())
 
     async def take_over(self, request: api.TakeOverVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Manage a VM that was found on a host and only shown so far. Idempotent."""
-        return await self._done(Order(vm_life.TakeOverVm.kind, request.id), caller)
+        return await self.access.done(Order(vm_life.TakeOverVm.kind, request.id), caller)
 
     # -- changing
 
@@ -192,7 +190,7 @@ class VmService:
             parameters=vm_update.parameters_of(request),
             check=lambda vm: vm_update.check_allowed(vm, request),
         )
-        return await self._done(order, caller)
+        return await self.access.done(order, caller)
 
     # -- power
 
@@ -245,32 +243,4 @@ class VmService:
             check=lambda vm: vm_power.require_allowed(vm, operation),
             preempts=preempts,
         )
-        return await self._done(order, caller)
-
-    async def _done(self, order: Order, caller: Caller) -> VirtualMachine:
-        """Have an operation done and answer with the VM."""
-        return await self._answer(await self.desk.submit(order, caller), caller)
-
-    async def _answer(self, operation: Operation, caller: Caller) -> VirtualMachine:
-        """Return the VM as it is when the operation has ended, or as it is now to a caller who does not wait."""
-        if caller.waits or operation.has_ended:
-            return await self.desk.answer(operation, VirtualMachine())
-        return documents.virtual_machine(await self.get(operation.resource_id))
-
-    # -- where the VM is
-
-    async def _locate(self, vm_id: str) -> tuple[Vm, NodeDaemon]:
-        vm = await self.get(vm_id)
-        if not vm.node_id:
-            raise errors.vm_not_placed(vm.id)
-        node = await self.store.read(lambda tx: tx.get_node(vm.node_id))
-        if node is None:
-            raise errors.vm_not_placed(vm.id)
-        return vm, self.daemons.daemon(node)
-
-
-async def _required(tx: Transaction, vm_id: str) -> Vm:
-    vm = await tx.get_vm(vm_id)
-    if vm is None:
-        raise errors.vm_not_found(vm_id)
-    return vm
+        return await self.access.done(order, caller)

@@ -9,7 +9,7 @@ from controlplane.domain.node import Capacity, Heartbeat, Node, NodeUsage
 from controlplane.domain.vm import Vm
 from controlplane.state.prepared import StoredRow
 from limiquantix.compute.v1.node_pb2 import NodeSpec, SystemInfo
-from limiquantix.compute.v1.vm_pb2 import VmSpec
+from limiquantix.compute.v1.vm_pb2 import VmSpec, VmStatus
 
 ColumnValues = dict[str, Any]
 """Values for one row by column name; `Any` because each column has its own type."""
@@ -48,6 +48,8 @@ def vm_values(vm: Vm) -> ColumnValues:
         "last_seen_at": vm.last_seen_at,
         "version": vm.version,
         "spec": vm.spec.SerializeToString(),
+        "details": vm.details.SerializeToString() or None,
+        "linked_to": vm.linked_to or None,
     }
 
 
@@ -77,6 +79,7 @@ def vm_from_row(row: StoredRow, labels: Mapping[str, str]) -> Vm:
         wanted_state=row.wanted_state,
         sightings=row.sightings,
         restart_count=row.restart_count,
+        details=VmStatus.FromString(row.details or b""),
         version=row.version,
     )
 

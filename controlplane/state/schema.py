@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0005"
+REVISION = "0006"
 """Alembic revision these tables belong to: the newest one in `migrations.versions`."""
 
 MAX_STORED_INTEGER = 2**63 - 1
@@ -181,6 +181,8 @@ vms = Table(
     Column("version", BigInteger, nullable=False),
     # Last, because a row's long part is best skipped when the short columns are enough.
     Column("spec", LargeBinary, nullable=False),
+    Column("details", LargeBinary, nullable=True),
+    Column("linked_to", Text, nullable=True),
     UniqueConstraint("project_id", "name"),
     CheckConstraint("vcpus >= 0", name="vcpus_not_negative"),
     CheckConstraint("memory_bytes >= 0", name="memory_bytes_not_negative"),
@@ -190,6 +192,7 @@ vms = Table(
     Index(None, "node_id", "created_at", "id"),
     Index(None, "power_state", "created_at", "id"),
     Index(None, "wanted_state", "power_state"),
+    Index(None, "linked_to"),
 )
 
 

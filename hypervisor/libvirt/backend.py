@@ -13,10 +13,11 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from hypervisor.accelerator import detect_accelerator
 from hypervisor.base import Hypervisor, Listener
+from hypervisor.devices import Devices
 from hypervisor.errors import (
     GuestDidNotStop,
     HypervisorError,
@@ -24,12 +25,17 @@ from hypervisor.errors import (
     VmNotFound,
     WrongState,
 )
+from hypervisor.guests import GuestAgents
 from hypervisor.libvirt import domain_xml
 from hypervisor.libvirt.connection import LibvirtConnection
 from hypervisor.libvirt.domain_inventory import GuestMemory, Inventory
 from hypervisor.libvirt.domain_operations import OFF, DomainOperations
 from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
+from hypervisor.libvirt.visits import Visits
 from hypervisor.libvirt.worker_pool import Lane
+from hypervisor.resizing import Resizing
+from hypervisor.snapshots import Snapshots
+from hypervisor.statistics import Statistics
 from hypervisor.types import (
     Accelerator,
     Capabilities,
@@ -42,8 +48,6 @@ from hypervisor.types import (
     VmEvent,
     VmStatus,
 )
-
-T = TypeVar("T")
 
 CALL_DEADLINE_S: Final = 30.0
 START_DEADLINE_S: Final = 300.0
@@ -99,6 +103,7 @@ class LibvirtHypervisor(Hypervisor):
         self._inventory = Inventory(self._connection.library)
         host = domain_xml.HostTraits(accelerator or Accelerator.TCG, self._log_dir)
         self._operations = DomainOperations(self._connection.library, self._inventory, host)
+        self._visits = Visits(self._connection, self._operations)
         self._translator = EventTranslator()
         self._listeners: list[Listener] = []
 
@@ -132,12 +137,39 @@ class LibvirtHypervisor(Hypervisor):
             return Health(healthy=False, message=str(error))
         return Health(healthy=True)
 
+    # optional powers
+
+    @property
+    def snapshots(self) -> Snapshots | None:
+        """See `Hypervisor`."""
+        return None
+
+    @property
+    def devices(self) -> Devices | None:
+        """See `Hypervisor`."""
+        return None
+
+    @property
+    def resizing(self) -> Resizing | None:
+        """See `Hypervisor`."""
+        return None
+
+    @property
+    def guests(self) -> GuestAgents | None:
+        """See `Hypervisor`."""
+        return None
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """See `Hypervisor`."""
+        return None
+
     # definitions
 
     async def create(self, config: VmConfig) -> None:
         """Define a domain; see `Hypervisor`."""
         domain_xml.require_uuid(config.vm_id)
-        await self._change(config.vm_id, partial(self._operations.create, config))
+        await self._visits.change(config.vm_id, partial(self._operations.create, config))
 
     async def reconfigure(self, config: VmConfig) -> None:
         """Define the domain anew, under the name it has and with the VNC password we made for it before.
@@ -145,18 +177,18 @@ class LibvirtHypervisor(Hypervisor):
         The domain's name is for people who use other tools; a renamed VM keeps it, since libvirt's NVRAM and log files
         go by it. See `Hypervisor`.
         """
-        await self._change(config.vm_id, partial(self._operations.reconfigure, config))
+        await self._visits.change(config.vm_id, partial(self._operations.reconfigure, config))
 
     async def delete(self, vm_id: str) -> None:
         """Undefine the domain with its NVRAM, saved memory, snapshot records and console log; see `Hypervisor`."""
         if domain_xml.is_uuid(vm_id):
-            await self._change(vm_id, partial(self._operations.delete, vm_id))
+            await self._visits.change(vm_id, partial(self._operations.delete, vm_id))
 
     # power
 
     async def start(self, vm_id: str) -> None:
         """Boot, or restore from saved memory; see `Hypervisor`."""
-        await self._change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
+        await self._visits.change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
         """Press the power button, again every 3 s, until libvirt says that the domain stopped; see `Hypervisor`.
@@ -168,11 +200,11 @@ class LibvirtHypervisor(Hypervisor):
         with self._watch(vm_id) as watch:
             try:
                 async with asyncio.timeout(timeout_s) as scope:
-                    is_off = await self._change(vm_id, press)
+                    is_off = await self._visits.change(vm_id, press)
                     with contextlib.suppress(VmNotFound):
                         while not is_off:
                             await watch.wait(_HAS_ENDED, PRESS_AGAIN_S)
-                            is_off = await self._change(vm_id, press)
+                            is_off = await self._visits.change(vm_id, press)
             except TimeoutError:
                 if not scope.expired():
                     raise
@@ -198,7 +230,7 @@ class LibvirtHypervisor(Hypervisor):
             Unavailable: libvirt was lost meanwhile; whether the guest reboots is unknown.
         """
         with self._watch(vm_id) as watch:
-            can_hear = await self._change(vm_id, partial(self._operations.ask_to_reboot, vm_id))
+            can_hear = await self._visits.change(vm_id, partial(self._operations.ask_to_reboot, vm_id))
             wanted = _HAS_ENDED | {EventKind.REBOOTED, EventKind.RESYNC}
             kind = await watch.wait(wanted, self._reboot_grace_s)
             if kind is EventKind.RESYNC:
@@ -206,21 +238,25 @@ class LibvirtHypervisor(Hypervisor):
             if kind in _HAS_ENDED:
                 raise WrongState(vm_id, "reboot", (await self.status(vm_id)).state.value)
             if kind is None and not can_hear:
-                await self._change(vm_id, partial(self._operations.reset, vm_id))
+                await self._visits.change(vm_id, partial(self._operations.reset, vm_id))
 
     async def pause(self, vm_id: str) -> None:
         """See `Hypervisor`."""
-        await self._change(vm_id, partial(self._operations.pause, vm_id))
+        await self._visits.change(vm_id, partial(self._operations.pause, vm_id))
 
     async def resume(self, vm_id: str) -> None:
         """See `Hypervisor`."""
-        await self._change(vm_id, partial(self._operations.resume, vm_id))
+        await self._visits.change(vm_id, partial(self._operations.resume, vm_id))
+
+    async def suspend(self, vm_id: str) -> None:
+        """Save the guest's memory where libvirt keeps it; see `Hypervisor`."""
+        await self._visits.change(vm_id, partial(self._operations.suspend, vm_id), deadline_s=self._start_deadline_s)
 
     # looking
 
     async def status(self, vm_id: str) -> VmStatus:
         """See `Hypervisor`."""
-        status = await self._look(vm_id, self._inventory.read_one)
+        status = await self._visits.look(vm_id, self._inventory.read_one)
 
         def read_memory(connection: Any) -> GuestMemory:
             return self._inventory.read_guest_memory_of(self._operations.find(connection, vm_id))
@@ -234,7 +270,7 @@ class LibvirtHypervisor(Hypervisor):
 
     async def console(self, vm_id: str) -> Console:
         """Read the VNC display's address from the running domain's definition; see `Hypervisor`."""
-        return await self._look(vm_id, partial(self._operations.console, vm_id))
+        return await self._visits.look(vm_id, partial(self._operations.console, vm_id))
 
     async def read_console_log(self, vm_id: str, offset: int, max_bytes: int) -> ConsoleLog:
         """Read the VM's log file; see `Hypervisor`.
@@ -243,7 +279,7 @@ class LibvirtHypervisor(Hypervisor):
             Refused: the file cannot be read by us.
             ValueError: `offset` or `max_bytes` out of range.
         """
-        return await self._look(vm_id, partial(self._operations.read_log, vm_id, offset, max_bytes))
+        return await self._visits.look(vm_id, partial(self._operations.read_log, vm_id, offset, max_bytes))
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """See `Hypervisor`; a listener that is subscribed twice is called twice."""
@@ -285,16 +321,6 @@ class LibvirtHypervisor(Hypervisor):
             unsubscribe()
 
     # visits to a worker thread
-
-    async def _change(self, vm_id: str, work: Callable[[Any], T], *, deadline_s: float | None = None) -> T:
-        """Do `work`, given the connection, alone on that VM."""
-        return await self._connection.run(work, lane=Lane.CHANGE, vm_id=vm_id, deadline_s=deadline_s)
-
-    async def _look(self, vm_id: str, work: Callable[[Any], T]) -> T:
-        """Do `work`, given the domain, beside whatever else goes on."""
-        return await self._connection.run(
-            lambda connection: work(self._operations.find(connection, vm_id)), vm_id=vm_id
-        )
 
     async def _with_guest_memory(
         self, statuses: Sequence[VmStatus], read: Callable[[Any], GuestMemory]

@@ -181,6 +181,15 @@ class DomainOperations:
         except self._library.libvirtError as error:
             self._explain(error, domain, vm_id, "resume")
 
+    def suspend(self, vm_id: str, connection: Any) -> None:
+        domain = self.find(connection, vm_id)
+        self._require(domain, vm_id, "suspend", {PowerState.RUNNING})
+        try:
+            # The guest shall run when it comes back, also where somebody pauses it while it is saved.
+            domain.managedSave(self._library.VIR_DOMAIN_SAVE_RUNNING)
+        except self._library.libvirtError as error:
+            self._explain(error, domain, vm_id, "suspend")
+
     def console(self, vm_id: str, domain: Any) -> Console:
         tree = domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_SECURE))
         graphics = tree.find("devices/graphics[@type='vnc']")

@@ -17,8 +17,9 @@ import pytest_asyncio
 
 from hypervisor.base import Hypervisor
 from hypervisor.errors import Unavailable
-from hypervisor.mock import MockHypervisor, MockSettings
-from hypervisor.mock_faults import MockFaults
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.faults import MockFaults
+from hypervisor.mock.host import MockSettings
 from hypervisor.registry import Backend, HypervisorSettings, create_hypervisor
 from hypervisor.types import Accelerator, CpuTopology, DiskConfig, DiskFormat, VmConfig, VncConsole
 from tests.support import power_button_guest

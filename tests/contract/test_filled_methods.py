@@ -54,7 +54,8 @@ FILLED: dict[str, set[str]] = {
     "limiquantix.compute.v1.FolderService": set(),
     "limiquantix.node.v1.NodeDaemonService": {
         *("HealthCheck", "GetNodeInfo", "CreateVM", "ReconfigureVM", "DeleteVM", "GetVMStatus", "ListVMs"),
-        *("StartVM", "StopVM", "ForceStopVM", "RebootVM", "PauseVM", "ResumeVM", "GetConsole", "GetConsoleLog"),
+        *("StartVM", "StopVM", "ForceStopVM", "RebootVM", "PauseVM", "ResumeVM", "SuspendVM"),
+        *("GetConsole", "GetConsoleLog"),
     },
 }
 

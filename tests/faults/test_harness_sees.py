@@ -14,7 +14,7 @@ from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Operation, OperationState
 from controlplane.domain.vm import PowerState, Vm
 from hypervisor import types as hv
-from hypervisor.mock_store import MockVm
+from hypervisor.mock.store import MockVm
 from tests.support.builders import GIB, START_OF_TIME, make_id, make_node, make_vm
 from tests.support.databases import fresh_sqlite
 from tests.support.failure_harness_cases import CASES

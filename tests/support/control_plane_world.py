@@ -21,6 +21,7 @@ from controlplane.reconcile.reports import HostReportService, SyncOutcome
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.nodes import NodeService
+from controlplane.services.vm_calls import VmAccess
 from controlplane.services.vms import VmService
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import node_service_pb2 as node_api
@@ -131,7 +132,7 @@ class World:
         self.worker = OperationWorker(store, runner, self.news, clock, self.worker_config)
         self.desk = OperationDesk(store, WORKFLOWS, self.worker, self.news, clock)
         self.keeper = Keeper(store, self.desk, clock)
-        self.vms = VmCalls(VmService(store, self.daemons, self.desk, SchedulerConfig(), clock), store)
+        self.vms = VmCalls(VmService(VmAccess(store, self.daemons, self.desk), SchedulerConfig(), clock), store)
         self.nodes = NodeService(store, self.policy, clock)
         self.reports = HostReportService(store, self.desk, clock)
         self.heartbeats = HeartbeatService(store, clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S))

@@ -12,8 +12,8 @@ from controlplane.operations.desk import Caller
 from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, TakeOverVm
 from controlplane.operations.vm_power import PauseVm, RebootVm, ResumeVm, StartVm, StopVm
 from controlplane.operations.vm_update import UpdateVm
-from hypervisor.mock_faults import Failure, MockFaults, Operation
-from hypervisor.mock_faults import Fault as MockFault
+from hypervisor.mock.faults import Failure, MockFaults, Operation
+from hypervisor.mock.faults import Fault as MockFault
 from hypervisor.types import CpuTopology, VmConfig
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, DiskDevice, MemoryConfig, VmSpec

@@ -11,7 +11,7 @@ from controlplane.domain.node import Capacity, Node
 from controlplane.domain.operation import DepartedVm, Operation, OperationState
 from controlplane.domain.vm import PowerState, Vm
 from hypervisor import types as hv
-from hypervisor.mock_store import MockVm
+from hypervisor.mock.store import MockVm
 from limiquantix.errors import ApiError, Reason
 
 RECORDED_STATES = {

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from hypervisor import errors as hv
-from hypervisor.mock import MockHypervisor, MockSettings
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.host import MockSettings
 from hypervisor.types import VmConfig
 from limiquantix.errors import DeadlineExceeded, FailedPrecondition, Reason, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.change_count import StateChanges, next_boot_number
+from nodedaemon.commands import Commands
 from nodedaemon.control_plane import ControlPlane
 from nodedaemon.disk_images import DiskImages, ImagePlan
 from nodedaemon.generations import Generations, open_generations
@@ -226,8 +228,7 @@ class Host:
         servicer = NodeDaemonServicer(  # type: ignore[abstract]
             hypervisor,
             observer,
-            VmActors(max_concurrent=16, max_queued=16),
-            generations,
+            Commands(VmActors(max_concurrent=16, max_queued=16), generations),
             WatchedImages(paths, str(self._qemu_img), self._at),
             paths,
             report,
@@ -297,6 +298,9 @@ class HostCalls:
 
     async def resume_vm(self, vm_id: str, generation: int) -> None:
         await self._call("ResumeVM", _vm(vm_id, generation))
+
+    async def suspend_vm(self, vm_id: str, generation: int) -> None:
+        await self._call("SuspendVM", _vm(vm_id, generation))
 
     async def vm_status(self, vm_id: str) -> pb.VMStatusResponse:
         answer: pb.VMStatusResponse = await self._call("GetVMStatus", _vm(vm_id))

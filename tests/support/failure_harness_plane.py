@@ -15,6 +15,7 @@ from controlplane.operations.worker import OperationWorker, WorkerConfig
 from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
+from controlplane.services.vm_calls import VmAccess
 from controlplane.services.vms import VmService
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import node_service_pb2 as api
@@ -50,7 +51,7 @@ class Plane:
         runner = Runner(store, daemons, WORKFLOWS, clock, PATIENCE, news.changed)
         self.worker = OperationWorker(store, runner, news, clock, _LOOK, clock_s=self._tick)
         self.desk = OperationDesk(store, WORKFLOWS, self.worker, news, clock)
-        self.vms = VmService(store, daemons, self.desk, SchedulerConfig(), clock)
+        self.vms = VmService(VmAccess(store, daemons, self.desk), SchedulerConfig(), clock)
         self.reports = HostReportService(calm_store, self.desk, clock)
         self.heartbeats = HeartbeatService(calm_store, clock, HeartbeatConfig())
         self._serving: set[asyncio.Task[Any]] = set()

@@ -17,8 +17,8 @@ from controlplane.domain.vm import PowerState, Vm
 from controlplane.operations.desk import Caller
 from controlplane.operations.vm_life import CleanUpVm, DeleteVm
 from controlplane.state.interface import Store, Transaction
-from hypervisor import mock_store
-from hypervisor.mock import MockSettings
+from hypervisor.mock import store as mock_store
+from hypervisor.mock.host import MockSettings
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.errors import ApiError, Code
 from tests.support.builders import make_node

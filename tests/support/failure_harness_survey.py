@@ -16,9 +16,9 @@ from controlplane.domain.query import Cursor
 from controlplane.domain.vm import Vm
 from controlplane.reconcile.reports import expected_hash
 from controlplane.state.interface import Store, Transaction
-from hypervisor import mock_store
 from hypervisor import types as hv
-from hypervisor.mock_store import MockVm
+from hypervisor.mock import store as mock_store
+from hypervisor.mock.store import MockVm
 from limiquantix.inventory import state_hash
 from tests.support.failure_harness_checks import RECORDED_STATES, Everything
 from tests.support.failure_harness_units import Node

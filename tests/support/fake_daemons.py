@@ -18,6 +18,7 @@ from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import RpcServer
 
 RUNNING, STOPPED, PAUSED = node_v1.POWER_STATE_RUNNING, node_v1.POWER_STATE_STOPPED, node_v1.POWER_STATE_PAUSED
+SUSPENDED = node_v1.POWER_STATE_SUSPENDED
 
 
 def unreachable(who: str = "the host") -> Unavailable:
@@ -139,6 +140,9 @@ class FakeDaemon:
 
     async def resume_vm(self, vm_id: str, generation: int) -> None:
         await self._move("resume_vm", vm_id, RUNNING, generation)
+
+    async def suspend_vm(self, vm_id: str, generation: int) -> None:
+        await self._move("suspend_vm", vm_id, SUSPENDED, generation)
 
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
         await self._called("vm_status", vm_id, lambda: None)

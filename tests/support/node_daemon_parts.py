@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisor.mock import MockHypervisor
+from hypervisor.mock.backend import MockHypervisor
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.change_count import StateChanges
+from nodedaemon.commands import Commands
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.generations import Generations, open_generations
 from nodedaemon.host_report import HostReport
@@ -61,7 +62,7 @@ async def node_daemon_parts(
         report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
         actors = VmActors(max_concurrent=16, max_queued=16)
         servicer = NodeDaemonServicer(  # type: ignore[abstract]
-            hypervisor, observer, actors, generations, DiskImages(paths), paths, report
+            hypervisor, observer, Commands(actors, generations), DiskImages(paths), paths, report
         )
         try:
             yield NodeDaemonParts(hypervisor, servicer, report, paths, generations)

@@ -13,7 +13,7 @@ from controlplane.api.http.application import build_application
 from controlplane.api.http.connect import ServiceApplication
 from controlplane.api.http.server import HttpServer
 from controlplane.api.node_servicer import NodeServicer
-from controlplane.api.vm_servicer import VmServicer
+from controlplane.api.vm_servicer import VmServicer, VmServices
 from controlplane.events.hub import HubConfig
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import node_service_pb2, vm_service_pb2
@@ -52,7 +52,7 @@ async def watch_server(store: Store, hub: HubConfig | None = None) -> AsyncItera
     """Serve; no watch may be left behind."""
     async with watching(store, hub) as world:
         unused = cast("Any", None)  # services whose methods are not called
-        vms = VmServicer(unused, world.service, world.lists)  # type: ignore[abstract]
+        vms = VmServicer(VmServices.of(unused, unused, unused, world.service, world.lists))  # type: ignore[abstract]
         nodes = NodeServicer(unused, unused, unused, world.service, world.lists)  # type: ignore[abstract]
         served = (
             (vm_service_pb2.DESCRIPTOR.services_by_name["VMService"], vms),

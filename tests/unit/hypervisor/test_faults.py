@@ -17,7 +17,7 @@ from hypervisor.errors import ConsoleAbsent
 from hypervisor.libvirt import domain_xml
 from hypervisor.libvirt.domain_inventory import Inventory
 from hypervisor.libvirt.domain_operations import DomainOperations
-from hypervisor.mock import MockHypervisor
+from hypervisor.mock.backend import MockHypervisor
 from hypervisor.types import CdromConfig, CpuTopology, DirectBoot, DiskConfig, NicConfig, VmConfig, VncConsole
 from tests.unit.hypervisor.test_domain_xml import CONFIGS, KVM, MINIMAL, TCG, one, schema
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hypervisor.errors import GuestDidNotStop, Refused, Unavailable, VmExists, VmNotFound, WrongState
-from hypervisor.mock import MAX_PAST_LOG_BYTES, MockHypervisor, MockSettings
-from hypervisor.mock_faults import Failure, Fault, MockFaults, Operation
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
+from hypervisor.mock.host import MAX_PAST_LOG_BYTES, MockSettings
 from hypervisor.types import (
     BootDevice,
     CdromConfig,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hypervisor.mock_faults import Fault, MockFaults, Operation
+from hypervisor.mock.faults import Fault, MockFaults, Operation
 from hypervisor.types import CpuTopology, DiskConfig, PowerState, VmConfig
 from limiquantix.errors import Aborted, FailedPrecondition, NotFound
 from limiquantix.node.v1 import node_daemon_pb2 as pb
@@ -93,6 +93,7 @@ def test_commands_are_all_that_change_a_vm() -> None:
         "ResumeVM",
         "StartVM",
         "StopVM",
+        "SuspendVM",
     ]
 
 

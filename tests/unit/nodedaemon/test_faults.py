@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from hypervisor.mock_faults import Fault, MockFaults, Operation
+from hypervisor.mock.faults import Fault, MockFaults, Operation
 from limiquantix.errors import InvalidArgument
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.config import NodeConfig, is_loopback

@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from hypervisor.mock import MockHypervisor
+from hypervisor.mock.backend import MockHypervisor
 from hypervisor.types import CpuTopology, PowerState, VmConfig, VmStatus
 from limiquantix.compute.v1 import node_service_pb2 as pb
 from limiquantix.inventory import state_hash

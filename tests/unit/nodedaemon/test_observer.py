@@ -6,8 +6,9 @@ import uuid
 
 import pytest
 
-from hypervisor.mock import MockHypervisor, MockSettings
-from hypervisor.mock_faults import Failure, Fault, MockFaults, Operation
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
+from hypervisor.mock.host import MockSettings
 from hypervisor.types import CpuTopology, PowerState, VmConfig, VmStatus
 from limiquantix.errors import NotFound, Unavailable
 from nodedaemon.change_count import StateChanges

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor.mock import MockHypervisor
-from hypervisor.mock_faults import Failure, Fault, MockFaults, Operation
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
 from limiquantix.compute.v1 import node_pb2
 from limiquantix.compute.v1 import node_service_pb2 as pb
 from limiquantix.errors import ApiError, NotFound, Reason, Unavailable

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from hypervisor.mock import MockHypervisor
-from hypervisor.mock_faults import Fault, MockFaults, Operation
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.faults import Fault, MockFaults, Operation
 from hypervisor.types import CpuTopology, VmConfig
 from limiquantix.compute.v1 import node_pb2
 from limiquantix.compute.v1 import node_service_pb2 as pb

@@ -283,6 +283,11 @@ class NodeDaemonServiceStub(object):
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.SuspendVM = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/SuspendVM',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class NodeDaemonServiceServicer(object):
@@ -635,6 +640,14 @@ class NodeDaemonServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SuspendVM(self, request, context):
+        """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
+        running: a VM that is saved already is a wrong state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeDaemonServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -876,6 +889,11 @@ def add_NodeDaemonServiceServicer_to_server(servicer, server):
             'ReconfigureVM': grpc.unary_unary_rpc_method_handler(
                     servicer.ReconfigureVM,
                     request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'SuspendVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendVM,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
@@ -2182,6 +2200,33 @@ class NodeDaemonService(object):
             target,
             '/limiquantix.node.v1.NodeDaemonService/ReconfigureVM',
             limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/SuspendVM',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -144,6 +144,10 @@ class NodeDaemonServiceStub:
     """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
     Idempotent.
     """
+    SuspendVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]
+    """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
+    running: a VM that is saved already is a wrong state.
+    """
 
 @_typing.type_check_only
 class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
@@ -259,6 +263,10 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     ReconfigureVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ReconfigureVMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
     Idempotent.
+    """
+    SuspendVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
+    running: a VM that is saved already is a wrong state.
     """
 
 class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -660,6 +668,16 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
         Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def SuspendVM(
+        self,
+        request: _node_daemon_pb2.VMIdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
+        running: a VM that is saved already is a wrong state.
         """
 
 def add_NodeDaemonServiceServicer_to_server(servicer: NodeDaemonServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,6 +19,7 @@ class Operation(enum.Enum):
     REBOOT = "reboot"
     PAUSE = "pause"
     RESUME = "resume"
+    SUSPEND = "suspend"
     STATUS = "status"
     LIST = "list"
     CONSOLE = "console"

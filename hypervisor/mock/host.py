@@ -1,0 +1,237 @@
+"""What the parts of the simulated hypervisor share: its VMs, its faults, its clock, its listeners and its file.
+
+Every part acts in the same order: `strike` (which may fail or wait as a test says), find and check the VM, change the
+record, `change` or `touch` it, `save`, and `lose_answer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypervisor.base import Listener
+from hypervisor.errors import Refused, Unavailable, VmExists, VmNotFound, WrongState
+from hypervisor.mock import guest as mock_guest
+from hypervisor.mock import store as mock_store
+from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
+from hypervisor.mock.store import MockVm
+from hypervisor.types import EventKind, PowerState, VmConfig, VmEvent, VmStatus
+
+MAX_PAST_LOG_BYTES = 16 * 2**10
+"""Console output of earlier boots that is kept, per VM; the state file holds it, so it stays small."""
+
+_FIRST_VNC_PORT = 5900
+OFF = frozenset({PowerState.STOPPED, PowerState.CRASHED})
+
+
+@dataclass(frozen=True, slots=True)
+class MockSettings:
+    """The simulated host.
+
+    `boot_s` and `shutdown_s` are how long a guest takes from power-on to the ready line, and from the power button to
+    off. `ready_line` is a format with the names hostname, memory_mib, vcpus, uptime_s and vm_id.
+    """
+
+    vcpu_count: int = 64
+    memory_mib: int = 256 * 1024
+    boot_s: float = 0.3
+    shutdown_s: float = 0.1
+    ready_line: str = mock_guest.DEFAULT_READY_LINE
+    state_path: Path | None = None
+    faults: MockFaults = field(default_factory=MockFaults)
+
+
+class MockHost:
+    """The state of one simulated host.
+
+    Args:
+        now_s: Unix time; everything that moves, moves with it.
+        sleep: how waiting is done, so that a test with a clock of its own need not wait.
+    """
+
+    def __init__(
+        self, settings: MockSettings, now_s: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self.settings = settings
+        self.now_s = now_s
+        self.sleep = sleep
+        self.faults = settings.faults
+        self.vms: dict[str, MockVm] = {}
+        self.listeners: list[Listener] = []
+        self.is_open = False
+        self._struck: dict[Fault, int] = {}
+        self._encoded: dict[str, str] = {}
+        self._change_count = 0
+        self._saved_count = 0
+        self._saving: asyncio.Future[None] | None = None
+
+    async def load(self) -> None:
+        """Read the state file, if there is one and nothing was read before."""
+        path = self.settings.state_path
+        if path is not None and not self.vms:
+            self.vms = await asyncio.to_thread(mock_store.load, path)
+            for vm in self.vms.values():
+                self._encoded[vm.config.vm_id] = json.dumps(mock_store.encode(vm))
+
+    async def settle(self) -> None:
+        """Wait for a write under way."""
+        if self._saving is not None:
+            await asyncio.wait([self._saving])
+
+    def set_faults(self, faults: MockFaults) -> None:
+        """Replace all faults from now on; used-up counts start anew."""
+        self.faults = faults
+        self._struck.clear()
+
+    async def strike(self, operation: Operation, vm_id: str = "") -> Fault | None:
+        """Apply the first fault that fits; returns it if the operation shall happen and its answer be lost."""
+        if not self.is_open and operation is not Operation.OPEN:
+            raise Unavailable("the mock hypervisor is not open")
+        for fault in self.faults.faults:
+            count = self._struck.get(fault, 0)
+            if (
+                fault.operation is not operation
+                or fault.vm_id not in ("", vm_id)
+                or (fault.times and count >= fault.times)
+            ):
+                continue
+            self._struck[fault] = count + 1
+            if fault.delay_s:
+                await self.sleep(fault.delay_s)
+            match fault.failure:
+                case Failure.REFUSED:
+                    raise Refused(fault.message)
+                case Failure.UNAVAILABLE:
+                    raise Unavailable(fault.message)
+                case Failure.ANSWER_LOST:
+                    return fault
+            return None
+        return None
+
+    def lose_answer(self, fault: Fault | None) -> None:
+        """Raise what a caller sees whose answer `strike` said is lost."""
+        if fault is not None:
+            raise Unavailable(fault.message)
+
+    def vm(self, vm_id: str) -> MockVm:
+        """Return the VM; `VmNotFound` if there is none."""
+        try:
+            return self.vms[vm_id]
+        except KeyError:
+            raise VmNotFound(vm_id) from None
+
+    def require(self, vm: MockVm, operation: str, allowed: frozenset[PowerState] | set[PowerState]) -> None:
+        """Raise `WrongState` unless the VM is in one of these states."""
+        if vm.state not in allowed:
+            raise WrongState(vm.config.vm_id, operation, vm.state.value)
+
+    def check_fits_host(self, config: VmConfig) -> None:
+        """Refuse a VM that is larger than the simulated host."""
+        for what, wanted, there in (
+            ("vCPUs", config.cpu.vcpu_count, self.settings.vcpu_count),
+            ("MiB of memory", config.memory_mib, self.settings.memory_mib),
+        ):
+            if wanted > there:
+                raise Refused(f"VM {config.vm_id} wants {wanted} {what}, the host has {there}")
+
+    async def define(self, config: VmConfig, *, is_managed: bool) -> None:
+        """Add a VM; idempotent for the same configuration and owner."""
+        existing = self.vms.get(config.vm_id)
+        if existing is not None and (existing.config, existing.is_managed) != (config, is_managed):
+            raise VmExists(config.vm_id)
+        if existing is None:
+            vm = self.vms[config.vm_id] = MockVm(config, is_managed=is_managed)
+            self.change(vm, PowerState.STOPPED, EventKind.DEFINED)
+        await self.save()
+
+    def forget(self, vm_id: str) -> None:
+        """Remove a VM and say so."""
+        del self.vms[vm_id]
+        del self._encoded[vm_id]
+        self._change_count += 1
+        self.emit(VmEvent(EventKind.REMOVED, vm_id, PowerState.UNKNOWN))
+
+    def power_off(self, vm: MockVm) -> None:
+        """Let the guest's time and console end, whatever its state becomes."""
+        self.archive_log(vm)
+        vm.running_since_s = vm.started_at_s = None
+        vm.run_before_s = vm.cpu_before_s = vm.load_since_s = 0.0
+        vm.console_port = 0
+
+    def archive_log(self, vm: MockVm) -> None:
+        """Close the console log of this boot."""
+        text = vm.past_log + self.current_log(vm)
+        dropped = text[: max(0, len(text) - MAX_PAST_LOG_BYTES)]
+        vm.log_base += len(dropped.encode())
+        vm.past_log = text[len(dropped) :]
+
+    def current_log(self, vm: MockVm) -> str:
+        """Return what the guest wrote since it was powered on."""
+        if vm.started_at_s is None:
+            return ""
+        return mock_guest.console_text(vm.config, self.settings.ready_line, self.settings.boot_s, self.age_s(vm))
+
+    def free_console_port(self) -> int:
+        """Return a port no other VM's console has."""
+        taken = {vm.console_port for vm in self.vms.values()}
+        return next(port for port in range(_FIRST_VNC_PORT, 2**16) if port not in taken)
+
+    def age_s(self, vm: MockVm) -> float:
+        """Guest time since power-on, in which paused time does not count."""
+        return vm.run_before_s + (
+            max(0.0, self.now_s() - vm.running_since_s) if vm.running_since_s is not None else 0.0
+        )
+
+    def cpu_s(self, vm: MockVm) -> float:
+        """CPU time used since power-on."""
+        return vm.cpu_before_s + mock_guest.cpu_seconds(vm.config, vm.load, vm.load_since_s, self.age_s(vm))
+
+    def status(self, vm: MockVm) -> VmStatus:
+        """Say what the VM is now."""
+        config = vm.config
+        plain = VmStatus(config.vm_id, config.name, vm.state, vm.is_managed, config.cpu.vcpu_count, config.memory_mib)
+        if vm.state not in (PowerState.RUNNING, PowerState.PAUSED):
+            return plain
+        return dataclasses.replace(
+            plain,
+            memory_total_bytes=config.memory_mib * 2**20,
+            memory_used_bytes=mock_guest.memory_used_bytes(config, vm.load, self.age_s(vm)),
+            cpu_time_ns=int(self.cpu_s(vm) * 1e9),
+            started_at_s=vm.started_at_s,
+        )
+
+    def change(self, vm: MockVm, state: PowerState, kind: EventKind, detail: str = "") -> None:
+        """Set the state and tell listeners in one go, so that a cancelled caller cannot part the two."""
+        vm.state = state
+        self.touch(vm)
+        self.emit(VmEvent(kind, vm.config.vm_id, state, detail))
+
+    def touch(self, vm: MockVm) -> None:
+        """Note that the VM's record changed, so that `save` writes it."""
+        self._encoded[vm.config.vm_id] = json.dumps(mock_store.encode(vm)) if self.settings.state_path else ""
+        self._change_count += 1
+
+    def emit(self, event: VmEvent) -> None:
+        """Tell every listener."""
+        for listener in tuple(self.listeners):
+            listener(event)
+
+    async def save(self) -> None:
+        """Write until the file holds every change made before this call; callers that wait share one write.
+
+        A caller that is cancelled does not end the write: it is a thread's, and a second one must not write beside it.
+        """
+        path, wanted = self.settings.state_path, self._change_count
+        while path is not None and self._saved_count < wanted:
+            if self._saving is None or self._saving.done():
+                self._saving = asyncio.ensure_future(self._write(path))
+            await asyncio.shield(self._saving)
+
+    async def _write(self, path: Path) -> None:
+        count, encoded = self._change_count, tuple(self._encoded.values())
+        await asyncio.to_thread(mock_store.save, path, encoded)
+        self._saved_count = count

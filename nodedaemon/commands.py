@@ -1,0 +1,108 @@
+"""How a request that concerns one VM is run: fenced by its generation, in the VM's queue, within a deadline.
+
+Every change of a VM goes through that VM's queue, and only if no command of a newer generation was taken, when it came
+and when its turn comes; reads do not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from nodedaemon.errors import hypervisor_errors
+from nodedaemon.generations import Generations
+from nodedaemon.observer import READ_DEADLINE_S
+from nodedaemon.vm_actor import VmActors
+
+POWER_DEADLINE_S = 60.0
+"""A start or a stop without a guest's say; libvirt itself gives up on QEMU after 30 s."""
+
+CREATE_DEADLINE_S = 300.0
+"""Up to 64 disks of some seconds each on slow storage."""
+
+ResultT = TypeVar("ResultT")
+
+
+class VmRequest(Protocol):
+    """A request that names a VM."""
+
+    @property
+    def vm_id(self) -> str:
+        """The VM's UUID, in any spelling."""
+        ...
+
+
+class VmCommand(VmRequest, Protocol):
+    """A request that changes a VM."""
+
+    @property
+    def generation(self) -> int:
+        """Its generation; 0 for none."""
+        ...
+
+
+class Commands:
+    """Runs requests on VMs."""
+
+    def __init__(self, actors: VmActors, generations: Generations) -> None:
+        self._actors = actors
+        self._generations = generations
+
+    async def change(
+        self,
+        request: VmCommand,
+        operation: Callable[[], Awaitable[ResultT]],
+        *,
+        deadline_s: float = POWER_DEADLINE_S,
+        takes_slot: bool = True,
+        is_interruptible: bool = False,
+    ) -> ResultT:
+        """Run a change in the VM's queue.
+
+        Args:
+            takes_slot: whether it counts among the operations that the host does at once; not so if it only waits.
+            is_interruptible: whether a command of a newer generation may end it.
+
+        Raises:
+            ApiError: what the hypervisor raised, or Aborted for a command that was overtaken.
+        """
+        vm_id = vm_id_of(request)
+        await self._generations.accept(vm_id, request.generation)
+
+        async def run_unless_overtaken() -> ResultT:
+            self._generations.check(vm_id, request.generation)
+            return await operation()
+
+        with hypervisor_errors(vm_id):
+            return await self._actors.run(
+                vm_id,
+                run_unless_overtaken,
+                deadline_s=deadline_s,
+                takes_slot=takes_slot,
+                generation=request.generation,
+                is_interruptible=is_interruptible,
+            )
+
+    async def read(
+        self, request: VmRequest, operation: Callable[[str], Awaitable[ResultT]], *, deadline_s: float = READ_DEADLINE_S
+    ) -> ResultT:
+        """Look at a VM beside whatever is done to it."""
+        vm_id = vm_id_of(request)
+        with hypervisor_errors(vm_id):
+            async with asyncio.timeout(deadline_s):
+                return await operation(vm_id)
+
+    def require_newest(self, request: VmCommand) -> None:
+        """Refuse a command that was overtaken, before anything else is found wrong with it.
+
+        Raises:
+            Aborted: a newer one was taken.
+        """
+        self._generations.check(vm_id_of(request), request.generation)
+
+
+def vm_id_of(request: VmRequest) -> str:
+    """One spelling for one VM: the contract lets a UUID be written in capitals."""
+    return str(uuid.UUID(request.vm_id))
