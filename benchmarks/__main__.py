@@ -17,11 +17,13 @@ from benchmarks.lifecycle import measure_lifecycle
 from benchmarks.machine import observe_machine
 from benchmarks.measurement import Section
 from benchmarks.memory import measure_memory
+from benchmarks.metrics import MetricsEffort, measure_metrics
+from benchmarks.operations import measure_operations
 from benchmarks.report import to_json, to_text
 from benchmarks.watching import WatchEffort, measure_watching
 from controlplane.cli.dev.stack import ClusterFailed, HypervisorChoice
 
-PARTS = ("lifecycle", "api", "scale", "claims", "creates", "watches", "memory")
+PARTS = ("lifecycle", "operations", "api", "scale", "claims", "creates", "watches", "metrics", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +31,38 @@ class Effort:
     """How much is measured."""
 
     lifecycle_pairs: int
+    operation_rounds: int
     api: ApiEffort
     scale: ApiEffort
     claims: ClaimEffort
     creates: CreateEffort
     watches: WatchEffort
+    metrics: MetricsEffort
     memory_vm_count: int
     memory_hypervisors: tuple[HypervisorChoice, ...]
 
 
 FULL = Effort(
     lifecycle_pairs=24,
+    operation_rounds=11,
     api=ApiEffort(round_count=7, stretch_s=0.8),
     scale=ApiEffort(round_count=5, stretch_s=0.8),
     claims=ClaimEffort(round_count=5, stretch_s=1),
     creates=CreateEffort(round_count=5, stretch_s=1.0),
     watches=WatchEffort(round_count=5),
+    metrics=MetricsEffort(round_count=20, mock_vm_count=100, real_vm_count=10, idle_vm_count=20, idle_s=30),
     memory_vm_count=100,
     memory_hypervisors=(HypervisorChoice.MOCK, HypervisorChoice.LIBVIRT),
 )
 QUICK = Effort(
     lifecycle_pairs=5,
+    operation_rounds=2,
     api=ApiEffort(round_count=3, stretch_s=0.2),
     scale=ApiEffort(round_count=3, stretch_s=0.2),
     claims=ClaimEffort(round_count=1, stretch_s=1),
     creates=CreateEffort(round_count=1, stretch_s=0.5),
     watches=WatchEffort(round_count=1),
+    metrics=MetricsEffort(round_count=5, mock_vm_count=100, real_vm_count=5, idle_vm_count=10, idle_s=5),
     memory_vm_count=20,
     memory_hypervisors=(HypervisorChoice.MOCK,),
 )
@@ -86,11 +94,13 @@ async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     measures: Mapping[str, Callable[[], Awaitable[Section]]] = {
         "lifecycle": lambda: measure_lifecycle(effort.lifecycle_pairs),
+        "operations": lambda: measure_operations(effort.operation_rounds),
         "api": lambda: measure_api(effort.api, SMALL),
         "scale": lambda: measure_api(effort.scale, LARGE),
         "claims": lambda: measure_claims(effort.claims),
         "creates": lambda: measure_creates(effort.creates),
         "watches": lambda: measure_watching(effort.watches),
+        "metrics": lambda: measure_metrics(effort.metrics),
         "memory": lambda: measure_memory(effort.memory_vm_count, effort.memory_hypervisors),
     }
     return [await measures[part]() for part in PARTS if part in parts]

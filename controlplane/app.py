@@ -52,6 +52,8 @@ from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
+from controlplane.services.metrics import MetricsService
+from controlplane.services.metrics_feeds import MetricsFeeds
 from controlplane.services.nodes import NodeService
 from controlplane.services.vm_calls import VmAccess
 from controlplane.services.watches import WatchService
@@ -118,6 +120,8 @@ class ControlPlane:
         self._heartbeats = HeartbeatService(
             store, utc_now, HeartbeatConfig(interval_s=config.nodes.heartbeat_interval_s)
         )
+        self._feeds = MetricsFeeds(self._daemons)
+        metrics = MetricsService(store, self._feeds)
         # Documented methods that this version does not fill are inherited and answer UNIMPLEMENTED, hence the ignores;
         # tests/contract/test_filled_methods.py lists them.
         vm_servicer = VmServicer(  # type: ignore[abstract]
@@ -127,6 +131,7 @@ class ControlPlane:
                 utc_now,
                 watches,
                 event_lists,
+                metrics,
             )
         )
         node_servicer = NodeServicer(  # type: ignore[abstract]
@@ -135,6 +140,7 @@ class ControlPlane:
             HostReportService(store, desk, utc_now),
             watches,
             event_lists,
+            metrics,
         )
         folder_servicer = FolderServicer()  # type: ignore[abstract]
         operation_servicer = OperationServicer(desk)
@@ -199,6 +205,7 @@ class ControlPlane:
     async def stop(self) -> None:
         """Refuse new calls, let running operations end, store what is pending, let go of everything."""
         self._hub.stop()
+        await self._feeds.stop()
         await self._http.stop()
         await self._rpc.stop(SHUTDOWN_GRACE_S)
         await self._worker.stop(SHUTDOWN_GRACE_S)

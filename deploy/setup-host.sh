@@ -26,6 +26,8 @@ set -eu
 needs='qemu-system-x86
 qemu-utils
 ovmf
+swtpm
+swtpm-tools
 libvirt-daemon-system
 libvirt-daemon-driver-qemu
 libvirt-clients

@@ -19,15 +19,17 @@ The rules that hold for every method, and that the shared contract suite (tests/
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from hypervisor.devices import Devices
 from hypervisor.guests import GuestAgents
+from hypervisor.host_devices import HostDevices
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
-from hypervisor.types import Capabilities, Console, ConsoleLog, Health, VmConfig, VmEvent, VmStatus
+from hypervisor.types import Capabilities, ConsoleKind, ConsoleLog, Health, VmConfig, VmEvent, VmStatus
 
 Listener = Callable[[VmEvent], None]
 
@@ -49,6 +51,11 @@ class Hypervisor(ABC):
     @abstractmethod
     def resizing(self) -> Resizing | None:
         """Changing CPU and memory of VMs that run."""
+
+    @property
+    @abstractmethod
+    def host_devices(self) -> HostDevices | None:
+        """Devices of the host."""
 
     @property
     @abstractmethod
@@ -176,11 +183,33 @@ class Hypervisor(ABC):
         """Every VM on this host, also those LimiQuantix did not define; no order."""
 
     @abstractmethod
-    async def console(self, vm_id: str) -> Console:
-        """Say where the graphical console listens.
+    async def console_kinds(self, vm_id: str) -> Sequence[ConsoleKind]:
+        """List the consoles that `open_console` opens now, displays first.
 
         Raises:
-            ConsoleAbsent: the VM has none, or is not running.
+            ConsoleAbsent: the VM is not running.
+        """
+
+    @abstractmethod
+    async def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        """Connect to a console; the socket is the caller's, and reads as closed once the VM stops.
+
+        A display speaks its own protocol and asks for no password of VNC's: letting nobody else near is the caller's
+        part. A serial console is the bare line, for one at a time, and ends for a caller that leaves a mebibyte unread.
+
+        Raises:
+            ConsoleAbsent: the VM has none of that kind, or is not running.
+            Refused: it cannot be opened, as a serial console that is in use.
+        """
+
+    @abstractmethod
+    async def set_console_password(self, vm_id: str, password: str, valid_s: float) -> None:
+        """Have the VM's SPICE display take this password, and no other, for so long, and none afterwards.
+
+        Lasts until the VM stops; what its definition says stays. Sessions that are open go on.
+
+        Raises:
+            ConsoleAbsent: the VM has no SPICE display, or is not running.
         """
 
     @abstractmethod
@@ -188,8 +217,9 @@ class Hypervisor(ABC):
         """Read what the guest wrote to its serial console.
 
         Args:
-            offset: first byte wanted, from 0; beyond the end, or from before the log was rotated, the answer is empty
-                and `next_offset` is the log's end.
+            offset: first byte wanted, from 0; from one that is no longer kept, the answer begins with the oldest byte
+                that is. Beyond the end, or from before the log was rotated, the answer is empty and `next_offset` is
+                the log's end.
             max_bytes: 1 to 1,048,576.
         """
 

@@ -9,6 +9,9 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypervisor.abilities import BASIC, Abilities
+from hypervisor.hardware import PLAIN, Hardware
+
 
 class PowerState(enum.Enum):
     """Observed state of a VM on this host."""
@@ -90,6 +93,34 @@ class CpuTopology:
 
 
 @dataclass(frozen=True, slots=True)
+class IoLimits:
+    """Ceilings of one disk; 0 is none. Rates of reads and writes together exclude those of either.
+
+    The burst rates may be used for `burst_duration_s` seconds (0: one second) and are above the steady ones, which
+    they need.
+    """
+
+    total_iops: int = 0
+    read_iops: int = 0
+    write_iops: int = 0
+    total_bytes_s: int = 0
+    read_bytes_s: int = 0
+    write_bytes_s: int = 0
+    burst_iops: int = 0
+    burst_bytes_s: int = 0
+    burst_duration_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NicBandwidth:
+    """Ceilings of one network card, in bytes a second; 0 is none. `burst_bytes` may exceed them at once."""
+
+    to_guest_bytes_s: int = 0
+    from_guest_bytes_s: int = 0
+    burst_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DiskConfig:
     """One disk; `path` is an existing image file on this host, already checked to lie inside the storage path."""
 
@@ -102,22 +133,28 @@ class DiskConfig:
     discard: bool = False
     boot_index: int = 0
     """1 boots first; 0 leaves the order to `VmConfig.boot_order`."""
+    limits: IoLimits = IoLimits()
 
 
 @dataclass(frozen=True, slots=True)
 class CdromConfig:
-    """One CD-ROM drive; `iso_path` None is an empty drive."""
+    """One CD-ROM drive, on SATA or SCSI; `iso_path` None is an empty drive.
+
+    Nearly every guest has a driver for SATA; kernels that are made for virtual machines only may lack it.
+    """
 
     cdrom_id: str
     iso_path: Path | None = None
     boot_index: int = 0
+    bus: DiskBus = DiskBus.SATA
 
 
 @dataclass(frozen=True, slots=True)
 class NicConfig:
     """One network card: on a host `bridge`, on a libvirt `network`, or with neither on user-mode NAT.
 
-    `mac_address` is always set, lower case with colons.
+    `mac_address` is always set, lower case with colons. A link that is down is a cable that is unplugged. `bandwidth`
+    is kept with the VM for whoever shapes the traffic; a backend does not act on it.
     """
 
     nic_id: str
@@ -126,6 +163,8 @@ class NicConfig:
     bridge: str = ""
     network: str = ""
     boot_index: int = 0
+    is_link_up: bool = True
+    bandwidth: NicBandwidth = NicBandwidth()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +178,39 @@ class DirectBoot:
 
 @dataclass(frozen=True, slots=True)
 class VncConsole:
-    """A VNC display on the host's loopback address; an empty password asks the backend to make one."""
+    """A VNC display that listens on no network; an empty password asks the backend to make one."""
 
     password: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpiceConsole:
+    """A SPICE display that listens on no network; an empty password asks the backend to make one."""
+
+    password: str = ""
+
+
+class MediumKind(enum.Enum):
+    """How a guest finds what it is told at its first boot."""
+
+    CDROM = "cdrom"
+    """A drive of its own, which is not one of the VM's."""
+    FIRMWARE = "firmware"
+    """An entry of the firmware's configuration, where Ignition looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstBootMedium:
+    """A file with what a guest is told at its first boot; `digest` changes with its contents, which may be secret.
+
+    `bus` is that of the drive, if it is in one. Kernels that are made for VMs only, such as those of cloud images, know
+    SCSI and not SATA; Windows knows SATA by itself and not virtio's SCSI.
+    """
+
+    path: Path
+    kind: MediumKind
+    digest: str
+    bus: DiskBus = DiskBus.SCSI
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +232,10 @@ class VmConfig:
     cdroms: tuple[CdromConfig, ...] = ()
     nics: tuple[NicConfig, ...] = ()
     vnc: VncConsole | None = None
+    first_boot: FirstBootMedium | None = None
+    spice: SpiceConsole | None = None
+    """In place of `vnc`; a VM with neither has no display."""
+    hardware: Hardware = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +285,20 @@ class VmEvent:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Console:
-    """Where the VM's graphical console listens on this host."""
+class ConsoleKind(enum.Enum):
+    """What a person can look at a VM through."""
 
-    kind: str
-    host: str
-    port: int
-    password: str
+    VNC = "vnc"
+    SPICE = "spice"
+    SERIAL = "serial"
 
 
 @dataclass(frozen=True, slots=True)
 class ConsoleLog:
     """A piece of what the guest wrote to its serial console.
 
-    `next_offset` is where to go on reading; `size_bytes` the whole log's size now.
+    `next_offset` is where to go on reading, so `data` begins that much before it. `size_bytes` is where the log ends
+    now; its beginning may be dropped to bound its size.
     """
 
     data: bytes
@@ -254,6 +326,7 @@ class Capabilities:
     supports_live_migration: bool = False
     supports_snapshots: bool = False
     supports_hotplug: bool = False
+    abilities: Abilities = BASIC
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from nodedaemon.config import ConfigError, NodeConfig, is_loopback, join_address
 from nodedaemon.control_plane import GrpcControlPlane
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.generations import Generations, open_generations
+from nodedaemon.guest_facts import GuestFacts
+from nodedaemon.guest_watch import GuestWatch
 from nodedaemon.host_report import AGENT_VERSION, HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.registration import Registration
@@ -141,7 +144,8 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     await hypervisor.open()
     stack.push_async_callback(hypervisor.close)
 
-    observer = VmObserver(hypervisor, StateChanges(boot_number), generations.newest)
+    guests: dict[str, GuestFacts] = {}
+    observer = VmObserver(hypervisor, StateChanges(boot_number), generations.newest, guests=guests)
     with suppress(ApiError, TimeoutError):  # what exists now began before us; if nothing answers, so be it
         await observer.read_all()
     paths = StoragePaths(config.hypervisor.storage_path)
@@ -161,6 +165,7 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
         hypervisor, observer, Commands(actors, generations), DiskImages(paths), paths, report
     )
 
+    stack.push_async_callback(servicer.close)
     registry = build_registry()
     host, _ = split_address(config.server.listen_address)
     metrics_address = join_address(host, config.server.metrics_port)
@@ -186,7 +191,12 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
         storage_path=str(paths.root),
     )
     forgetting = asyncio.create_task(_forget_regularly(generations, observer), name="generations")
-    tasks = [forgetting, *_reporting(config, stack, hypervisor.subscribe, observer, report)]
+    reporting, tell = _reporting(config, stack, hypervisor.subscribe, observer, report)
+    watch = GuestWatch(hypervisor, guests, tell)
+    stack.callback(hypervisor.subscribe(watch.on_event))
+    stack.callback(hypervisor.subscribe(servicer.bandwidths.on_event))
+    shaping = asyncio.create_task(servicer.bandwidths.run(), name="bandwidths")
+    tasks = [forgetting, shaping, asyncio.create_task(watch.run(), name="guest-watch"), *reporting]
     stack.push_async_callback(_cancel, tasks)
     return tasks
 
@@ -205,19 +215,24 @@ async def _forget_regularly(generations: Generations, observer: VmObserver) -> N
 
 def _reporting(
     config: NodeConfig, stack: AsyncExitStack, subscribe: Any, observer: VmObserver, report: HostReport
-) -> list[asyncio.Task[None]]:
-    """Start registration and reporting if the configuration asks for it; returns the tasks, for the caller to end."""
+) -> tuple[list[asyncio.Task[None]], Callable[[str], None]]:
+    """Start registration and reporting if the configuration asks for it.
+
+    Returns:
+        The tasks, for the caller to end, and a function that has a VM reported.
+    """
     if not config.control_plane.registration_enabled:
-        return []
+        return [], lambda vm_id: None
     control_plane = GrpcControlPlane(config.control_plane.addresses, _tls_files(config))
     stack.push_async_callback(control_plane.close)
     reporter = Reporter(observer, control_plane, report.full_state)
     stack.callback(subscribe(reporter.on_event))
     registration = Registration(control_plane, report, reporter, float(config.control_plane.heartbeat_interval_secs))
-    return [
+    tasks = [
         asyncio.create_task(reporter.run(), name="reporter"),
         asyncio.create_task(registration.run(), name="registration"),
     ]
+    return tasks, reporter.vm_has_news
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

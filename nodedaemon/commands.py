@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
+from limiquantix.errors import FailedPrecondition, Reason
 from nodedaemon.errors import hypervisor_errors
 from nodedaemon.generations import Generations
 from nodedaemon.observer import READ_DEADLINE_S
@@ -49,6 +52,7 @@ class Commands:
     def __init__(self, actors: VmActors, generations: Generations) -> None:
         self._actors = actors
         self._generations = generations
+        self._copied: Counter[str] = Counter()
 
     async def change(
         self,
@@ -69,6 +73,12 @@ class Commands:
             ApiError: what the hypervisor raised, or Aborted for a command that was overtaken.
         """
         vm_id = vm_id_of(request)
+        if self._copied[vm_id]:
+            raise FailedPrecondition(
+                Reason.VM_BEING_CLONED,
+                f"VM {vm_id} is being cloned; wait until its disks are copied, or cancel that operation",
+                metadata={"vm_id": vm_id},
+            )
         await self._generations.accept(vm_id, request.generation)
 
         async def run_unless_overtaken() -> ResultT:
@@ -84,6 +94,37 @@ class Commands:
                 generation=request.generation,
                 is_interruptible=is_interruptible,
             )
+
+    @asynccontextmanager
+    async def holding(self, vm_id: str, *, deadline_s: float, refuses_others: bool) -> AsyncIterator[None]:
+        """Keep a VM as it is, from when earlier changes of it are done.
+
+        Args:
+            refuses_others: whether later changes are refused at once; else they wait.
+        """
+        begun, released = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            begun.set()
+            await released.wait()
+
+        holding = asyncio.ensure_future(self._actors.run(vm_id, hold, deadline_s=deadline_s, takes_slot=False))
+        waiting = asyncio.ensure_future(begun.wait())
+        self._copied[vm_id] += refuses_others
+        try:
+            await asyncio.wait({holding, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if holding.done():
+                holding.result()  # raises: too many wait, or the daemon stops
+            yield
+        finally:
+            self._copied[vm_id] -= refuses_others
+            if not self._copied[vm_id]:
+                del self._copied[vm_id]
+            released.set()
+            waiting.cancel()
+            if not begun.is_set():
+                holding.cancel()  # it leaves the queue when its turn comes
+            await asyncio.gather(holding, waiting, return_exceptions=True)
 
     async def read(
         self, request: VmRequest, operation: Callable[[str], Awaitable[ResultT]], *, deadline_s: float = READ_DEADLINE_S

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,17 +25,28 @@ from hypervisor.types import (
     Firmware,
     NicConfig,
     NicModel,
+    SpiceConsole,
     VmConfig,
     VncConsole,
 )
 from limiquantix.errors import FieldViolation, InvalidArgument
 from limiquantix.node.v1 import node_daemon_pb2 as pb
+from nodedaemon.decode_hardware import HardwareDecoder
+from nodedaemon.device_limits import bandwidth_of, disk_limit_faults, io_limits_of, nic_faults
+from nodedaemon.disk_copies import CopyPlan, find_source
 from nodedaemon.disk_images import ImagePlan
+from nodedaemon.first_boot import Faults, FirstBoot, first_boot_of
+from nodedaemon.first_boot_media import medium_of
+from nodedaemon.image_inspector import MAX_UNSTATED_BYTES, SourceFormat
 from nodedaemon.storage_paths import PathRefused, StoragePaths, Template
 
 GIB = 2**30
 
-_FIRMWARE = {pb.FIRMWARE_BIOS: Firmware.BIOS, pb.FIRMWARE_UEFI: Firmware.UEFI}
+_FIRMWARE = {
+    pb.FIRMWARE_BIOS: Firmware.BIOS,
+    pb.FIRMWARE_UEFI: Firmware.UEFI,
+    pb.FIRMWARE_UEFI_SECURE_BOOT: Firmware.UEFI,
+}
 _BOOT_DEVICES = {
     pb.BOOT_DEVICE_DISK: BootDevice.DISK,
     pb.BOOT_DEVICE_CDROM: BootDevice.CDROM,
@@ -46,6 +57,12 @@ _BUSES = {
     pb.DISK_BUS_SCSI: DiskBus.SCSI,
     pb.DISK_BUS_SATA: DiskBus.SATA,
     pb.DISK_BUS_IDE: DiskBus.IDE,
+}
+_CDROM_BUSES = {pb.CDROM_BUS_SATA: DiskBus.SATA, pb.CDROM_BUS_SCSI: DiskBus.SCSI}
+_SOURCE_FORMATS: Mapping[int, SourceFormat] = {
+    pb.SOURCE_FORMAT_QCOW2: SourceFormat.QCOW2,
+    pb.SOURCE_FORMAT_RAW: SourceFormat.RAW,
+    pb.SOURCE_FORMAT_VMDK: SourceFormat.VMDK,
 }
 _FORMATS = {pb.DISK_FORMAT_QCOW2: DiskFormat.QCOW2, pb.DISK_FORMAT_RAW: DiskFormat.RAW}
 _CACHES = {
@@ -69,6 +86,9 @@ class DecodedVm:
 
     config: VmConfig
     images: tuple[ImagePlan, ...]
+    copies: tuple[CopyPlan, ...] = ()
+    first_boot: FirstBoot | None = None
+    is_template: bool = False
 
 
 def decode_vm(vm_id: str, name: str, spec: pb.VMSpec, paths: StoragePaths) -> DecodedVm:
@@ -78,6 +98,39 @@ def decode_vm(vm_id: str, name: str, spec: pb.VMSpec, paths: StoragePaths) -> De
         InvalidArgument: with every violation, named by field path from `spec`.
     """
     return _Decoder(vm_id, paths).decode(name, spec)
+
+
+def decode_disk(vm_id: str, disk: pb.DiskSpec, paths: StoragePaths) -> tuple[DiskConfig, tuple[ImagePlan, ...]]:
+    """Decode one disk, to be attached, and the image it needs. Looks at files, so it blocks.
+
+    Raises:
+        InvalidArgument: with every violation, named by field path from `disk`.
+    """
+    return _Decoder(vm_id, paths).decode_disk(disk)
+
+
+def decode_cdrom(vm_id: str, cdrom: pb.CdromSpec, paths: StoragePaths) -> CdromConfig:
+    """Decode one CD-ROM drive, to be attached; otherwise like `decode_disk`."""
+    return _Decoder(vm_id, paths).decode_cdrom(cdrom)
+
+
+def decode_nic(nic: pb.NicSpec) -> NicConfig:
+    """Decode one network card, to be attached or changed.
+
+    Raises:
+        InvalidArgument: with every violation, named by field path from `nic`.
+    """
+    faults = [*nic_faults("nic", nic), *_attach_faults("nic", nic.boot_index)]
+    if faults:
+        raise InvalidArgument.from_violations(faults)
+    return _nic(nic)
+
+
+def _attach_faults(field: str, boot_index: int) -> Iterable[FieldViolation]:
+    if boot_index:
+        yield FieldViolation(
+            f"{field}.boot_index", "cannot be given for a device that is attached; it comes after the others"
+        )
 
 
 def stable_mac(nic_id: str) -> str:
@@ -94,6 +147,7 @@ class _Decoder:
         self._paths = paths
         self._violations: list[FieldViolation] = []
         self._images: list[ImagePlan] = []
+        self._copies: list[CopyPlan] = []
 
     def decode(self, name: str, spec: pb.VMSpec) -> DecodedVm:
         self._refuse_unsupported(spec)
@@ -101,11 +155,13 @@ class _Decoder:
         disks = tuple(self._disk(f"spec.disks[{i}]", disk) for i, disk in enumerate(spec.disks))
         cdroms = tuple(self._cdrom(f"spec.cdroms[{i}]", cdrom) for i, cdrom in enumerate(spec.cdroms))
         disks, cdroms = _number_bootable(spec, disks, cdroms)
+        first_boot = self._first_boot(name, spec)
+        machine = HardwareDecoder(spec)
         config = VmConfig(
             vm_id=self._vm_id,
             name=name,
             cpu=CpuTopology(
-                spec.cpu_cores, spec.cpu_sockets or 1, spec.cpu_threads_per_core or 1, model=spec.cpu_model
+                spec.cpu_cores, spec.cpu_sockets or 1, spec.cpu_threads_per_core or 1, model=machine.cpu_model()
             ),
             memory_mib=spec.memory_mib,
             firmware=_FIRMWARE[spec.firmware],
@@ -115,35 +171,56 @@ class _Decoder:
             cdroms=cdroms,
             nics=tuple(_nic(nic) for nic in spec.nics),
             vnc=VncConsole(spec.console.vnc_password) if spec.console.vnc_enabled else None,
+            first_boot=medium_of(self._vm_id, first_boot, self._paths),
+            spice=SpiceConsole(spec.console.vnc_password) if spec.console.spice_enabled else None,
+            hardware=machine.decode(),
         )
+        config = machine.suited(config)
+        self._violations += machine.violations
         if self._violations:
             raise InvalidArgument.from_violations(self._violations)
-        return DecodedVm(config, tuple(self._images))
+        return DecodedVm(config, tuple(self._images), tuple(self._copies), first_boot, spec.is_template)
+
+    def decode_disk(self, disk: pb.DiskSpec) -> tuple[DiskConfig, tuple[ImagePlan, ...]]:
+        self._violations += _attach_faults("disk", disk.boot_index)
+        for name, is_set in (("pool_id", disk.pool_id), ("bootable", disk.bootable), ("clone_of", disk.clone_of.vm_id)):
+            if is_set:
+                self._violate(f"disk.{name}", "cannot be given for a disk that is attached; leave it out")
+        config = self._disk("disk", disk)
+        if self._violations:
+            raise InvalidArgument.from_violations(self._violations)
+        return config, tuple(self._images)
+
+    def decode_cdrom(self, cdrom: pb.CdromSpec) -> CdromConfig:
+        self._violations += _attach_faults("cdrom", cdrom.boot_index)
+        config = self._cdrom("cdrom", cdrom)
+        if self._violations:
+            raise InvalidArgument.from_violations(self._violations)
+        return config
+
+    def _first_boot(self, name: str, spec: pb.VMSpec) -> FirstBoot | None:
+        try:
+            return first_boot_of(self._vm_id, name, spec)
+        except Faults as faults:
+            self._violations += faults.violations
+            return None
 
     def _violate(self, field: str, description: str) -> None:
         self._violations.append(FieldViolation(field, description))
 
     def _refuse_unsupported(self, spec: pb.VMSpec) -> None:
-        unsupported: list[tuple[str, object]] = [
-            ("spec.memory_hugepages", spec.memory_hugepages),
-            ("spec.cloud_init", spec.HasField("cloud_init") and spec.cloud_init != pb.CloudInitConfig()),
-            ("spec.console.spice_enabled", spec.console.spice_enabled),
-        ]
+        unsupported: list[tuple[str, object]] = []
         for i, disk in enumerate(spec.disks):
-            unsupported += [
-                (f"spec.disks[{i}].iops_limit", disk.iops_limit),
-                (f"spec.disks[{i}].throughput_mbps", disk.throughput_mbps),
-                (f"spec.disks[{i}].pool_id", disk.pool_id),
-            ]
-        unsupported += [(f"spec.nics[{i}].bandwidth_mbps", nic.bandwidth_mbps) for i, nic in enumerate(spec.nics)]
+            unsupported.append((f"spec.disks[{i}].pool_id", disk.pool_id))
         for field, is_set in unsupported:
             if is_set:
                 self._violate(field, "is documented but not in this version; leave it out")
+        if spec.console.vnc_enabled and spec.console.spice_enabled:
+            self._violate("spec.console.spice_enabled", "cannot be given together with vnc_enabled")
         if spec.console.vnc_port:
-            self._violate("spec.console.vnc_port", "is chosen by the host; leave it out")
+            self._violate("spec.console.vnc_port", "is not used, since a display listens on no port; leave it out")
         for i, nic in enumerate(spec.nics):
-            if nic.bridge and nic.network:
-                self._violate(f"spec.nics[{i}].network", "cannot be given together with bridge")
+            self._violations += nic_faults(f"spec.nics[{i}]", nic)
 
     def _refuse_duplicates(self, spec: pb.VMSpec) -> None:
         groups: list[tuple[str, Iterable[tuple[str, object]]]] = [
@@ -165,6 +242,7 @@ class _Decoder:
 
     def _disk(self, field: str, disk: pb.DiskSpec) -> DiskConfig:
         image_format = _FORMATS[disk.format]
+        self._violations += disk_limit_faults(field, disk)
         if disk.path:
             path = self._existing_disk(field, disk, image_format)
         else:
@@ -179,6 +257,7 @@ class _Decoder:
             readonly=disk.readonly,
             discard=disk.discard,
             boot_index=disk.boot_index,
+            limits=io_limits_of(disk),
         )
 
     def _existing_disk(self, field: str, disk: pb.DiskSpec, image_format: DiskFormat) -> Path:
@@ -192,6 +271,12 @@ class _Decoder:
 
     def _plan_image(self, field: str, disk: pb.DiskSpec, path: Path, image_format: DiskFormat) -> None:
         size_bytes, template = disk.size_gib * GIB, None
+        if disk.HasField("clone_of"):
+            self._plan_clone(field, disk, path, image_format)
+            return
+        if disk.source_file:
+            self._plan_import(field, disk, path, image_format)
+            return
         if disk.backing_file:
             nothing = Template(Path(), DiskFormat.RAW, 0)
             template = self._find(
@@ -208,13 +293,61 @@ class _Decoder:
             self._violate(f"{field}.size_gib", "must be at least 1 for a disk without path or backing_file")
         self._images.append(ImagePlan(disk.id, path, image_format, size_bytes, template))
 
+    def _plan_import(self, field: str, disk: pb.DiskSpec, path: Path, image_format: DiskFormat) -> None:
+        """Plan a disk whose contents are copied. One that is there stands for itself: its source may be gone by now."""
+        if disk.backing_file:
+            self._violate(f"{field}.backing_file", "cannot be given together with source_file")
+        size_bytes = disk.size_gib * GIB
+        if path.exists():
+            if size_bytes:
+                self._images.append(ImagePlan(disk.id, path, image_format, size_bytes))
+            return
+        stated = _SOURCE_FORMATS.get(disk.source_format)
+        if stated is None:
+            self._violate(f"{field}.source_format", "must be stated with source_file; formats are never guessed")
+            return
+        source = self._find(
+            f"{field}.source_file", lambda: self._paths.resolve_source(disk.source_file, self._vm_id, stated), None
+        )
+        if source is None:
+            return
+        if 0 < size_bytes < source.virtual_size_bytes:
+            self._violate(f"{field}.size_gib", f"is smaller than the source's {source.virtual_size_bytes} bytes")
+        if not size_bytes and source.virtual_size_bytes > MAX_UNSTATED_BYTES:
+            self._violate(
+                f"{field}.size_gib", f"must be given for a source of {source.virtual_size_bytes} bytes, which is large"
+            )
+        size_bytes = size_bytes or source.virtual_size_bytes
+        self._images.append(ImagePlan(disk.id, path, image_format, size_bytes, source=source))
+
+    def _plan_clone(self, field: str, disk: pb.DiskSpec, path: Path, image_format: DiskFormat) -> None:
+        """Plan a disk made from another VM's. One that is there stands for itself: its source may be gone by now."""
+        if disk.backing_file:
+            self._violate(f"{field}.backing_file", "cannot be given together with clone_of")
+        size_bytes, origin = disk.size_gib * GIB, disk.clone_of
+        if path.exists():
+            if size_bytes:
+                self._images.append(ImagePlan(disk.id, path, image_format, size_bytes))
+            return
+        nothing = Template(Path(), image_format, 0)
+        source = self._find(f"{field}.clone_of", lambda: find_source(self._paths, origin), nothing)
+        if origin.linked and image_format is not DiskFormat.QCOW2:
+            self._violate(f"{field}.format", "must be QCOW2 for a disk that is built upon another")
+        if 0 < size_bytes < source.virtual_size_bytes:
+            self._violate(f"{field}.size_gib", f"is smaller than the source's {source.virtual_size_bytes} bytes")
+        size_bytes = size_bytes or source.virtual_size_bytes
+        self._copies.append(CopyPlan(origin.vm_id.lower(), source, path, image_format, size_bytes, origin.linked))
+        self._images.append(ImagePlan(disk.id, path, image_format, size_bytes, source if origin.linked else None))
+
     def _cdrom(self, field: str, cdrom: pb.CdromSpec) -> CdromConfig:
         iso_path = None
         if cdrom.iso_path:
             iso_path = self._find(
                 f"{field}.iso_path", lambda: self._paths.resolve_file(cdrom.iso_path, self._vm_id), None
             )
-        return CdromConfig(cdrom.id, iso_path if cdrom.connected else None, cdrom.boot_index)
+        return CdromConfig(
+            cdrom.id, iso_path if cdrom.connected else None, cdrom.boot_index, bus=_CDROM_BUSES[cdrom.bus]
+        )
 
     def _direct_boot(self, spec: pb.VMSpec) -> DirectBoot | None:
         if not spec.HasField("direct_boot"):
@@ -247,6 +380,8 @@ def _nic(nic: pb.NicSpec) -> NicConfig:
         bridge=nic.bridge,
         network=nic.network,
         boot_index=nic.boot_index,
+        is_link_up=not nic.link_down,
+        bandwidth=bandwidth_of(nic),
     )
 
 

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +21,18 @@ from pathlib import Path
 
 from hypervisor.types import DiskFormat
 from limiquantix.errors import AlreadyExists, FailedPrecondition, Reason, ResourceExhausted
+from nodedaemon.image_inspector import SourceImage, inspect
+from nodedaemon.image_tables import ImageRefused
 from nodedaemon.storage_paths import StoragePaths, Template
 
 QEMU_IMG_DEADLINE_S = 60.0
 """Creating and growing write metadata only; more than seconds means that the storage hangs."""
+
+IMPORT_DEADLINE_S = 240.0
+"""Copying the contents of an image; what is larger than that allows has to be made a template first."""
+
+_OVERHEAD_BYTES = 256 * 2**20
+"""Tables of an image beside its contents, at most: those of 2 TiB in clusters of 64 KiB."""
 
 IMAGE_MODE = 0o600
 DIRECTORY_MODE = 0o711
@@ -41,6 +51,8 @@ class ImagePlan:
     format: DiskFormat
     size_bytes: int
     template: Template | None = None
+    source: SourceImage | None = None
+    """Where the contents of a new image are copied from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +115,9 @@ class DiskImages:
 
     async def _create(self, vm_id: str, plan: ImagePlan) -> None:
         partial = plan.path.with_name(f".{plan.path.name}.part")
+        if plan.source is not None:
+            await self._import(vm_id, plan, plan.source, partial)
+            return
         words = ["create", "-q", "-f", plan.format.value]
         if plan.template is not None:
             words += ["-b", str(plan.template.path), "-F", plan.template.format.value]
@@ -111,9 +126,30 @@ class DiskImages:
             # What a killed daemon left: its qemu-img may live on, and holds the lock of the file that it began.
             await asyncio.to_thread(partial.unlink, missing_ok=True)
             await self._run(vm_id, *words, str(partial), str(plan.size_bytes))
-            await asyncio.to_thread(_put_in_place, partial, plan.path)
+            await asyncio.to_thread(put_in_place, partial, plan.path)
         except OSError as error:
             raise _failed(vm_id, f"an image could not be made: {error.strerror}") from error
+        finally:
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+
+    async def _import(self, vm_id: str, plan: ImagePlan, source: SourceImage, partial: Path) -> None:
+        """Copy the contents of another image, whose header is looked at once more: time has passed since it was."""
+        try:
+            again = await asyncio.to_thread(inspect, source.path, source.format)
+            await asyncio.to_thread(plan.path.parent.mkdir, mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+            words = ("convert", "-f", source.format.value, "-O", plan.format.value, str(source.path), str(partial))
+            limit = again.max_output_bytes + _OVERHEAD_BYTES
+            if plan.format is DiskFormat.RAW:  # sparse, so its length says nothing of its contents
+                limit = again.virtual_size_bytes
+            await self._run(vm_id, *words, deadline_s=IMPORT_DEADLINE_S, max_file_bytes=limit)
+            if again.virtual_size_bytes < plan.size_bytes:
+                await self._run(vm_id, "resize", "-f", plan.format.value, str(partial), str(plan.size_bytes))
+            await asyncio.to_thread(put_in_place, partial, plan.path)
+        except ImageRefused as error:
+            raise _failed(vm_id, f"the source of disk {plan.disk_id} {error}") from error
+        except OSError as error:
+            raise _failed(vm_id, f"an image could not be imported: {error.strerror}") from error
         finally:
             await asyncio.to_thread(partial.unlink, missing_ok=True)
 
@@ -142,9 +178,15 @@ class DiskImages:
         except OSError as error:
             raise _failed(vm_id, f"its images could not be removed: {error.strerror}") from error
 
-    async def _run(self, vm_id: str, *words: str) -> bytes:
+    async def run(self, vm_id: str, *words: str, deadline_s: float) -> bytes:
+        """Run qemu-img for work that takes longer, such as copying; it ends when the caller is cancelled."""
+        return await self._run(vm_id, *words, deadline_s=deadline_s)
+
+    async def _run(
+        self, vm_id: str, *words: str, deadline_s: float = QEMU_IMG_DEADLINE_S, max_file_bytes: int | None = None
+    ) -> bytes:
         """Run qemu-img; its words in an error name no path of the host."""
-        running = _Process([self._qemu_img, *words])
+        running = _Process([self._qemu_img, *words], deadline_s, max_file_bytes)
         finished = asyncio.ensure_future(asyncio.to_thread(running.run))
         try:
             process = await asyncio.shield(finished)
@@ -155,7 +197,9 @@ class DiskImages:
         except OSError as error:
             raise _failed(vm_id, f"{self._qemu_img} cannot be run ({error.strerror}); install qemu-utils") from error
         except subprocess.TimeoutExpired as error:
-            raise _failed(vm_id, f"qemu-img {words[0]} did not end in {QEMU_IMG_DEADLINE_S:g} s") from error
+            raise _failed(vm_id, f"qemu-img {words[0]} did not end in {deadline_s:g} s") from error
+        if process.returncode == -signal.SIGXFSZ:
+            raise _failed(vm_id, f"qemu-img {words[0]} wrote more than its source can hold, and was stopped")
         if process.returncode != 0:
             text = process.stderr.decode(errors="replace").strip().replace(str(self._paths.root), "<storage>")
             if "No space left on device" in text:
@@ -173,8 +217,10 @@ class _Process:
     do not go well with the calls that are under way meanwhile.
     """
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], deadline_s: float, max_file_bytes: int | None = None) -> None:
         self._words = words
+        self._deadline_s = deadline_s
+        self._max_file_bytes = max_file_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._is_killed = False
 
@@ -193,10 +239,14 @@ class _Process:
             stderr=subprocess.PIPE,
             env=environment,
         ) as self._process:
+            if self._max_file_bytes is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    limits = (self._max_file_bytes, self._max_file_bytes)
+                    resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, limits)
             if self._is_killed:
                 self._process.kill()
             try:
-                output, complaint = self._process.communicate(timeout=QEMU_IMG_DEADLINE_S)
+                output, complaint = self._process.communicate(timeout=self._deadline_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 raise
@@ -209,7 +259,7 @@ class _Process:
             self._process.kill()
 
 
-def _put_in_place(partial: Path, path: Path) -> None:
+def put_in_place(partial: Path, path: Path) -> None:
     """Give a finished image its name, under which nothing half written may be found after a power failure either."""
     partial.chmod(IMAGE_MODE)
     descriptor = os.open(partial, os.O_RDONLY)

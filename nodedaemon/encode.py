@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from hypervisor.abilities import HostDevice
 from hypervisor.types import Accelerator, Capabilities, PowerState
 from limiquantix.compute.v1 import node_pb2, node_service_pb2
 from limiquantix.inventory import state_hash
 from limiquantix.node.v1 import node_daemon_pb2
+from nodedaemon.encode_machine import to_host_devices, to_huge_pages, to_machine, to_numa_nodes
+from nodedaemon.guest_facts import GuestFacts
 from nodedaemon.observer import GoneVm, ObservedVm
 from telemetry.host import CpuFacts, DiskFacts, HostFacts, HostUsage, NicFacts, SystemFacts
 
@@ -18,7 +21,7 @@ _MAX_NAME_CHARS = 255
 _MAX_VCPU_COUNT, _MAX_MEMORY_MIB = 2**16, 2**40
 """What a report may say; one odd VM of another tool must not make the whole inventory invalid."""
 
-_STATUS_STATES = {
+STATUS_STATES = {
     PowerState.UNKNOWN: node_daemon_pb2.POWER_STATE_UNKNOWN,
     PowerState.RUNNING: node_daemon_pb2.POWER_STATE_RUNNING,
     PowerState.STOPPED: node_daemon_pb2.POWER_STATE_STOPPED,
@@ -49,7 +52,7 @@ def to_status(vm: ObservedVm) -> node_daemon_pb2.VMStatusResponse:
     response = node_daemon_pb2.VMStatusResponse(
         vm_id=status.vm_id,
         name=status.name,
-        state=_STATUS_STATES[status.state],
+        state=STATUS_STATES[status.state],
         resource_usage=node_daemon_pb2.ResourceUsage(
             cpu_usage_percent=vm.cpu_percent,
             cpu_time_ns=status.cpu_time_ns,
@@ -76,7 +79,7 @@ def to_report(vm: ObservedVm | GoneVm) -> node_service_pb2.VMStatusReport:
             state_changed_at_unix=int(vm.change.changed_at_s or 0),
             generation=vm.generation,
         )
-    return node_service_pb2.VMStatusReport(
+    report = node_service_pb2.VMStatusReport(
         id=vm.status.vm_id,
         name=vm.status.name[:_MAX_NAME_CHARS],
         state=_REPORT_STATES[vm.status.state],
@@ -88,6 +91,23 @@ def to_report(vm: ObservedVm | GoneVm) -> node_service_pb2.VMStatusReport:
         memory_mib=min(vm.status.memory_mib, _MAX_MEMORY_MIB),
         is_managed=vm.status.is_managed,
         generation=vm.generation,
+    )
+    if vm.guest is not None:
+        report.ip_addresses.extend(vm.guest.ip_addresses)
+        report.guest.CopyFrom(_guest(vm.guest))
+    return report
+
+
+def _guest(facts: GuestFacts) -> node_service_pb2.GuestReport:
+    system = facts.system
+    return node_service_pb2.GuestReport(
+        os_name=system.os_name,
+        os_version=system.os_version,
+        kernel_version=system.kernel_version,
+        hostname=system.hostname,
+        agent_version=system.agent_version,
+        uptime_seconds=int(facts.uptime_s),
+        as_of_unix=int(facts.as_of_s),
     )
 
 
@@ -131,30 +151,49 @@ def to_capabilities(capabilities: Capabilities) -> node_daemon_pb2.HypervisorCap
         max_vcpus=min(capabilities.max_vcpus, 2**32 - 1),
         max_memory_bytes=capabilities.max_memory_bytes,
         accelerator=capabilities.accelerator.value,
+        supports_gpu_passthrough=capabilities.abilities.has_gpu_passthrough,
+        supports_nested_virtualization=capabilities.abilities.has_nested_virtualization,
+        machine=to_machine(capabilities),
     )
 
 
 def to_registration(
-    facts: HostFacts, capabilities: Capabilities, labels: dict[str, str], hostname: str, agent_version: str
+    facts: HostFacts,
+    capabilities: Capabilities,
+    labels: dict[str, str],
+    hostname: str,
+    agent_version: str,
+    devices: Sequence[HostDevice] = (),
 ) -> node_service_pb2.RegisterNodeRequest:
     """Describe this host to the control plane; `agent_endpoint` is left to the caller."""
     is_simulated = capabilities.accelerator is Accelerator.SIMULATED
     memory_bytes = capabilities.max_memory_bytes if is_simulated else facts.memory_total_bytes
+    cpu_info = _cpu(_simulated_cpu(capabilities) if is_simulated else facts.cpu)
+    cpu_info.numa_nodes.extend(to_numa_nodes(capabilities))
     return node_service_pb2.RegisterNodeRequest(
         hostname=hostname,
         management_ip=facts.management_ip,
         labels=labels,
         role=node_pb2.NodeRole(compute=True),
-        cpu_info=_cpu(_simulated_cpu(capabilities) if is_simulated else facts.cpu),
-        memory_info=node_pb2.MemoryInfo(total_bytes=memory_bytes, allocatable_bytes=memory_bytes),
+        cpu_info=cpu_info,
+        memory_info=node_pb2.MemoryInfo(
+            total_bytes=memory_bytes, allocatable_bytes=memory_bytes, huge_pages=to_huge_pages(capabilities)
+        ),
         storage_devices=[_disk(disk) for disk in facts.disks],
         network_devices=[_nic(nic, facts.management_ip) for nic in facts.nics],
         system=_system(facts.system, capabilities, agent_version),
+        devices=to_host_devices(devices),
+        machine=to_machine(capabilities),
     )
 
 
 def to_node_info(
-    facts: HostFacts, usage: HostUsage, capabilities: Capabilities, node_id: str, hostname: str
+    facts: HostFacts,
+    usage: HostUsage,
+    capabilities: Capabilities,
+    node_id: str,
+    hostname: str,
+    devices: Sequence[HostDevice] = (),
 ) -> node_daemon_pb2.NodeInfoResponse:
     """Describe this host to whoever asks the daemon itself."""
     cpu = facts.cpu
@@ -198,6 +237,7 @@ def to_node_info(
             for nic in facts.nics
         ],
         capabilities=to_capabilities(capabilities),
+        devices=to_host_devices(devices),
     )
 
 

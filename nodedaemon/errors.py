@@ -22,7 +22,18 @@ _TABLE: tuple[tuple[type[hv.HypervisorError], type[ApiError], Reason], ...] = (
     (hv.WrongState, FailedPrecondition, Reason.VM_STATE_FORBIDS),
     # The guest may still shut down later, which is what DEADLINE_EXCEEDED says.
     (hv.GuestDidNotStop, DeadlineExceeded, Reason.GUEST_DID_NOT_STOP),
+    (hv.DeviceNotFound, NotFound, Reason.DEVICE_NOT_FOUND),
+    (hv.DeviceExists, AlreadyExists, Reason.DEVICE_EXISTS),
+    (hv.GuestDidNotRelease, FailedPrecondition, Reason.GUEST_DID_NOT_RELEASE),
+    (hv.GuestAgentAbsent, FailedPrecondition, Reason.GUEST_AGENT_ABSENT),
+    (hv.GuestAgentSilent, DeadlineExceeded, Reason.GUEST_AGENT_SILENT),
+    (hv.GuestAgentRefused, FailedPrecondition, Reason.GUEST_AGENT_REFUSED),
     (hv.ConsoleAbsent, FailedPrecondition, Reason.CONSOLE_ABSENT),
+    (hv.SnapshotNotFound, NotFound, Reason.SNAPSHOT_NOT_FOUND),
+    (hv.SnapshotNameTaken, AlreadyExists, Reason.SNAPSHOT_NAME_TAKEN),
+    (hv.SnapshotUnsupported, FailedPrecondition, Reason.SNAPSHOT_UNSUPPORTED),
+    (hv.CannotQuiesce, FailedPrecondition, Reason.CANNOT_QUIESCE),
+    (hv.HostCannot, FailedPrecondition, Reason.HOST_LACKS),
     (hv.Refused, FailedPrecondition, Reason.HYPERVISOR_REFUSED),
     (hv.Unavailable, Unavailable, Reason.HYPERVISOR_UNAVAILABLE),
 )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.metadata import version
 
+import structlog
+
+from hypervisor.abilities import HostDevice
 from hypervisor.base import Hypervisor
+from hypervisor.errors import HypervisorError
 from hypervisor.types import Accelerator, Capabilities, PowerState
 from limiquantix.compute.v1.node_service_pb2 import (
     HostInfo,
@@ -27,6 +32,8 @@ TELEMETRY_DEADLINE_S = 10.0
 _MIN_USAGE_INTERVAL_S = 1.0
 
 AGENT_VERSION = version("limiquantix")
+
+_log = structlog.get_logger(__name__)
 
 _WILDCARDS = ("0.0.0.0", "::", "*")  # noqa: S104 - recognised here, not listened on
 
@@ -56,6 +63,7 @@ class HostReport:
         self._labels = labels
         self.node_id = node_id
         self._endpoint = ""
+        self._find_templates: Callable[[], Awaitable[Collection[str]]] | None = None
         self._usage_lock = asyncio.Lock()
         self._usage_before: tuple[float, HostUsage] | None = None
 
@@ -63,6 +71,10 @@ class HostReport:
         """Set where the control plane finds the daemon; a wildcard address becomes the management IP when asked."""
         host, advertised_port = split_address(advertise_address or listen_address)
         self._endpoint = join_address(host, (advertised_port if advertise_address else 0) or port)
+
+    def tell_templates(self, find: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Say from now on in full states which VMs, as `find` names them, are templates."""
+        self._find_templates = find
 
     async def registration(self) -> RegisterNodeRequest:
         """Describe this host.
@@ -73,7 +85,8 @@ class HostReport:
         capabilities = await self.capabilities()
         async with asyncio.timeout(TELEMETRY_DEADLINE_S):
             facts = await asyncio.to_thread(read_host_facts)
-        request = encode.to_registration(facts, capabilities, self._labels, self._hostname, AGENT_VERSION)
+        devices = await self.devices()
+        request = encode.to_registration(facts, capabilities, self._labels, self._hostname, AGENT_VERSION, devices)
         host, port = split_address(self._endpoint)
         request.agent_endpoint = join_address(facts.management_ip if host in _WILDCARDS else host, port)
         return request
@@ -115,6 +128,11 @@ class HostReport:
         usage = await self._usage()
         async with asyncio.timeout(TELEMETRY_DEADLINE_S):
             facts = await asyncio.to_thread(read_host_facts)
+        reports = [encode.to_report(vm) for vm in vms]
+        if self._find_templates is not None:
+            templates = await self._find_templates()
+            for report in reports:
+                report.is_template = report.id in templates
         return SyncFullStateRequest(
             node_id=self.node_id,
             host_info=HostInfo(
@@ -125,7 +143,7 @@ class HostReport:
                 cpu_cores=facts.cpu.socket_count * facts.cpu.cores_per_socket,
                 cpu_usage_percent=usage.cpu_percent,
             ),
-            vms=[encode.to_report(vm) for vm in vms],
+            vms=reports,
             state_hash=encode.inventory_hash(vms),
             as_of_change_count=as_of,
         )
@@ -135,13 +153,26 @@ class HostReport:
         capabilities = await self.capabilities()
         async with asyncio.timeout(TELEMETRY_DEADLINE_S):
             facts = await asyncio.to_thread(read_host_facts)
-        return encode.to_node_info(facts, await self._usage(), capabilities, self.node_id, self._hostname)
+        devices = await self.devices()
+        usage = await self._usage()
+        return encode.to_node_info(facts, usage, capabilities, self.node_id, self._hostname, devices)
 
     async def capabilities(self) -> Capabilities:
         """Ask the hypervisor what it can do."""
         with hypervisor_errors():
             async with asyncio.timeout(TELEMETRY_DEADLINE_S):
                 return await self._hypervisor.capabilities()
+
+    async def devices(self) -> Sequence[HostDevice]:
+        """List what VMs might get of the host's devices; none if the hypervisor cannot tell, or not in time."""
+        if self._hypervisor.host_devices is None:
+            return ()
+        try:
+            async with asyncio.timeout(TELEMETRY_DEADLINE_S):
+                return await self._hypervisor.host_devices.list()
+        except (HypervisorError, TimeoutError) as error:
+            _log.warning("host_devices_not_listed", error=str(error))
+            return ()
 
     async def _usage(self) -> HostUsage:
         """Measure, or repeat what was measured a moment ago: CPU use over a few milliseconds means nothing."""

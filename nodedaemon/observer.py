@@ -13,10 +13,12 @@ from hypervisor.types import PowerState, VmStatus
 from limiquantix.errors import Aborted, NotFound, Reason
 from nodedaemon.change_count import Change, StateChanges
 from nodedaemon.errors import hypervisor_errors
+from nodedaemon.guest_facts import GuestFacts
 
 READ_DEADLINE_S = 15.0
 """One reading of the hypervisor; a healthy one answers in milliseconds, a hung one must not hold a caller for ever."""
 
+_IN_MEMORY = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 _MAX_READS = 10
 _MIN_CPU_INTERVAL_S = 0.5
 """Below this, CPU use would be mostly the granularity of the counters."""
@@ -26,13 +28,15 @@ _MIN_CPU_INTERVAL_S = 0.5
 class ObservedVm:
     """A VM with the count of its state; `cpu_percent` is of all its vCPUs, 0 to 100, 0 while it is off.
 
-    `generation` is of the newest command that was taken when the reading began, 0 if none.
+    `generation` is of the newest command that was taken when the reading began, 0 if none. `guest` is what its guest's
+    agent told last, None if nothing is known.
     """
 
     status: VmStatus
     change: Change
     cpu_percent: float
     generation: int = 0
+    guest: GuestFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class VmObserver:
     Args:
         generations: the newest generation of a command that was taken for each VM.
         now_s: the clock of CPU use, see `CpuUsage`.
+        guests: what is known of guests, by VM id.
     """
 
     def __init__(
@@ -58,10 +63,12 @@ class VmObserver:
         changes: StateChanges,
         generations: Mapping[str, int] = MappingProxyType({}),
         now_s: Callable[[], float] = time.monotonic,
+        guests: Mapping[str, GuestFacts] = MappingProxyType({}),
     ) -> None:
         self._hypervisor = hypervisor
         self._changes = changes
         self._generations = generations
+        self._guests = guests
         self._cpu = CpuUsage(now_s)
 
     @property
@@ -130,7 +137,8 @@ class VmObserver:
         return observed
 
     def _observed(self, status: VmStatus, change: Change, generation: int) -> ObservedVm:
-        return ObservedVm(status, change, self._cpu.percent(status), generation)
+        guest = self._guests.get(status.vm_id) if status.state in _IN_MEMORY else None
+        return ObservedVm(status, change, self._cpu.percent(status), generation, guest)
 
 
 class CpuUsage:

@@ -73,12 +73,16 @@ class Reporter:
         """Take in an event of the hypervisor; never blocks."""
         if event.kind is EventKind.RESYNC:
             self.request_full_sync()
-            return
-        if event.vm_id not in self._pending and len(self._pending) >= self._max_pending:
+        else:
+            self.vm_has_news(event.vm_id)
+
+    def vm_has_news(self, vm_id: str) -> None:
+        """Send a VM as it is, soon; never blocks."""
+        if vm_id not in self._pending and len(self._pending) >= self._max_pending:
             self._pending.clear()
             self.request_full_sync()
             return
-        self._pending[event.vm_id] = _Pending()
+        self._pending[vm_id] = _Pending()
         self._wake.set()
 
     def node_registered(self, node_id: str) -> None:

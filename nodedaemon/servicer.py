@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -20,18 +23,35 @@ from limiquantix.node.v1 import node_daemon_pb2 as pb
 from limiquantix.node.v1 import node_daemon_pb2_grpc
 from nodedaemon.commands import CREATE_DEADLINE_S, POWER_DEADLINE_S, Commands, vm_id_of
 from nodedaemon.decode import DecodedVm, decode_vm
+from nodedaemon.disk_copies import COPY_DEADLINE_S, DiskCopies
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.encode import to_status
+from nodedaemon.encode_metrics import add_device_usage, to_node_metrics
+from nodedaemon.event_stream import EventStreams
+from nodedaemon.first_boot_media import FirstBootMedia
 from nodedaemon.host_report import AGENT_VERSION, HostReport
+from nodedaemon.metrics_sampler import MetricsSampler
+from nodedaemon.nic_bandwidth import NicBandwidths
 from nodedaemon.observer import READ_DEADLINE_S, VmObserver
 from nodedaemon.storage_paths import StoragePaths
+from nodedaemon.templates import Templates
+from nodedaemon.vm_consoles import VmConsoles
+from nodedaemon.vm_devices import VmDevices
+from nodedaemon.vm_guests import VmGuests
+from nodedaemon.vm_resizing import VmResizing
+from nodedaemon.vm_snapshots import VmSnapshots
+from telemetry.host import UsageSampler
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeDaemonService"].full_name
 
 DEFAULT_STOP_TIMEOUT_S = 30
 DEFAULT_LOG_BYTES = 64 * 2**10
+DEFAULT_METRICS_INTERVAL_S = 5
+STATUS_USAGE_AGE_S = 15.0
+"""How old counters of disks and network cards may be that a status shows; it does not wait for newer ones."""
 
 _OFF = (PowerState.STOPPED, PowerState.CRASHED)
+_IN_MEMORY = (PowerState.RUNNING, PowerState.PAUSED)
 
 
 class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
@@ -52,7 +72,25 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         self._images = images
         self._paths = paths
         self._report = report
+        self._templates = Templates(paths)
+        report.tell_templates(self._templates.all)
+        self._copies = DiskCopies(hypervisor, commands, images, paths, self._templates)
+        self._first_boot = FirstBootMedia(paths)
         self._started_s = time.monotonic()
+        self._consoles = VmConsoles(hypervisor)
+        self.bandwidths = NicBandwidths(hypervisor)
+        self._devices = VmDevices(hypervisor, commands, images, paths, self._templates, self.bandwidths)
+        self._guests = VmGuests(hypervisor, commands)
+        self._snapshots = VmSnapshots(hypervisor, commands, self._templates)
+        self._resizing = VmResizing(hypervisor, observer, commands, self._decode, self._reconfigure)
+        self._metrics = MetricsSampler(hypervisor, UsageSampler(paths.root))
+        self._events = EventStreams(hypervisor)
+
+    async def close(self) -> None:
+        """End consoles and readings that are under way."""
+        await self._guests.close()
+        await self._consoles.close()
+        await self._metrics.close()
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
         """Say whether this daemon and its hypervisor work; answers even when they do not."""
@@ -73,9 +111,13 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
     async def CreateVM(self, request: pb.CreateVMOnNodeRequest, context: Any) -> pb.CreateVMOnNodeResponse:
         """Make the images and define the VM; all or nothing. Idempotent for the same configuration."""
         decoded = await self._decode(request)
-        vm_id = decoded.config.vm_id
+        vm_id, copies = decoded.config.vm_id, any(not plan.is_linked for plan in decoded.copies)
         is_new = await self._commands.change(
-            request, lambda: self._create(vm_id, decoded), deadline_s=CREATE_DEADLINE_S
+            request,
+            lambda: self._create(vm_id, decoded),
+            deadline_s=COPY_DEADLINE_S if copies else CREATE_DEADLINE_S,
+            takes_slot=not decoded.copies,  # it waits for the VM that it is made from, which may wait for a slot
+            is_interruptible=copies,
         )
         message = "created" if is_new else "exists with this configuration"
         status = to_status(await self._observer.read(vm_id))
@@ -89,9 +131,13 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         )
         return Empty()
 
+    async def ResizeVM(self, request: pb.ReconfigureVMRequest, context: Any) -> pb.ResizeVMResponse:
+        """Redefine a VM, running or not, and give what runs its new size as far as can be."""
+        return await self._resizing.resize(request)
+
     async def StartVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Start it."""
-        await self._commands.change(request, lambda: self._hypervisor.start(vm_id_of(request)))
+        await self._commands.change(request, lambda: self._start(vm_id_of(request)))
         return Empty()
 
     async def StopVM(self, request: pb.StopVMRequest, context: Any) -> Empty:
@@ -133,6 +179,24 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         )
         return Empty()
 
+    async def CreateSnapshot(self, request: pb.CreateSnapshotRequest, context: Any) -> pb.SnapshotResponse:
+        """Save the VM's disks, and its memory if asked for."""
+        return await self._snapshots.create(request)
+
+    async def RevertSnapshot(self, request: pb.RevertSnapshotRequest, context: Any) -> Empty:
+        """Put the VM back to a snapshot."""
+        await self._snapshots.revert(request)
+        return Empty()
+
+    async def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: Any) -> Empty:
+        """Remove a snapshot and keep its children."""
+        await self._snapshots.delete(request)
+        return Empty()
+
+    async def ListSnapshots(self, request: pb.VMIdRequest, context: Any) -> pb.ListSnapshotsResponse:
+        """Read a VM's snapshots, parents before children."""
+        return await self._snapshots.list(request)
+
     async def DeleteVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Remove the definition, then the images; refused while it runs. Succeeds if it does not exist."""
         await self._commands.change(request, lambda: self._delete(vm_id_of(request)), deadline_s=CREATE_DEADLINE_S)
@@ -140,18 +204,38 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def GetVMStatus(self, request: pb.VMIdRequest, context: Any) -> pb.VMStatusResponse:
         """Say what the VM is now."""
-        return to_status(await self._observer.read(vm_id_of(request)))
+        vm_id = vm_id_of(request)
+        observed = await self._observer.read(vm_id)
+        status = to_status(observed)
+        if observed.status.state in _IN_MEMORY:
+            usage = self._metrics.newest(vm_id, STATUS_USAGE_AGE_S)
+            if usage is not None:
+                add_device_usage(status.resource_usage, usage)
+        return status
 
     async def ListVMs(self, request: Empty, context: Any) -> pb.ListVMsOnNodeResponse:
         """Every VM of this host, also those LimiQuantix did not define."""
         return pb.ListVMsOnNodeResponse(vms=[to_status(vm) for vm in await self._observer.read_all()])
 
     async def GetConsole(self, request: pb.VMIdRequest, context: Any) -> pb.ConsoleInfoResponse:
-        """Say where the graphical console listens on this host."""
-        console = await self._commands.read(request, self._hypervisor.console)
-        return pb.ConsoleInfoResponse(
-            type=console.kind, host=console.host, port=console.port, password=console.password
-        )
+        """Make a one-time entry to the VM's display."""
+        return await self._consoles.open(pb.OpenConsoleRequest(vm_id=request.vm_id))
+
+    async def OpenConsole(self, request: pb.OpenConsoleRequest, context: Any) -> pb.ConsoleInfoResponse:
+        """Make a one-time entry to one of the VM's consoles."""
+        return await self._consoles.open(request)
+
+    async def StreamMetrics(self, request: pb.StreamMetricsRequest, context: Any) -> AsyncIterator[pb.NodeMetrics]:
+        """Send measures of the host and its VMs: every 5 s unless the request says otherwise."""
+        async with aclosing(self._metrics.stream(request.interval_seconds or DEFAULT_METRICS_INTERVAL_S)) as samples:
+            async for sample in samples:
+                yield to_node_metrics(sample)
+
+    async def StreamEvents(self, request: Empty, context: Any) -> AsyncIterator[pb.NodeEvent]:
+        """Send what the hypervisor tells of its VMs."""
+        async with aclosing(self._events.events()) as events:
+            async for event in events:
+                yield event
 
     async def GetConsoleLog(self, request: pb.GetConsoleLogRequest, context: Any) -> pb.GetConsoleLogResponse:
         """Read what the guest wrote to its serial console."""
@@ -160,6 +244,104 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
             request, lambda vm_id: self._hypervisor.read_console_log(vm_id, request.offset, max_bytes)
         )
         return pb.GetConsoleLogResponse(data=log.data, next_offset=log.next_offset, size_bytes=log.size_bytes)
+
+    async def AttachDisk(self, request: pb.AttachDiskRequest, context: Any) -> Empty:
+        """Attach a disk, and make its image if it is not there."""
+        await self._devices.attach_disk(request)
+        return Empty()
+
+    async def DetachDisk(self, request: pb.DetachDiskRequest, context: Any) -> Empty:
+        """Take a disk away."""
+        await self._devices.detach_disk(request)
+        return Empty()
+
+    async def ResizeDisk(self, request: pb.ResizeDiskRequest, context: Any) -> Empty:
+        """Grow a disk."""
+        await self._devices.resize_disk(request)
+        return Empty()
+
+    async def UpdateDisk(self, request: pb.UpdateDiskRequest, context: Any) -> Empty:
+        """Replace a disk's ceilings."""
+        await self._devices.update_disk(request)
+        return Empty()
+
+    async def AttachNIC(self, request: pb.AttachNICRequest, context: Any) -> Empty:
+        """Attach a network card."""
+        await self._devices.attach_nic(request)
+        return Empty()
+
+    async def DetachNIC(self, request: pb.DetachNICRequest, context: Any) -> Empty:
+        """Take a network card away."""
+        await self._devices.detach_nic(request)
+        return Empty()
+
+    async def UpdateNIC(self, request: pb.UpdateNICRequest, context: Any) -> Empty:
+        """Plug a card's cable in or out, and replace its ceilings."""
+        await self._devices.update_nic(request)
+        return Empty()
+
+    async def AttachCDROM(self, request: pb.AttachCDROMRequest, context: Any) -> Empty:
+        """Add a CD-ROM drive."""
+        await self._devices.attach_cdrom(request)
+        return Empty()
+
+    async def DetachCDROM(self, request: pb.DetachCDROMRequest, context: Any) -> Empty:
+        """Take a CD-ROM drive away."""
+        await self._devices.detach_cdrom(request)
+        return Empty()
+
+    async def ChangeMedia(self, request: pb.ChangeMediaRequest, context: Any) -> Empty:
+        """Put a medium into a drive or take it out."""
+        await self._devices.change_media(request)
+        return Empty()
+
+    async def PingGuestAgent(self, request: pb.GuestRequest, context: Any) -> pb.PingGuestAgentResponse:
+        """Ask whether the guest's agent is there."""
+        return await self._guests.ping(request)
+
+    async def GetGuestInfo(self, request: pb.GetGuestInfoRequest, context: Any) -> pb.GetGuestInfoResponse:
+        """Ask the agent about the system inside."""
+        return await self._guests.info(request)
+
+    async def ExecuteInGuest(self, request: pb.ExecuteInGuestRequest, context: Any) -> pb.ExecuteInGuestResponse:
+        """Run a program in the guest."""
+        return await self._guests.execute(request)
+
+    async def ReadGuestFile(self, request: pb.ReadGuestFileRequest, context: Any) -> pb.ReadGuestFileResponse:
+        """Read the beginning of a file of the guest."""
+        return await self._guests.read_file(request)
+
+    async def WriteGuestFile(self, request: pb.WriteGuestFileRequest, context: Any) -> Empty:
+        """Replace a file of the guest."""
+        await self._guests.write_file(request)
+        return Empty()
+
+    async def ShutdownGuest(self, request: pb.ShutdownGuestRequest, context: Any) -> Empty:
+        """Have the agent shut the guest down or reboot it."""
+        await self._guests.shut_down(request)
+        return Empty()
+
+    async def SetGuestPassword(self, request: pb.SetGuestPasswordRequest, context: Any) -> Empty:
+        """Set a user's password in the guest."""
+        await self._guests.set_password(request)
+        return Empty()
+
+    async def SyncGuestTime(self, request: pb.GuestRequest, context: Any) -> pb.SyncGuestTimeResponse:
+        """Set the guest's clock to the host's."""
+        return await self._guests.sync_time(request)
+
+    async def FreezeGuest(self, request: pb.FreezeGuestRequest, context: Any) -> pb.FreezeGuestResponse:
+        """Hold the guest's writes for a while."""
+        return await self._guests.freeze(request)
+
+    async def ThawGuest(self, request: pb.GuestRequest, context: Any) -> pb.ThawGuestResponse:
+        """Let the guest's writes go on."""
+        return await self._guests.thaw(request)
+
+    async def SettleDevices(self, request: pb.SettleDevicesRequest, context: Any) -> Empty:
+        """Make a VM's devices these and no others."""
+        await self._devices.settle(request)
+        return Empty()
 
     async def _decode(self, request: pb.CreateVMOnNodeRequest | pb.ReconfigureVMRequest) -> DecodedVm:
         """Decode a VM; an overtaken command is refused as such, whatever else may be wrong with it by now."""
@@ -170,22 +352,35 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def _create(self, vm_id: str, decoded: DecodedVm) -> bool:
         """Create; returns whether the VM is new."""
-        is_new = await self._find(vm_id) is None
-        if is_new:
-            made = await self._images.ensure(vm_id, decoded.images)
-        else:
+        if await self._find(vm_id) is not None:
             # First the definition: one that differs must be refused before any image is made.
             await self._hypervisor.create(decoded.config)
-            await self._images.ensure(vm_id, decoded.images)
+            await self._make_files(vm_id, decoded)
             return False
+        made = await self._make_files(vm_id, decoded)
         try:
             await self._hypervisor.create(decoded.config)
         except BaseException as error:
             if isinstance(error, Unavailable):
                 await self._undo_definition(vm_id)
+            await self._first_boot.remove(vm_id)
             await self._images.discard(vm_id, made)
             raise
         return True
+
+    async def _make_files(self, vm_id: str, decoded: DecodedVm) -> list[Path]:
+        """Make the images and the first-boot medium that are not there yet, all or none; returns the images."""
+        made: list[Path] = []
+        try:
+            async with self._copies.sources_held(decoded.copies):
+                made += await self._copies.copy(vm_id, decoded.copies)
+                made += await self._images.ensure(vm_id, decoded.images)
+            await self._first_boot.ensure(vm_id, decoded.first_boot)
+        except BaseException:
+            await self._first_boot.discard(vm_id)
+            await self._images.discard(vm_id, made)
+            raise
+        return made
 
     async def _undo_definition(self, vm_id: str) -> None:
         """Remove a definition of which nobody knows whether it was made; if that fails too, so does the create."""
@@ -208,18 +403,33 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
             )
         if status.state not in _OFF:  # before any image is touched
             raise WrongState(vm_id, "reconfigure", status.state.value)
+        if decoded.copies:  # an empty image must not take the place of one that was copied
+            raise FailedPrecondition(
+                Reason.DISK_IMAGE_FAILED,
+                f"the image of a disk of VM {vm_id} is gone; put it back, or delete the VM",
+                metadata={"vm_id": vm_id},
+            )
         existing = [plan for plan in decoded.images if await asyncio.to_thread(plan.path.exists)]
         missing = [plan for plan in decoded.images if plan not in existing]
         made = await self._images.ensure(vm_id, missing)
         try:
             for plan in existing:
                 await self._images.grow(vm_id, plan)
+            await self._first_boot.prepare(vm_id, decoded.first_boot)
+            await self._templates.settle(vm_id, is_template=decoded.is_template)
             await self._hypervisor.reconfigure(decoded.config)
+            await self._first_boot.put_in_place(vm_id, decoded.first_boot)
         except BaseException:
+            await self._first_boot.discard(vm_id)
             await self._images.discard(vm_id, made)
             raise
 
+    async def _start(self, vm_id: str) -> None:
+        await self._templates.require_startable(vm_id)
+        await self._hypervisor.start(vm_id)
+
     async def _delete(self, vm_id: str) -> None:
+        await self._templates.require_removable(vm_id)
         await self._hypervisor.delete(vm_id)
         await self._images.delete_vm(vm_id)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypervisor.types import DiskFormat
+from nodedaemon.image_inspector import SourceFormat, SourceImage, inspect
+from nodedaemon.image_tables import ImageRefused
 from nodedaemon.qcow2_header import NotQcow2, read_header
 
 TEMPLATES = "templates"
@@ -97,6 +99,18 @@ class StoragePaths:
         if image_format is DiskFormat.RAW:
             return Template(path, image_format, path.stat().st_size)
         return Template(path, image_format, self._check_chain(path, None))
+
+    def resolve_source(self, text: str, vm_id: str, stated: SourceFormat) -> SourceImage:
+        """Find an image file that the contents of a disk of VM `vm_id` may be copied from.
+
+        Raises:
+            PathRefused: as `resolve_file`; or it is not plainly one disk of the stated format in one file.
+        """
+        path = self.resolve_file(text, vm_id)
+        try:
+            return inspect(path, stated)
+        except ImageRefused as error:
+            raise PathRefused(str(error)) from error
 
     def _locate(self, text: str) -> Path:
         """Follow links and `..` to a place below the root, whether or not anything is there."""

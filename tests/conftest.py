@@ -1,7 +1,7 @@
 """Which tests may run beside each other: those of one file share what it sets up, so they stay in one process.
 
-So do all that start clusters or libvirt daemons. They share the machine's ports, and whoever looks for a free one finds
-out too late that another took it: `limiquantix dev` for its daemons, libvirt for its VNC servers.
+So do all that start whole clusters by `limiquantix dev`. These look for free ports for their daemons, and whoever looks
+for one finds out too late that another took it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import faulthandler
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("untimed", settings.default, deadline=None)
@@ -24,7 +25,8 @@ settings.load_profile("untimed")
 _STUCK_AFTER_S = 200.0
 _REAL_STDERR = pytest.StashKey[int]()
 
-_ON_REAL_PARTS = tuple(Path(__file__).parent / name for name in ("contract", "e2e", "integration"))
+_WITH_CLUSTERS = "tests/e2e/"
+_OF_ONE_CASE = "tests/faults/test_every_boundary.py::"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,12 +34,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_REAL_STDERR] = os.dup(2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every test into the group that pytest-xdist keeps together (`--dist loadgroup`)."""
-    for item in items:
-        is_on_real_parts = any(item.path.is_relative_to(directory) for directory in _ON_REAL_PARTS)
-        group = "real" if is_on_real_parts else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class Grouping(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Which tests stay together.
+
+    Not by marks (`--dist loadgroup`): pytest-xdist 3.8 writes groups into names that pytest 9.2 does not use, and so
+    splits them without a word.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(_WITH_CLUSTERS):
+            return "clusters"
+        if nodeid.startswith(_OF_ONE_CASE):
+            return nodeid.rpartition("-")[0]  # what follows is the database
+        return nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Grouping:
+    """Distribute by `Grouping`, whatever `--dist` says."""
+    return Grouping(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import Message
 
-from controlplane.domain import vm_spec
+from controlplane.domain import clones, vm_devices, vm_spec
+from controlplane.domain.names import fault_of_look
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.errors import FieldViolation
 from limiquantix.rpc.validation import Check
@@ -16,10 +17,37 @@ _ORDERS = frozenset({"", "created_at", "created_at asc"})
 
 def _create_vm(request: Message) -> Iterable[FieldViolation]:
     assert isinstance(request, vm_api.CreateVMRequest)  # noqa: S101 - the table below is keyed by type
-    if request.template_id:
-        yield FieldViolation("template_id", "templates are not supported by this version; leave it out")
+    yield from _name(request.name)
     if request.HasField("spec"):
-        yield from vm_spec.violations_of(request.spec)
+        yield from vm_spec.violations_of(request.spec, complete=not request.template_id)
+        yield from clones.request_faults(request.spec, request.template_id)
+
+
+def _clone_vm(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, vm_api.CloneVMRequest)  # noqa: S101
+    yield from _name(request.name)
+
+
+def _name(name: str) -> Iterable[FieldViolation]:
+    if fault := fault_of_look(name):
+        yield FieldViolation("name", fault)
+
+
+def _attach_disk(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, vm_api.AttachDiskRequest)  # noqa: S101
+    if request.HasField("disk"):
+        yield from vm_devices.attach_disk_violations(request.disk)
+
+
+def _attach_nic(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, vm_api.AttachNICRequest)  # noqa: S101
+    if request.HasField("nic"):
+        yield from vm_devices.attach_nic_violations(request.nic)
+
+
+def _update_disk(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, vm_api.UpdateDiskRequest)  # noqa: S101
+    yield from vm_spec.io_limit_violations(request.io_limits, "io_limits")
 
 
 def _list_vms(request: Message) -> Iterable[FieldViolation]:
@@ -30,5 +58,9 @@ def _list_vms(request: Message) -> Iterable[FieldViolation]:
 
 CHECKS: Mapping[type[Message], Check] = {
     vm_api.CreateVMRequest: _create_vm,
+    vm_api.CloneVMRequest: _clone_vm,
+    vm_api.AttachDiskRequest: _attach_disk,
+    vm_api.AttachNICRequest: _attach_nic,
+    vm_api.UpdateDiskRequest: _update_disk,
     vm_api.ListVMsRequest: _list_vms,
 }

@@ -9,6 +9,7 @@ from controlplane.domain import documents
 from controlplane.reconcile.reports import HostReportService
 from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatService
+from controlplane.services.metrics import MetricsService
 from controlplane.services.nodes import NodeService
 from controlplane.services.page_tokens import encode_cursor
 from controlplane.services.watches import WatchService
@@ -28,12 +29,14 @@ class NodeServicer(NodeServiceServicer):
         reports: HostReportService,
         watches: WatchService,
         events: EventListService,
+        metrics: MetricsService,
     ) -> None:
         self._nodes = nodes
         self._heartbeats = heartbeats
         self._reports = reports
         self._watches = watches
         self._events = events
+        self._metrics = metrics
 
     async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
         registered = await self._nodes.register(request)
@@ -75,6 +78,16 @@ class NodeServicer(NodeServiceServicer):
                 for vm_id, node_id in outcome.misplaced
             ],
         )
+
+    async def GetNodeMetrics(self, request: api.GetNodeMetricsRequest, context: CallContext) -> api.NodeMetrics:
+        return await self._metrics.node(request)
+
+    async def StreamNodeMetrics(
+        self, request: api.StreamNodeMetricsRequest, context: CallContext
+    ) -> AsyncIterator[api.NodeMetrics]:
+        async with aclosing(self._metrics.nodes(request)) as measures:
+            async for metrics in measures:
+                yield metrics
 
     async def ListNodeEvents(
         self, request: api.ListNodeEventsRequest, context: CallContext

@@ -13,9 +13,14 @@ from controlplane.api.callers import caller_of
 from controlplane.domain import documents
 from controlplane.operations.steps import Clock
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.clones import CloneService
 from controlplane.services.event_lists import EventListService
+from controlplane.services.metrics import MetricsService
 from controlplane.services.page_tokens import encode_cursor
 from controlplane.services.vm_calls import VmAccess
+from controlplane.services.vm_devices import VmDeviceService
+from controlplane.services.vm_guests import GuestService
+from controlplane.services.vm_snapshots import SnapshotService
 from controlplane.services.vms import VmService
 from controlplane.services.watches import WatchService
 from limiquantix.compute.v1 import vm_pb2
@@ -29,15 +34,36 @@ class VmServices:
     """All services behind the methods of VMService."""
 
     vms: VmService
+    snapshots: SnapshotService
+    guests: GuestService
+    devices: VmDeviceService
+    clones: CloneService
     watches: WatchService
     events: EventListService
+    metrics: MetricsService
 
     @classmethod
     def of(
-        cls, access: VmAccess, scheduler: SchedulerConfig, now: Clock, watches: WatchService, events: EventListService
+        cls,
+        access: VmAccess,
+        scheduler: SchedulerConfig,
+        now: Clock,
+        watches: WatchService,
+        events: EventListService,
+        metrics: MetricsService,
     ) -> VmServices:
         """Make them from what they share."""
-        return cls(vms=VmService(access, scheduler, now), watches=watches, events=events)
+        vms = VmService(access, scheduler, now)
+        return cls(
+            vms=vms,
+            snapshots=SnapshotService(access),
+            guests=GuestService(access),
+            devices=VmDeviceService(access),
+            clones=CloneService(access, scheduler, now, vms.memory),
+            watches=watches,
+            events=events,
+            metrics=metrics,
+        )
 
 
 class VmServicer(VMServiceServicer):
@@ -45,11 +71,17 @@ class VmServicer(VMServiceServicer):
 
     def __init__(self, services: VmServices) -> None:
         self._vms = services.vms
+        self._clones = services.clones
+        self._snapshots = services.snapshots
+        self._guests = services.guests
+        self._devices = services.devices
         self._watches = services.watches
         self._events = services.events
+        self._metrics = services.metrics
 
     async def CreateVM(self, request: api.CreateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
-        return await self._vms.create(request, caller_of(context, "CreateVM", request))
+        caller = caller_of(context, "CreateVM", request)
+        return await (self._clones if request.template_id else self._vms).create(request, caller)
 
     async def GetVM(self, request: api.GetVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         return documents.virtual_machine(await self._vms.get(request.id))
@@ -84,11 +116,77 @@ class VmServicer(VMServiceServicer):
     async def ResumeVM(self, request: api.ResumeVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         return await self._vms.resume(request.id, caller_of(context, "ResumeVM", request))
 
+    async def SuspendVM(self, request: api.SuspendVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._vms.suspend(request.id, caller_of(context, "SuspendVM", request))
+
+    async def CreateSnapshot(self, request: api.CreateSnapshotRequest, context: CallContext) -> vm_pb2.Snapshot:
+        return await self._snapshots.create(request, caller_of(context, "CreateSnapshot", request))
+
+    async def ListSnapshots(self, request: api.ListSnapshotsRequest, context: CallContext) -> api.ListSnapshotsResponse:
+        return api.ListSnapshotsResponse(snapshots=await self._snapshots.list(request))
+
+    async def RevertToSnapshot(
+        self, request: api.RevertToSnapshotRequest, context: CallContext
+    ) -> vm_pb2.VirtualMachine:
+        return await self._snapshots.revert(request, caller_of(context, "RevertToSnapshot", request))
+
+    async def DeleteSnapshot(self, request: api.DeleteSnapshotRequest, context: CallContext) -> Empty:
+        await self._snapshots.delete(request, caller_of(context, "DeleteSnapshot", request))
+        return Empty()
+
+    async def CloneVM(self, request: api.CloneVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._clones.clone(request, caller_of(context, "CloneVM", request))
+
+    async def ConvertToTemplate(
+        self, request: api.ConvertToTemplateRequest, context: CallContext
+    ) -> vm_pb2.VirtualMachine:
+        return await self._clones.convert(request, caller_of(context, "ConvertToTemplate", request))
+
+    async def AttachDisk(self, request: api.AttachDiskRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.attach_disk(request, caller_of(context, "AttachDisk", request))
+
+    async def DetachDisk(self, request: api.DetachDiskRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.detach_disk(request, caller_of(context, "DetachDisk", request))
+
+    async def ResizeDisk(self, request: api.ResizeDiskRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.resize_disk(request, caller_of(context, "ResizeDisk", request))
+
+    async def AttachNIC(self, request: api.AttachNICRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.attach_nic(request, caller_of(context, "AttachNIC", request))
+
+    async def DetachNIC(self, request: api.DetachNICRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.detach_nic(request, caller_of(context, "DetachNIC", request))
+
+    async def AttachCDROM(self, request: api.AttachCDROMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.attach_cdrom(request, caller_of(context, "AttachCDROM", request))
+
+    async def DetachCDROM(self, request: api.DetachCDROMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.detach_cdrom(request, caller_of(context, "DetachCDROM", request))
+
+    async def MountISO(self, request: api.MountISORequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.mount_iso(request, caller_of(context, "MountISO", request))
+
+    async def EjectISO(self, request: api.EjectISORequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.eject_iso(request, caller_of(context, "EjectISO", request))
+
+    async def UpdateDisk(self, request: api.UpdateDiskRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.update_disk(request, caller_of(context, "UpdateDisk", request))
+
+    async def UpdateNIC(self, request: api.UpdateNICRequest, context: CallContext) -> vm_pb2.VirtualMachine:
+        return await self._devices.update_nic(request, caller_of(context, "UpdateNIC", request))
+
     async def TakeOverVM(self, request: api.TakeOverVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         return await self._vms.take_over(request, caller_of(context, "TakeOverVM", request))
 
     async def GetConsole(self, request: api.GetConsoleRequest, context: CallContext) -> vm_pb2.ConsoleInfo:
         return encode.console(await self._vms.console(request))
+
+    async def StreamMetrics(
+        self, request: api.StreamMetricsRequest, context: CallContext
+    ) -> AsyncIterator[vm_pb2.ResourceUsage]:
+        async with aclosing(self._metrics.vm(request)) as measures:
+            async for usage in measures:
+                yield usage
 
     async def GetConsoleLog(self, request: api.GetConsoleLogRequest, context: CallContext) -> api.GetConsoleLogResponse:
         log = await self._vms.console_log(request)
@@ -106,3 +204,36 @@ class VmServicer(VMServiceServicer):
         async with aclosing(self._watches.vms(request)) as updates:
             async for update in updates:
                 yield update
+
+    async def PingAgent(self, request: api.PingAgentRequest, context: CallContext) -> api.PingAgentResponse:
+        return await self._guests.ping(request)
+
+    async def GetGuestInfo(self, request: api.GetGuestInfoRequest, context: CallContext) -> api.GetGuestInfoResponse:
+        return await self._guests.info(request)
+
+    async def ExecuteScript(self, request: api.ExecuteScriptRequest, context: CallContext) -> api.ExecuteScriptResponse:
+        return await self._guests.execute(request)
+
+    async def ReadGuestFile(self, request: api.ReadGuestFileRequest, context: CallContext) -> api.ReadGuestFileResponse:
+        return await self._guests.read_file(request)
+
+    async def WriteGuestFile(
+        self, request: api.WriteGuestFileRequest, context: CallContext
+    ) -> api.WriteGuestFileResponse:
+        return await self._guests.write_file(request)
+
+    async def GuestShutdown(self, request: api.GuestShutdownRequest, context: CallContext) -> api.GuestShutdownResponse:
+        return await self._guests.shut_down(request, caller_of(context, "GuestShutdown", request))
+
+    async def SetGuestPassword(self, request: api.SetGuestPasswordRequest, context: CallContext) -> Empty:
+        await self._guests.set_password(request)
+        return Empty()
+
+    async def SyncGuestTime(self, request: api.SyncGuestTimeRequest, context: CallContext) -> api.SyncGuestTimeResponse:
+        return await self._guests.sync_time(request)
+
+    async def FreezeGuest(self, request: api.FreezeGuestRequest, context: CallContext) -> api.FreezeGuestResponse:
+        return await self._guests.freeze(request)
+
+    async def ThawGuest(self, request: api.ThawGuestRequest, context: CallContext) -> api.ThawGuestResponse:
+        return await self._guests.thaw(request)

@@ -28,6 +28,8 @@ _HINTS = {
     Reason.NODE_NOT_FOUND: "'limiquantix node list' shows the nodes there are",
     Reason.NO_NODE_FITS: "'limiquantix node list' shows what each node has free",
     Reason.NODE_UNREACHABLE: "'limiquantix node list' shows which nodes are alive",
+    Reason.GUEST_AGENT_ABSENT: "'limiquantix vm console-log' shows how far the guest has booted",
+    Reason.GUEST_AGENT_SILENT: "'limiquantix vm guest ping' tells when it answers again",
     Reason.GUEST_DID_NOT_STOP: "--force cuts the power, --timeout gives the guest longer",
     Reason.CONCURRENT_CHANGE: "repeat the command",
     Reason.VM_NOT_MANAGED: "'limiquantix vm take-over' takes it over",

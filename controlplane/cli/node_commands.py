@@ -9,6 +9,8 @@ import click
 
 from controlplane.cli.api_client import NODE_SERVICE, Document
 from controlplane.cli.lookup import complete_node, connect, list_nodes, node_id_of
+from controlplane.cli.metrics import node_metrics
+from controlplane.cli.node_devices import node_devices
 from controlplane.cli.output import print_document, print_fields, print_table
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiGroup, session_of
@@ -28,6 +30,10 @@ def node() -> None:
     Example:
       limiquantix node list
     """
+
+
+node.add_command(node_metrics)
+node.add_command(node_devices)
 
 
 @node.command("list")

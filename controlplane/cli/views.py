@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from controlplane.cli.machine_views import hardware_fields, machine_fields, pending_fields
 from controlplane.cli.output import STATE_STYLES, Column
 from controlplane.cli.sizes import GIB, MIB, format_age, format_bytes
 
@@ -82,6 +83,8 @@ def vm_fields(vm: Document, hostnames: Mapping[str, str], now: datetime) -> Fiel
         ("vCPUs", str(vcpu_count(spec))),
         ("CPU model", spec.get("cpu", {}).get("model", "")),
         ("Memory", _mib(spec.get("memory", {}).get("sizeMib"))),
+        *pending_fields(vm),
+        *hardware_fields(spec),
         ("Firmware", spec.get("firmware", "BIOS")),
         ("Kernel", direct_boot.get("kernelPath", "")),
         ("Initial RAM disk", direct_boot.get("initrdPath", "")),
@@ -90,10 +93,27 @@ def vm_fields(vm: Document, hostnames: Mapping[str, str], now: datetime) -> Fiel
         *((f"CD-ROM {index}", drive.get("isoPath") or "empty") for index, drive in enumerate(spec.get("cdroms", ()))),
         *((f"Network card {index}", _nic(nic)) for index, nic in enumerate(spec.get("nics", ()))),
         ("Addresses", ", ".join(status.get("ipAddresses", ()))),
+        ("First boot", _first_boot(spec.get("provisioning", {}))),
+        ("Template", "yes; it does not start" if spec.get("template", {}).get("isTemplate") else ""),
+        ("Made from", _origin(spec.get("template", {}))),
         ("Created", _moment(vm.get("createdAt"), now)),
         ("Updated", _moment(vm.get("updatedAt"), now)),
         ("Seen by its node", _moment(status.get("lastSeenAt"), now)),
     ]
+
+
+def _first_boot(provisioning: Document) -> str:
+    """Say what the guest is told, and what of it is not shown."""
+    cloud_init = provisioning.get("cloudInit", {})
+    names = [f"host name {cloud_init['hostname']}"] if cloud_init.get("hostname") else []
+    names += [f"SSH keys: {len(cloud_init['sshAuthorizedKeys'])}"] if cloud_init.get("sshAuthorizedKeys") else []
+    names += [f"{path} (not shown)" for path in provisioning.get("withheld", ())]
+    return ", ".join(names)
+
+
+def _origin(template: Document) -> str:
+    source = str(template.get("sourceTemplateId") or template.get("sourceVmId") or "")
+    return f"{source} (linked)" if source and template.get("cloneType") == "LINKED" else source
 
 
 def noted(
@@ -112,6 +132,8 @@ def vm_note(vm: Document) -> str:
     return ", ".join(
         (
             *(["unmanaged"] if is_unmanaged(vm) else []),
+            *(["changes at next start"] if vm.get("status", {}).get("pendingChanges") else []),
+            *(["template"] if vm.get("spec", {}).get("template", {}).get("isTemplate") else []),
             *("on several hosts" if name == _ON_ONE_HOST else name for name in checks),
             *([f"wanted {wanted}"] if wanted and state not in _WANTED_ENOUGH.get(wanted, {wanted}) else []),
         )
@@ -175,6 +197,7 @@ def node_fields(node: Document, now: datetime) -> Fields:
         ("Memory in use", _bytes(measured.get("usedBytes"))),
         ("Disk in use", f"{_bytes(storage.get('localUsedBytes'))} of {_bytes(storage.get('localTotalBytes'))}"),
         ("Hypervisor", _hypervisor(status)),
+        *machine_fields(node),
         ("Operating system", " ".join(filter(None, (system.get("osName"), system.get("osVersion"))))),
         ("Kernel", system.get("kernelVersion", "")),
         ("VMs", str(len(status.get("vmIds", ())))),
@@ -184,11 +207,12 @@ def node_fields(node: Document, now: datetime) -> Fields:
 
 
 def console_fields(console: Document) -> Fields:
-    """Make titles and values of where a console listens."""
+    """Make titles and values of a one-time entry to a console."""
     return [
         ("Protocol", console.get("consoleType", "").removeprefix("CONSOLE_TYPE_")),
         ("Address on the host", f"{console.get('host', '')}:{console.get('port', 0)}"),
         ("Password", console.get("password", "")),
+        ("Good until", console.get("expiresAt", "")),
         ("TLS", "yes" if console.get("tls") else "no"),
         ("For browsers", console.get("websocketUrl", "")),
     ]

@@ -22,6 +22,7 @@ from controlplane.cli.api_client import (
 )
 from controlplane.cli.failures import Unreachable, refused
 from controlplane.cli.lookup import complete_vm, connect, vm_id_of
+from controlplane.cli.machine_views import pending_text
 from controlplane.cli.operation_views import progress_look
 from controlplane.cli.output import print_document
 from controlplane.cli.progress import waiting
@@ -111,7 +112,7 @@ def ask(
     """Ask for a change of a VM and return the answer once it is done; at once and without one if nobody waits.
 
     Args:
-        request: names the VM in "id", unless it does not exist yet.
+        request: names the VM in "id" or "vmId", unless it does not exist yet.
         doing: what is done in words, such as "starting web-1".
 
     Raises:
@@ -120,7 +121,7 @@ def ask(
         ServerUnreachable: the server was never there.
     """
     operation_ids: list[str] = []
-    of_vm = {"resourceId": str(request.get("id", ""))}
+    of_vm = {"resourceId": str(request.get("id", "") or request.get("vmId", ""))}
     look = progress_look(session_of(context), of_vm, lambda each: each.get("requestId") == asking.request_id)
     try:
         with waiting(doing, hint=look_hint(name_or_id), look=look):
@@ -164,6 +165,8 @@ def print_changed(context: click.Context, client: ApiClient, changed: Document) 
     where = node_name(changed, hostname_of(client, changed))
     place = f" on {one_line(where)}" if where else ""
     click.echo(f"VM {one_line(str(changed.get('name', '')))} ({changed.get('id', '')}) is {vm_state(changed)}{place}")
+    if waiting_changes := pending_text(changed):
+        click.echo(f"at its next start: {one_line(waiting_changes)}")
 
 
 def look_hint(name_or_id: str) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 import click
 
 from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, ApiClient, Document
+from controlplane.cli.console import console
 from controlplane.cli.console_log import console_log
 from controlplane.cli.lookup import complete_node, connect, list_nodes, list_vms, node_id_of, vm_id_of
+from controlplane.cli.metrics import top, vm_metrics
 from controlplane.cli.output import print_document, print_fields, print_table
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiGroup, session_of
@@ -20,13 +22,13 @@ from controlplane.cli.terminal_text import one_line
 from controlplane.cli.views import (
     VM_COLUMNS,
     WIDE_VM_COLUMNS,
-    console_fields,
     noted,
     vm_fields,
     vm_note,
     vm_row,
     vm_state,
 )
+from controlplane.cli.vm_cdroms import cdrom
 from controlplane.cli.vm_changes import (
     Asking,
     ask,
@@ -36,7 +38,12 @@ from controlplane.cli.vm_changes import (
     project_option,
     vm_argument,
 )
+from controlplane.cli.vm_clones import clone, template
 from controlplane.cli.vm_create import create, update
+from controlplane.cli.vm_disks import disk
+from controlplane.cli.vm_guest import guest
+from controlplane.cli.vm_nics import nic
+from controlplane.cli.vm_snapshots import snapshot, suspend
 from controlplane.cli.vm_spec_options import Label, enum_name
 from controlplane.cli.vm_watch import watch
 
@@ -71,8 +78,10 @@ def vm() -> None:
     """
 
 
-for command in (create, update, console_log, watch):
+for command in (create, update, console, console_log, top, vm_metrics, watch, clone, template, snapshot, suspend):
     vm.add_command(command)
+for group in (guest, disk, nic, cdrom):
+    vm.add_command(group)
 
 
 @vm.command("list")
@@ -298,29 +307,6 @@ def delete(
         click.echo(f"VM {one_line(vm)} is deleted")
     else:
         print_document(answer, session.output)
-
-
-@vm.command()
-@vm_argument
-@project_option
-@click.pass_context
-def console(context: click.Context, vm: str, project: str) -> None:
-    """Say where the graphical console of a VM listens.
-
-    The VM must run. The password is shown too. The address is one of the VM's host, and usually a loopback one:
-    tunnel to it with ssh.
-
-    \b
-    Example:
-      limiquantix vm console web-1
-    """
-    session = session_of(context)
-    with connect(context) as client:
-        found = client.call(VM_SERVICE, "GetConsole", {"vmId": vm_id_of(client, vm, project)})
-    if session.prints_tables:
-        print_fields(console_fields(found))
-    else:
-        print_document(found, session.output)
 
 
 def _confirm_deletion(found: Mapping[str, Any], keep_on_host: bool) -> None:

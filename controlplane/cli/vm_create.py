@@ -6,10 +6,13 @@ from typing import IO, Any
 
 import click
 
-from controlplane.cli.api_client import VM_SERVICE, Document
-from controlplane.cli.lookup import complete_node, connect, node_id_of, vm_id_of
+from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, Document
+from controlplane.cli.lookup import complete_node, complete_vm, connect, node_id_of, vm_id_of
 from controlplane.cli.session import ApiCommand
 from controlplane.cli.vm_changes import Asking, ask, asking_options, print_changed, project_option, vm_argument
+from controlplane.cli.vm_clones import CLONE_DEADLINE_S
+from controlplane.cli.vm_first_boot import first_boot_options, first_boot_paths
+from controlplane.cli.vm_hardware import Hardware, add_hardware, hardware_options
 from controlplane.cli.vm_spec_options import (
     FIRMWARES,
     Disk,
@@ -33,7 +36,8 @@ from controlplane.cli.vm_spec_options import (
     multiple=True,
     metavar="SIZE[,..]",
     help="Disk of whole GiB, such as 20GiB,bus=virtio-scsi,format=raw. Properties: bus, format, provisioning, cache, "
-    "backing (an image on the host to start from; the size may be left out), volume, pool, readonly. Repeatable.",
+    "backing (an image on the host to start from; the size may be left out), source and source-format (qcow2, raw or "
+    "vmdk: an image on the host to copy), volume, pool, readonly, discard. Repeatable.",
 )
 @click.option(
     "--nic",
@@ -52,6 +56,10 @@ from controlplane.cli.vm_spec_options import (
 @click.option("--description", metavar="TEXT", help="Note for people.")
 @click.option("--project", metavar="ID", help="Project that owns the VM.")
 @click.option("--node", metavar="NODE", shell_complete=complete_node, help="Node to use, by host name or id.")
+@click.option("--template", metavar="VM", shell_complete=complete_vm, help="Template to make it from, by name or id.")
+@click.option("--linked", is_flag=True, help="Build upon the template's disks instead of copying them.")
+@first_boot_options
+@hardware_options
 @click.option("--start", is_flag=True, help="Start the VM too.")
 @click.option(
     "--from-file",
@@ -70,6 +78,10 @@ def create(
     node: str | None,
     start: bool,
     project: str | None,
+    template: str | None,
+    linked: bool,
+    provisioning: Document | None,
+    hardware: Hardware,
     asking: Asking,
     **given: Any,
 ) -> None:
@@ -80,18 +92,29 @@ def create(
     \b
     Example:
       limiquantix vm create web-1 --cpus 2 --memory 2GiB --disk 20GiB --nic bridge=virbr0 --start
+      limiquantix vm create web-2 --template debian-12 --linked --ssh-key ~/.ssh/id_ed25519.pub --start
     """
     options = VmOptions(project_id=project, **given)
     request = create_request(options, read_document(file) if file is not None else {})
     if start:
         request.pop("start_on_create", None)
         request["startOnCreate"] = True
+    if provisioning is not None:
+        request["spec"]["provisioning"] = provisioning
+    add_hardware(request["spec"], hardware)
+    if linked:
+        request["spec"]["template"] = {"cloneType": "LINKED"}
     name = str(request["name"])
     with connect(context) as client:
         if node:
             request.pop("node_id", None)
             request["nodeId"] = node_id_of(client, node)
-        created = ask(context, client, "CreateVM", request, f"creating {name}", name, asking)
+        deadline_s = CHANGE_DEADLINE_S
+        if template:
+            request.pop("template_id", None)
+            request["templateId"] = vm_id_of(client, template, "")
+            deadline_s = CLONE_DEADLINE_S
+        created = ask(context, client, "CreateVM", request, f"creating {name}", name, asking, deadline_s)
         if created is not None:
             print_changed(context, client, created)
 
@@ -99,11 +122,13 @@ def create(
 @click.command(cls=ApiCommand)
 @vm_argument
 @project_option
-@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Cores of a socket; the VM must be off.")
-@click.option("--memory", "memory_mib", type=MemorySize(), metavar="SIZE", help="Memory; the VM must be off.")
+@click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Cores of a socket.")
+@click.option("--memory", "memory_mib", type=MemorySize(), metavar="SIZE", help="Memory, such as 512MiB or 2GiB.")
 @click.option("--description", metavar="TEXT", help="Note for people; empty removes it.")
 @click.option("--label", "labels", type=Label(), multiple=True, metavar="KEY=VALUE", help="Set a label. Repeatable.")
 @click.option("--remove-label", "removed_labels", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
+@first_boot_options
+@hardware_options
 @asking_options
 @click.pass_context
 def update(
@@ -115,11 +140,15 @@ def update(
     description: str | None,
     labels: tuple[tuple[str, str], ...],
     removed_labels: tuple[str, ...],
+    provisioning: Document | None,
+    hardware: Hardware,
     asking: Asking,
 ) -> None:
-    """Change the size, labels or description of a VM.
+    """Change a VM's size, labels, description or first boot.
 
-    What is not named stays.
+    What is not named stays. A running VM gets more CPU and memory at once, up to --max-cpus and --max-memory it was
+    started with; what cannot be done now takes effect when it is started next, and is shown. What the guest is told at
+    its first boot can be changed while the VM is off.
 
     \b
     Example:
@@ -137,8 +166,14 @@ def update(
         paths.append("description")
     if labels or removed_labels:
         paths.append("labels")
+    if provisioning is not None:
+        spec["provisioning"] = provisioning
+        paths += first_boot_paths(provisioning)
+    paths += add_hardware(spec, hardware)
     if not paths:
-        raise click.UsageError("say what to change: --cpus, --memory, --description, --label or --remove-label")
+        raise click.UsageError(
+            "say what to change: --cpus, --memory, --description, --label, --remove-label, or what the guest is told"
+        )
     with connect(context) as client:
         request: Document = {
             "id": vm_id_of(client, vm, project),

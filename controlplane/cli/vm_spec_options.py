@@ -61,7 +61,14 @@ class Disk(click.ParamType[Document]):
     name = "disk"
 
     _ENUMS = ("bus", "format", "provisioning", "cache")
-    _NAMES: Mapping[str, str] = {"backing": "backingFile", "volume": "volumeId", "pool": "storagePoolId"}
+    _NAMES: Mapping[str, str] = {
+        "id": "id",
+        "backing": "backingFile",
+        "source": "sourceFile",
+        "volume": "volumeId",
+        "pool": "storagePoolId",
+    }
+    _FLAGS: Mapping[str, str] = {"readonly": "readonly", "discard": "discardEnabled"}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Document:
         """Read for example "20GiB,bus=virtio-scsi,format=raw"."""
@@ -70,16 +77,18 @@ class Disk(click.ParamType[Document]):
         disk: Document = {}
         for part in value.split(","):
             key, equals, text = part.partition("=")
-            if key == "readonly" and not equals:
-                disk["readonly"] = True
+            if key in self._FLAGS and not equals:
+                disk[self._FLAGS[key]] = True
             elif not equals or key == "size":
                 disk["sizeGib"] = self._size(text or part, param, ctx)
             elif key in self._ENUMS:
                 disk[key] = enum_name(text)
+            elif key == "source-format":
+                disk["sourceFormat"] = f"SOURCE_FORMAT_{enum_name(text)}"
             elif key in self._NAMES:
                 disk[self._NAMES[key]] = text
             else:
-                known = ", ".join((*self._ENUMS, *self._NAMES, "readonly"))
+                known = ", ".join((*self._ENUMS, *self._NAMES, "source-format", *self._FLAGS))
                 self.fail(f"{key!r} is no property of a disk; properties are size, {known}", param, ctx)
         return disk
 
@@ -95,7 +104,13 @@ class Nic(click.ParamType[Document]):
 
     name = "nic"
 
-    _NAMES: Mapping[str, str] = {"bridge": "bridge", "network": "networkId", "mac": "macAddress", "model": "model"}
+    _NAMES: Mapping[str, str] = {
+        "bridge": "bridge",
+        "host-network": "hostNetwork",
+        "network": "networkId",
+        "mac": "macAddress",
+        "model": "model",
+    }
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Document:
         """Read for example "bridge=virbr0,model=e1000"."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from controlplane.daemons.grpc_devices import GrpcDeviceCalls
+from controlplane.daemons.grpc_guests import GrpcGuestCalls
 from controlplane.domain import errors
 from controlplane.domain.node import Node
 from limiquantix.errors import Reason, Unavailable
@@ -28,16 +30,18 @@ _CLOSE_GRACE_S = 1.0
 class CallTimeouts:
     """How long to wait for a daemon, in seconds.
 
-    `query_s` for reads, `power_s` for start, pause and the like, `create_s` where disk images are made or removed.
+    `query_s` for reads, `power_s` for start, pause and the like, `create_s` where disk images are made or removed,
+    `copy_s` where whole disks are copied: a little more than the daemon allows itself, so that its reason is heard.
     A graceful stop gets the guest's own time and `power_s` on top.
     """
 
     query_s: float = 5.0
     power_s: float = 60.0
     create_s: float = 300.0
+    copy_s: float = 4 * 3600.0 + 300.0
 
 
-class GrpcNodeDaemon:
+class GrpcNodeDaemon(GrpcDeviceCalls, GrpcGuestCalls):
     """One node's daemon behind one channel."""
 
     def __init__(self, channel: grpc.aio.Channel, peer: str, timeouts: CallTimeouts) -> None:
@@ -67,12 +71,17 @@ class GrpcNodeDaemon:
         )
 
     async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> node_v1.VMStatusResponse:
-        answer = await self._call(self._stub.CreateVM, request, self._timeouts.create_s)
+        copies = any(disk.HasField("clone_of") and not disk.clone_of.linked for disk in request.spec.disks)
+        timeout_s = self._timeouts.copy_s if copies else self._timeouts.create_s
+        answer = await self._call(self._stub.CreateVM, request, timeout_s)
         # A daemon of an older version does not say.
         return answer.status if answer.HasField("status") else await self.vm_status(request.vm_id)
 
     async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
         await self._call(self._stub.ReconfigureVM, request, self._timeouts.create_s)
+
+    async def resize_vm(self, request: node_v1.ReconfigureVMRequest) -> node_v1.ResizeVMResponse:
+        return await self._call(self._stub.ResizeVM, request, self._timeouts.create_s)
 
     async def delete_vm(self, vm_id: str, generation: int) -> None:
         await self._call(self._stub.DeleteVM, _vm(vm_id, generation), self._timeouts.create_s)
@@ -99,11 +108,42 @@ class GrpcNodeDaemon:
     async def suspend_vm(self, vm_id: str, generation: int) -> None:
         await self._call(self._stub.SuspendVM, _vm(vm_id, generation), self._timeouts.create_s)
 
+    async def create_snapshot(self, request: node_v1.CreateSnapshotRequest) -> node_v1.SnapshotResponse:
+        return await self._call(self._stub.CreateSnapshot, request, self._timeouts.create_s)
+
+    async def revert_snapshot(self, request: node_v1.RevertSnapshotRequest) -> None:
+        await self._call(self._stub.RevertSnapshot, request, self._timeouts.create_s)
+
+    async def delete_snapshot(self, request: node_v1.DeleteSnapshotRequest) -> None:
+        await self._call(self._stub.DeleteSnapshot, request, self._timeouts.create_s)
+
+    async def list_snapshots(self, vm_id: str) -> node_v1.ListSnapshotsResponse:
+        return await self._call(self._stub.ListSnapshots, _vm(vm_id), self._timeouts.query_s)
+
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
         return await self._call(self._stub.GetVMStatus, _vm(vm_id), self._timeouts.query_s)
 
-    async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
-        return await self._call(self._stub.GetConsole, _vm(vm_id), self._timeouts.query_s)
+    async def open_console(self, request: node_v1.OpenConsoleRequest) -> node_v1.ConsoleInfoResponse:
+        return await self._call(self._stub.OpenConsole, request, self._timeouts.query_s)
+
+    async def metrics(self, request: node_v1.StreamMetricsRequest) -> AsyncGenerator[node_v1.NodeMetrics, None]:
+        call = None
+        try:
+            call = self._stub.StreamMetrics(request)
+            async for metrics in call:
+                yield metrics
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, peer=self._peer) from error
+        except grpc.aio.UsageError as error:
+            raise self._moved() from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise self._moved() from None  # see `_call`
+        finally:
+            if call is not None:
+                call.cancel()
 
     async def console_log(self, request: node_v1.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
         return await self._call(self._stub.GetConsoleLog, request, self._timeouts.query_s)

@@ -6,20 +6,32 @@ the daemon put it; a daemon that does not answer is `Unavailable` or, when the w
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from controlplane.daemons.device_calls import DeviceCalls
+from controlplane.daemons.guest_calls import GuestCalls
 from controlplane.domain.node import Node
 from limiquantix.node.v1.node_daemon_pb2 import (
     ConsoleInfoResponse,
+    CreateSnapshotRequest,
     CreateVMOnNodeRequest,
+    DeleteSnapshotRequest,
     GetConsoleLogRequest,
     GetConsoleLogResponse,
+    ListSnapshotsResponse,
+    NodeMetrics,
+    OpenConsoleRequest,
     ReconfigureVMRequest,
+    ResizeVMResponse,
+    RevertSnapshotRequest,
+    SnapshotResponse,
+    StreamMetricsRequest,
     VMStatusResponse,
 )
 
 
-class NodeDaemon(Protocol):
+class NodeDaemon(DeviceCalls, GuestCalls, Protocol):
     """The daemon of one node. All calls are idempotent on its side, see the contract.
 
     Whatever changes a VM carries its generation; a daemon that took a newer one for this VM refuses it with `Aborted`,
@@ -32,6 +44,10 @@ class NodeDaemon(Protocol):
 
     async def reconfigure_vm(self, request: ReconfigureVMRequest) -> None:
         """Replace the definition of a VM that is off."""
+        ...
+
+    async def resize_vm(self, request: ReconfigureVMRequest) -> ResizeVMResponse:
+        """Replace the definition of a VM, running or not; returns what it runs with then."""
         ...
 
     async def delete_vm(self, vm_id: str, generation: int) -> None:
@@ -66,12 +82,32 @@ class NodeDaemon(Protocol):
         """Save its memory to disk and let its process end."""
         ...
 
+    async def create_snapshot(self, request: CreateSnapshotRequest) -> SnapshotResponse:
+        """Save the VM's state under the id that the request names."""
+        ...
+
+    async def revert_snapshot(self, request: RevertSnapshotRequest) -> None:
+        """Put the VM back to a snapshot."""
+        ...
+
+    async def delete_snapshot(self, request: DeleteSnapshotRequest) -> None:
+        """Remove a snapshot; fine if there is none of that id."""
+        ...
+
+    async def list_snapshots(self, vm_id: str) -> ListSnapshotsResponse:
+        """Read the VM's snapshots, parents before children."""
+        ...
+
     async def vm_status(self, vm_id: str) -> VMStatusResponse:
         """Ask what the VM is now."""
         ...
 
-    async def console(self, vm_id: str) -> ConsoleInfoResponse:
-        """Ask where its graphical console listens on the host."""
+    async def open_console(self, request: OpenConsoleRequest) -> ConsoleInfoResponse:
+        """Have a one-time entry to one of its consoles made on the host."""
+        ...
+
+    def metrics(self, request: StreamMetricsRequest) -> AsyncGenerator[NodeMetrics, None]:
+        """Give measures of the host and its VMs until it is closed; errors come while it is iterated."""
         ...
 
     async def console_log(self, request: GetConsoleLogRequest) -> GetConsoleLogResponse:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from controlplane.daemons import node_hardware
 from controlplane.domain.vm import PowerState
 from limiquantix.compute.v1.node_service_pb2 import (
     VM_POWER_STATE_CRASHED,
@@ -20,11 +21,13 @@ from limiquantix.compute.v1.node_service_pb2 import (
     VMPowerState,
 )
 from limiquantix.compute.v1.vm_pb2 import (
-    UEFI,
     BootDevice,
+    CdromDevice,
     DiskDevice,
     DisplayConfig,
+    IoLimits,
     NetworkInterface,
+    TemplateConfig,
     VmSpec,
     VmStatus,
 )
@@ -38,6 +41,12 @@ _DISK_BUS = {
     DiskDevice.IDE: node_v1.DISK_BUS_IDE,
 }
 _DISK_FORMAT = {DiskDevice.QCOW2: node_v1.DISK_FORMAT_QCOW2, DiskDevice.RAW: node_v1.DISK_FORMAT_RAW}
+_SOURCE_FORMAT = {
+    DiskDevice.SOURCE_FORMAT_UNSPECIFIED: node_v1.SOURCE_FORMAT_UNSPECIFIED,
+    DiskDevice.SOURCE_FORMAT_QCOW2: node_v1.SOURCE_FORMAT_QCOW2,
+    DiskDevice.SOURCE_FORMAT_RAW: node_v1.SOURCE_FORMAT_RAW,
+    DiskDevice.SOURCE_FORMAT_VMDK: node_v1.SOURCE_FORMAT_VMDK,
+}
 _DISK_CACHE = {
     DiskDevice.WRITEBACK: node_v1.DISK_CACHE_WRITEBACK,
     DiskDevice.WRITETHROUGH: node_v1.DISK_CACHE_WRITETHROUGH,
@@ -86,7 +95,14 @@ REPORT_OF_STATE: Mapping[int, VMPowerState.ValueType] = {
 }
 """The same the other way round, for what a host can report at all."""
 
-_PATHS = {"spec.direct_boot": "spec.boot.direct_boot", "spec.cpu_model": "spec.cpu.model"}
+_PATHS = {
+    "spec.direct_boot": "spec.boot.direct_boot",
+    "spec.cpu_model": "spec.cpu.model",
+    "spec.cloud_init": "spec.provisioning.cloud_init",
+    "spec.ignition": "spec.provisioning.ignition",
+    "spec.sysprep": "spec.provisioning.sysprep",
+    **node_hardware.PATHS,
+}
 """Where a field of the node's spec has another path than in the caller's; all others are the same in both."""
 
 
@@ -98,19 +114,10 @@ def to_node_spec(spec: VmSpec) -> node_v1.VMSpec:
         cpu_threads_per_core=max(spec.cpu.threads_per_core, 1),
         cpu_model=spec.cpu.model,
         memory_mib=spec.memory.size_mib,
-        firmware=node_v1.FIRMWARE_UEFI if spec.firmware == UEFI else node_v1.FIRMWARE_BIOS,
         boot_order=[_BOOT_DEVICE[device.type] for device in spec.boot.boot_order],
-        disks=[_disk(disk) for disk in spec.disks],
-        nics=[_nic(nic) for nic in spec.nics],
-        cdroms=[
-            node_v1.CdromSpec(
-                id=cdrom.id,
-                iso_path=cdrom.iso_path,
-                boot_index=cdrom.boot_index,
-                connected=cdrom.connected or bool(cdrom.iso_path),
-            )
-            for cdrom in spec.cdroms
-        ],
+        disks=[to_node_disk(disk) for disk in spec.disks],
+        nics=[to_node_nic(nic) for nic in spec.nics],
+        cdroms=[to_node_cdrom(cdrom) for cdrom in spec.cdroms],
         console=node_v1.ConsoleSpec(
             vnc_enabled=spec.display.type == DisplayConfig.VNC, vnc_password=spec.display.password
         ),
@@ -119,10 +126,35 @@ def to_node_spec(spec: VmSpec) -> node_v1.VMSpec:
         node_spec.direct_boot.kernel_path = spec.boot.direct_boot.kernel_path
         node_spec.direct_boot.initrd_path = spec.boot.direct_boot.initrd_path
         node_spec.direct_boot.cmdline = spec.boot.direct_boot.cmdline
+    node_hardware.add_hardware(spec, node_spec)
+    _add_provisioning(spec, node_spec)
+    node_spec.is_template = spec.template.is_template
+    for disk in node_spec.disks:
+        if source_id := spec.template.disk_sources.get(disk.id):
+            for name in ("backing_file", "source_file", "source_format"):
+                disk.ClearField(name)
+            disk.clone_of.vm_id = spec.template.source_template_id or spec.template.source_vm_id
+            disk.clone_of.disk_id = source_id
+            disk.clone_of.linked = spec.template.clone_type == TemplateConfig.LINKED
     return node_spec
 
 
-def _disk(disk: DiskDevice) -> node_v1.DiskSpec:
+def _add_provisioning(spec: VmSpec, node_spec: node_v1.VMSpec) -> None:
+    """Add what the guest is told at its first boot. The messages of both contracts have the same fields."""
+    match spec.provisioning.WhichOneof("method"):
+        case "cloud_init":
+            node_spec.cloud_init.ParseFromString(spec.provisioning.cloud_init.SerializeToString())
+            node_spec.cloud_init.SetInParent()
+        case "ignition":
+            node_spec.ignition.config = spec.provisioning.ignition.config
+            node_spec.ignition.SetInParent()
+        case "sysprep":
+            node_spec.sysprep.ParseFromString(spec.provisioning.sysprep.SerializeToString())
+            node_spec.sysprep.SetInParent()
+
+
+def to_node_disk(disk: DiskDevice) -> node_v1.DiskSpec:
+    """Translate a disk."""
     return node_v1.DiskSpec(
         id=disk.id,
         size_gib=disk.size_gib,
@@ -133,16 +165,54 @@ def _disk(disk: DiskDevice) -> node_v1.DiskSpec:
         discard=disk.discard_enabled,
         boot_index=disk.boot_index,
         backing_file=disk.backing_file,
+        io_limits=to_node_limits(disk.io_limits) if disk.io_limits.ByteSize() else None,
+        source_file=disk.source_file,
+        source_format=_SOURCE_FORMAT[disk.source_format],
     )
 
 
-def _nic(nic: NetworkInterface) -> node_v1.NicSpec:
+def as_existing(disk: node_v1.DiskSpec) -> node_v1.DiskSpec:
+    """Return a disk whose image the host has already: nothing of how it was made."""
+    existing = node_v1.DiskSpec()
+    existing.CopyFrom(disk)
+    for name in ("backing_file", "source_file", "source_format", "clone_of", "boot_index"):
+        existing.ClearField(name)
+    existing.size_gib = max(existing.size_gib, 1)
+    return existing
+
+
+def to_node_limits(limits: IoLimits) -> node_v1.DiskIoLimits:
+    """Translate a disk's ceilings. The messages of both contracts have the same fields."""
+    return node_v1.DiskIoLimits.FromString(limits.SerializeToString())
+
+
+def to_node_cdrom(cdrom: CdromDevice) -> node_v1.CdromSpec:
+    """Translate a CD-ROM drive."""
+    return node_v1.CdromSpec(
+        id=cdrom.id,
+        iso_path=cdrom.iso_path,
+        boot_index=cdrom.boot_index,
+        connected=cdrom.connected or bool(cdrom.iso_path),
+        bus=node_v1.CDROM_BUS_SCSI if cdrom.bus == CdromDevice.VIRTIO_SCSI else node_v1.CDROM_BUS_SATA,
+    )
+
+
+def to_node_nic(nic: NetworkInterface) -> node_v1.NicSpec:
+    """Translate a network card."""
+    bandwidth = node_v1.NicBandwidth(
+        to_guest_kbps=nic.qos.ingress_rate_mbps * 1000,
+        from_guest_kbps=nic.qos.egress_rate_mbps * 1000,
+        burst_kib=nic.qos.burst_kb,
+    )
     return node_v1.NicSpec(
         id=nic.id,
         mac_address=nic.mac_address,
         bridge=nic.bridge,
+        network=nic.host_network,
         model=_NIC_MODEL[nic.model],
         boot_index=nic.boot_index,
+        link_down=nic.link_down,
+        bandwidth=bandwidth if bandwidth.ByteSize() else None,
     )
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from controlplane.domain import provisioning
 from controlplane.domain.node import Node
 from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm
 from limiquantix.compute.v1 import node_pb2, vm_pb2
@@ -24,7 +25,7 @@ def timestamp(moment: datetime) -> Timestamp:
 
 
 def virtual_machine(vm: Vm) -> vm_pb2.VirtualMachine:
-    """Encode a VM. The console's password is a secret and leaves only through `GetConsole`."""
+    """Encode a VM. The console's password leaves only through `GetConsole`, first-boot secrets not at all."""
     message = vm_pb2.VirtualMachine(
         id=vm.id,
         name=vm.name,
@@ -43,8 +44,11 @@ def virtual_machine(vm: Vm) -> vm_pb2.VirtualMachine:
     message.spec.display.ClearField("password")
     if message.spec.display.ByteSize() == 0 and not vm.spec.HasField("display"):
         message.spec.ClearField("display")
+    provisioning.shown(message.spec)
     status = message.status
     status.CopyFrom(vm.details)
+    for snapshot in status.snapshots.snapshots if vm.details.HasField("snapshots") else ():
+        snapshot.ClearField("spec")
     status.state = vm.power_state
     status.node_id = vm.node_id
     status.error_message = vm.error_message

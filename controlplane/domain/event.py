@@ -49,6 +49,23 @@ class EventType(enum.StrEnum):
     VM_CONFLICT = "vm.conflict"
     VM_CONFLICT_ENDED = "vm.conflict_ended"
     VM_RESTART_REFUSED = "vm.restart_refused"
+    VM_SUSPENDED = "vm.suspended"
+    VM_SNAPSHOT_CREATED = "vm.snapshot_created"
+    VM_SNAPSHOT_REVERTED = "vm.snapshot_reverted"
+    VM_SNAPSHOT_DELETED = "vm.snapshot_deleted"
+    VM_CLONED = "vm.cloned"
+    VM_CONVERTED = "vm.converted"
+    VM_DISK_ATTACHED = "vm.disk_attached"
+    VM_DISK_DETACHED = "vm.disk_detached"
+    VM_DISK_RESIZED = "vm.disk_resized"
+    VM_DISK_CHANGED = "vm.disk_changed"
+    VM_NIC_ATTACHED = "vm.nic_attached"
+    VM_NIC_DETACHED = "vm.nic_detached"
+    VM_NIC_CHANGED = "vm.nic_changed"
+    VM_CDROM_ATTACHED = "vm.cdrom_attached"
+    VM_CDROM_DETACHED = "vm.cdrom_detached"
+    VM_MEDIUM_CHANGED = "vm.medium_changed"
+    VM_GUEST_CHANGED = "vm.guest_changed"
     VM_DELETED = "vm.deleted"
     NODE_REGISTERED = "node.registered"
     NODE_UPDATED = "node.updated"
@@ -118,6 +135,7 @@ _OF_STATE: Mapping[int, tuple[EventType, str, SystemEvent.Severity.ValueType]] =
     VmStatus.RUNNING: (EventType.VM_STARTED, "runs", Severity.INFO),
     VmStatus.STOPPED: (EventType.VM_STOPPED, "is off", Severity.INFO),
     VmStatus.PAUSED: (EventType.VM_PAUSED, "is paused", Severity.INFO),
+    VmStatus.SUSPENDED: (EventType.VM_SUSPENDED, "is saved to disk", Severity.INFO),
     VmStatus.CRASHED: (EventType.VM_CRASHED, "crashed", Severity.ERROR),
 }
 

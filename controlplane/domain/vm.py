@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain import errors
+from controlplane.domain.guests import without_guest
 from limiquantix.compute.v1.vm_pb2 import VM_ORIGIN_CONTROL_PLANE, CpuConfig, TemplateConfig, VMOrigin, VmSpec, VmStatus
 
 DEFAULT_PROJECT_ID = "00000000-0000-0000-0000-000000000001"
@@ -63,8 +64,8 @@ class Vm:
 
     @property
     def vcpu_count(self) -> int:
-        """vCPUs this VM claims on its node, running or not."""
-        return vcpu_count(self.spec.cpu)
+        """vCPUs this VM claims on its node, running or not; while a change waits, the larger number."""
+        return max(vcpu_count(self.spec.cpu), self.details.running_vcpus)
 
     @property
     def linked_to(self) -> str:
@@ -74,8 +75,8 @@ class Vm:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory this VM claims on its node, running or not."""
-        return self.spec.memory.size_mib * BYTES_PER_MIB
+        """Memory this VM claims on its node, running or not; while a change waits, the larger amount."""
+        return max(self.spec.memory.size_mib, self.details.running_memory_mib) * BYTES_PER_MIB
 
 
 def vcpu_count(cpu: CpuConfig) -> int:
@@ -88,12 +89,24 @@ class PowerOperation(enum.Enum):
 
     START = "start"
     STOP = "stop"
+    FORCE_STOP = "stop by force"
     REBOOT = "reboot"
     PAUSE = "pause"
     RESUME = "resume"
+    SUSPEND = "suspend"
     DELETE = "delete"
     RESIZE = "change CPU or memory of"
     RECONFIGURE = "change devices of"
+    ATTACH = "attach or change a device of"
+    DETACH = "detach a device from"
+    UPDATE = "change the machine of"
+    CLONE = "clone"
+    SNAPSHOT = "take a snapshot of"
+    SNAPSHOT_MEMORY = "save the memory of"
+    QUIESCE = "quiesce"
+    REVERT = "revert"
+    DELETE_SNAPSHOT = "delete a snapshot of"
+    CONVERT = "make a template of, or an ordinary VM of,"
 
 
 _OFF = frozenset({PowerState.STOPPED, PowerState.SUSPENDED, PowerState.CRASHED})
@@ -103,19 +116,39 @@ ALIVE_STATES = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 ALLOWED_FROM: Mapping[PowerOperation, frozenset[int]] = {
     PowerOperation.START: _OFF,
     PowerOperation.STOP: ALIVE_STATES,
+    PowerOperation.FORCE_STOP: ALIVE_STATES | {PowerState.SUSPENDED},
     PowerOperation.REBOOT: frozenset({PowerState.RUNNING}),
     PowerOperation.PAUSE: frozenset({PowerState.RUNNING}),
     PowerOperation.RESUME: frozenset({PowerState.PAUSED}),
+    PowerOperation.SUSPEND: frozenset({PowerState.RUNNING}),
+    PowerOperation.SNAPSHOT: ALIVE_STATES | {PowerState.STOPPED, PowerState.CRASHED},
+    PowerOperation.SNAPSHOT_MEMORY: ALIVE_STATES,
+    PowerOperation.QUIESCE: frozenset({PowerState.RUNNING}),
+    PowerOperation.REVERT: ALIVE_STATES | _OFF,
+    PowerOperation.DELETE_SNAPSHOT: ALIVE_STATES | _OFF,
     PowerOperation.DELETE: _OFF | {PowerState.LOST, PowerState.UNKNOWN},
-    PowerOperation.RESIZE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
+    PowerOperation.RESIZE: ALIVE_STATES | {PowerState.STOPPED, PowerState.CRASHED},
+    PowerOperation.UPDATE: ALIVE_STATES | {PowerState.STOPPED, PowerState.CRASHED},
     PowerOperation.RECONFIGURE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
+    PowerOperation.ATTACH: ALIVE_STATES | {PowerState.STOPPED, PowerState.CRASHED},
+    PowerOperation.DETACH: frozenset({PowerState.RUNNING, PowerState.STOPPED, PowerState.CRASHED}),
+    PowerOperation.CLONE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
+    PowerOperation.CONVERT: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
 }
 """States each operation may begin in (behaviour of the documented system, section 2)."""
 
+_FOR_TEMPLATES = frozenset({PowerOperation.DELETE, PowerOperation.CLONE, PowerOperation.CONVERT})
+"""All that may be asked of a template; everything else could write to disks that others are built upon."""
+
 _HINTS: Mapping[PowerOperation, str] = {
+    PowerOperation.CLONE: "stop it first, since a guest that writes would leave a copy of no moment",
+    PowerOperation.CONVERT: "stop it first",
     PowerOperation.DELETE: "stop it first or set force",
-    PowerOperation.RESIZE: "stop it first",
+    PowerOperation.RESIZE: "start it, or stop it, first",
+    PowerOperation.UPDATE: "start it, or stop it, first",
     PowerOperation.RECONFIGURE: "stop it first",
+    PowerOperation.ATTACH: "start it, or stop it, first",
+    PowerOperation.DETACH: "resume it or stop it first: its guest has to let go of the device",
 }
 
 
@@ -123,8 +156,11 @@ def require_state(vm: Vm, operation: PowerOperation) -> None:
     """Check that the operation may begin now.
 
     Raises:
-        FailedPrecondition: names the state the VM is in and those it would have to be in.
+        FailedPrecondition: names the state the VM is in and those it would have to be in, or says that it is a
+            template.
     """
+    if vm.spec.template.is_template and operation not in _FOR_TEMPLATES:
+        raise errors.vm_is_template(vm.id, operation.value)
     allowed = ALLOWED_FROM[operation]
     if vm.power_state not in allowed:
         raise errors.vm_state_forbids(
@@ -146,10 +182,31 @@ def require_managed(vm: Vm) -> None:
         raise errors.vm_not_managed(vm.id)
 
 
+_PENDING_FIELDS = ("pending_changes", "pending_reasons", "running_vcpus", "running_memory_mib")
+
+
+def settled(vm: Vm) -> Vm:
+    """Return the VM with no change waiting for its next start, as one that is off has it; see `domain.pending`."""
+    if not any(getattr(vm.details, name) for name in _PENDING_FIELDS):
+        return vm
+    details = VmStatus()
+    details.CopyFrom(vm.details)
+    for name in _PENDING_FIELDS:
+        details.ClearField(name)  # type: ignore[arg-type]
+    return replace(vm, details=details)
+
+
 def observed(vm: Vm, state: VmStatus.PowerState.ValueType, change_count: int, now: datetime) -> Vm:
-    """Return the VM as its host reports it. The last error stays until an operation succeeds."""
+    """Return the VM as its host reports it. The last error stays until an operation succeeds.
+
+    What waited for the next start of one that is off waits no more: its host has the new definition. What a guest said
+    of itself holds while it is in memory.
+    """
+    is_off = state in (PowerState.STOPPED, PowerState.CRASHED)
+    seen = settled(vm) if is_off else vm
     return replace(
-        vm,
+        seen,
+        details=seen.details if state in ALIVE_STATES else without_guest(seen.details),
         power_state=state,
         state_changed_at=now if state != vm.power_state else vm.state_changed_at,
         last_seen_at=now,
@@ -161,4 +218,11 @@ def observed(vm: Vm, state: VmStatus.PowerState.ValueType, change_count: int, no
 
 def lost(vm: Vm, reason: str, now: datetime) -> Vm:
     """Return the VM as gone from its host without our doing."""
-    return replace(vm, power_state=PowerState.LOST, lost_reason=reason, state_changed_at=now, updated_at=now)
+    return replace(
+        vm,
+        power_state=PowerState.LOST,
+        lost_reason=reason,
+        state_changed_at=now,
+        updated_at=now,
+        details=without_guest(vm.details),
+    )

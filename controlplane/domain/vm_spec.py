@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from controlplane.domain import hardware_spec, provisioning
 from limiquantix.compute.v1.vm_pb2 import (
-    UEFI,
-    UEFI_SECURE_BOOT,
-    BootConfig,
-    BootDevice,
     DiskDevice,
-    DisplayConfig,
-    GuestAgentConfig,
+    IoLimits,
     NetworkInterface,
     VmSpec,
 )
@@ -24,26 +20,7 @@ from limiquantix.errors import FieldViolation
 MAX_CDROMS = 4
 """A q35 machine has six SATA ports; two stay free for SATA disks."""
 
-MIN_UEFI_MEMORY_MIB = 256
-"""OVMF was seen to crash with 128 MiB and to boot with 256."""
-
-_LOOPBACK = frozenset({"", "127.0.0.1", "localhost"})
-
 _NOT_YET = "is not supported by this version; leave it out"
-
-_WHOLE_FIELDS = (
-    "pci_devices",
-    "usb_devices",
-    "vgpu_devices",
-    "tpm",
-    "watchdog",
-    "serial",
-    "provisioning",
-    "resources",
-    "template",
-)
-"""Parts of `VmSpec` that nothing acts on yet; policies (`ha_policy`, `migration`, `placement`) are kept and honoured
-by whoever decides, so they are not here."""
 
 MakeId = Callable[[], str]
 MakeMac = Callable[[], str]
@@ -57,21 +34,15 @@ def violations_of(spec: VmSpec, path: str = "spec", *, complete: bool = True) ->
         complete: whether this is a whole spec (create) and not a part to be merged into one (update).
     """
     found = [] if not complete else list(_missing(spec, path))
-    found += [FieldViolation(f"{path}.{name}", _NOT_YET) for name in _WHOLE_FIELDS if _is_set(spec, name)]
-    found += _machine(spec, path)
+    found += hardware_spec.violations_of(spec, path)
     for index, disk in enumerate(spec.disks):
-        found += _disk(disk, f"{path}.disks[{index}]")
+        found += disk_violations(disk, f"{path}.disks[{index}]")
     for index, nic in enumerate(spec.nics):
-        found += _nic(nic, f"{path}.nics[{index}]")
+        found += nic_violations(nic, f"{path}.nics[{index}]")
     if len(spec.cdroms) > MAX_CDROMS:
         found.append(FieldViolation(f"{path}.cdroms", f"at most {MAX_CDROMS} CD-ROM drives fit a VM"))
     found += _duplicates(spec, path)
     return found
-
-
-def _is_set(spec: VmSpec, name: str) -> bool:
-    value = getattr(spec, name)
-    return len(value) > 0 if hasattr(value, "__len__") else value.ByteSize() > 0
 
 
 def _missing(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
@@ -80,83 +51,40 @@ def _missing(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
             yield FieldViolation(f"{path}.{name}", "is required")
 
 
-def _machine(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
-    if spec.cpu.numa.ByteSize():
-        yield FieldViolation(f"{path}.cpu.numa", _NOT_YET)
-    if spec.cpu.features.ByteSize():
-        yield FieldViolation(f"{path}.cpu.features", _NOT_YET)
-    if spec.memory.huge_pages.ByteSize():
-        yield FieldViolation(f"{path}.memory.huge_pages", _NOT_YET)
-    if spec.memory.max_memory_mib > spec.memory.size_mib:
-        yield FieldViolation(f"{path}.memory.max_memory_mib", "memory hot-plug " + _NOT_YET)
-    if spec.memory.overcommit_ratio:
-        yield FieldViolation(f"{path}.memory.overcommit_ratio", _NOT_YET)
-    yield from _firmware(spec, path)
-    if spec.agent.channel == GuestAgentConfig.VSOCK:
-        yield FieldViolation(f"{path}.agent.channel", "VSOCK " + _NOT_YET)
-    for name in ("socket_path", "vsock_cid"):
-        if getattr(spec.agent, name):
-            yield FieldViolation(f"{path}.agent.{name}", _NOT_YET)
-    for name in ("rate_bytes", "period_ms", "backend"):
-        if getattr(spec.rng, name):
-            yield FieldViolation(f"{path}.rng.{name}", _NOT_YET)
-    if spec.guest_os.overrides.ByteSize():
-        yield FieldViolation(f"{path}.guest_os.overrides", _NOT_YET)
-    yield from _display(spec.display, f"{path}.display")
-    yield from _boot(spec.boot, f"{path}.boot")
-
-
-def _firmware(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
-    if spec.firmware == UEFI and 0 < spec.memory.size_mib < MIN_UEFI_MEMORY_MIB:
-        message = f"UEFI needs at least {MIN_UEFI_MEMORY_MIB} MiB; its firmware crashes with less"
-        yield FieldViolation(f"{path}.memory.size_mib", message)
-    if spec.firmware == UEFI_SECURE_BOOT:
-        yield FieldViolation(f"{path}.firmware", "secure boot " + _NOT_YET)
-
-
-def _display(display: DisplayConfig, path: str) -> Iterator[FieldViolation]:
-    if display.type == DisplayConfig.SPICE:
-        yield FieldViolation(f"{path}.type", "SPICE " + _NOT_YET)
-    if display.listen_address not in _LOOPBACK:
-        yield FieldViolation(f"{path}.listen_address", "consoles listen on the host's loopback address only")
-    if display.gpu != DisplayConfig.VGA:
-        yield FieldViolation(f"{path}.gpu", "only VGA is supported by this version")
-    if display.displays > 1:
-        yield FieldViolation(f"{path}.displays", "more than one display " + _NOT_YET)
-    for name in ("port", "tls_enabled", "video_memory_mib"):
-        if getattr(display, name):
-            yield FieldViolation(f"{path}.{name}", _NOT_YET)
-
-
-def _boot(boot: BootConfig, path: str) -> Iterator[FieldViolation]:
-    if boot.menu_timeout_sec:
-        yield FieldViolation(f"{path}.menu_timeout_sec", _NOT_YET)
-    for index, device in enumerate(boot.boot_order):
-        if device.type == BootDevice.USB:
-            yield FieldViolation(f"{path}.boot_order[{index}].type", "USB " + _NOT_YET)
-        if device.device_id:
-            message = f"{_NOT_YET}; give the device a boot_index instead"
-            yield FieldViolation(f"{path}.boot_order[{index}].device_id", message)
-    if not boot.direct_boot.kernel_path and boot.direct_boot.ByteSize():
-        yield FieldViolation(f"{path}.direct_boot.kernel_path", "is required for a direct boot")
-
-
-def _disk(disk: DiskDevice, path: str) -> Iterator[FieldViolation]:
+def disk_violations(disk: DiskDevice, path: str) -> Iterator[FieldViolation]:
+    """List what is wrong with a disk beyond the rules of the contract."""
     if disk.storage_pool_id:
         yield FieldViolation(f"{path}.storage_pool_id", _NOT_YET)
     if disk.volume_id:
         yield FieldViolation(f"{path}.volume_id", _NOT_YET)
     if disk.bus == DiskDevice.NVME:
-        yield FieldViolation(f"{path}.bus", "NVME " + _NOT_YET)
+        message = "NVME is nothing that libvirt can emulate; take VIRTIO_BLK or VIRTIO_SCSI"
+        yield FieldViolation(f"{path}.bus", message)
     if disk.provisioning != DiskDevice.THIN:
         yield FieldViolation(f"{path}.provisioning", "only THIN is supported by this version")
-    if disk.io_limits.ByteSize():
-        yield FieldViolation(f"{path}.io_limits", _NOT_YET)
+    yield from io_limit_violations(disk.io_limits, f"{path}.io_limits")
+    if disk.source_file and disk.backing_file:
+        yield FieldViolation(f"{path}.source_file", "cannot be given together with backing_file")
     if disk.backing_file and disk.format == DiskDevice.RAW:
         yield FieldViolation(f"{path}.format", "a disk with a backing_file must be QCOW2; RAW cannot refer to one")
 
 
-def _nic(nic: NetworkInterface, path: str) -> Iterator[FieldViolation]:
+def io_limit_violations(limits: IoLimits, path: str) -> Iterator[FieldViolation]:
+    """List what is wrong with bursts, which are rates above steady ones."""
+    for name, burst, rates in (
+        ("burst_iops", limits.burst_iops, (limits.read_iops, limits.write_iops)),
+        ("burst_bytes", limits.burst_bytes, (limits.read_bytes_sec, limits.write_bytes_sec)),
+    ):
+        if burst and not any(rates):
+            yield FieldViolation(f"{path}.{name}", "needs a steady rate that it goes beyond")
+        elif burst and burst < max(rates):
+            yield FieldViolation(f"{path}.{name}", f"must be at least the steady rate, {max(rates)}")
+    if limits.burst_duration_sec and not limits.burst_iops and not limits.burst_bytes:
+        yield FieldViolation(f"{path}.burst_duration_sec", "needs a burst")
+
+
+def nic_violations(nic: NetworkInterface, path: str) -> Iterator[FieldViolation]:
+    """List what is wrong with a network card beyond the rules of the contract."""
     if nic.network_id:
         yield FieldViolation(f"{path}.network_id", "virtual networks are not supported by this version; name a bridge")
     if nic.model == NetworkInterface.VMXNET3:
@@ -164,9 +92,16 @@ def _nic(nic: NetworkInterface, path: str) -> Iterator[FieldViolation]:
     for name in ("security_groups", "ip_configs"):
         if len(getattr(nic, name)):
             yield FieldViolation(f"{path}.{name}", _NOT_YET)
-    for name in ("qos", "sriov"):
-        if getattr(nic, name).ByteSize():
-            yield FieldViolation(f"{path}.{name}", _NOT_YET)
+    if nic.sriov.ByteSize():
+        yield FieldViolation(f"{path}.sriov", _NOT_YET)
+    if nic.bridge and nic.host_network:
+        yield FieldViolation(f"{path}.host_network", "cannot be given together with bridge")
+    has_rate = nic.qos.ingress_rate_mbps or nic.qos.egress_rate_mbps
+    if nic.qos.burst_kb and not has_rate:
+        yield FieldViolation(f"{path}.qos.burst_kb", "needs a rate that it goes beyond")
+    if has_rate and not nic.bridge and not nic.host_network:
+        message = "needs a bridge or a host_network: the host cannot shape what goes through user-mode NAT"
+        yield FieldViolation(f"{path}.qos", message)
 
 
 def _duplicates(spec: VmSpec, path: str) -> Iterator[FieldViolation]:
@@ -192,6 +127,8 @@ def filled_in(spec: VmSpec, make_id: MakeId, make_mac: MakeMac) -> VmSpec:
         for device in devices:
             if not device.id:
                 device.id = make_id()
+    if full.HasField("provisioning"):
+        provisioning.accepted(full.provisioning)
     for nic in full.nics:
         nic.mac_address = nic.mac_address.lower() or make_mac()
     return full

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from controlplane.operations.steps import Workflows
+from controlplane.operations.vm_cdroms import AttachCdrom, ChangeMedium, DetachCdrom
+from controlplane.operations.vm_clone import CloneVm
+from controlplane.operations.vm_disks import AttachDisk, DetachDisk, ResizeDisk, UpdateDisk
+from controlplane.operations.vm_guest_power import GuestShutdown
 from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, TakeOverVm
-from controlplane.operations.vm_power import PauseVm, RebootVm, ResumeVm, StartVm, StopVm
-from controlplane.operations.vm_update import UpdateVm
+from controlplane.operations.vm_nics import AttachNic, DetachNic, UpdateNic
+from controlplane.operations.vm_power import PauseVm, RebootVm, ResumeVm, StartVm, StopVm, SuspendVm
+from controlplane.operations.vm_settle import SettleDevices
+from controlplane.operations.vm_snapshots import CreateSnapshot, DeleteSnapshot, RevertToSnapshot
+from controlplane.operations.vm_update import ConvertVm, UpdateVm
 
 WORKFLOWS = Workflows(
     (
@@ -14,10 +21,28 @@ WORKFLOWS = Workflows(
         TakeOverVm(),
         CleanUpVm(),
         UpdateVm(),
+        ConvertVm(),
+        CloneVm(),
         StartVm(),
         StopVm(),
         RebootVm(),
         PauseVm(),
         ResumeVm(),
+        SuspendVm(),
+        GuestShutdown(),
+        CreateSnapshot(),
+        RevertToSnapshot(),
+        DeleteSnapshot(),
+        AttachDisk(),
+        DetachDisk(),
+        ResizeDisk(),
+        UpdateDisk(),
+        AttachNic(),
+        DetachNic(),
+        UpdateNic(),
+        AttachCdrom(),
+        DetachCdrom(),
+        ChangeMedium(),
+        SettleDevices(),
     )
 )

@@ -147,6 +147,11 @@ class Workflows:
     def __init__(self, workflows: Sequence[Workflow]) -> None:
         self._by_kind: Mapping[str, Workflow] = {workflow.kind: workflow for workflow in workflows}
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Every kind there is."""
+        return frozenset(self._by_kind)
+
     def of(self, kind: str) -> Workflow:
         """Return the workflow of a kind.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from controlplane.domain import vm_spec
+from controlplane.domain import clones, hardware_spec, provisioning, vm_spec
 from controlplane.domain.vm import Vm
 from limiquantix.compute.v1.vm_pb2 import VmSpec
 from limiquantix.compute.v1.vm_service_pb2 import UpdateVMRequest
@@ -60,7 +60,9 @@ def change_of(vm: Vm, request: UpdateVMRequest) -> VmChange:
 
 
 def _with_secrets_of(old: VmSpec, new: VmSpec) -> VmSpec:
-    """Keep the console's password unless another is given: no answer shows it, so nobody can send it back."""
+    """Keep what no answer shows, so that nobody can send it back: the console's password unless another is given, and
+    of the first-boot configuration what the request says was withheld."""
+    new = provisioning.with_kept(old, new)
     if new.display.password or not old.display.password:
         return new
     full = VmSpec()
@@ -103,7 +105,9 @@ def _require_known(paths: list[str]) -> None:
 def _require_buildable(old: VmSpec, new: VmSpec) -> None:
     faults = [FieldViolation(f"spec.{v.field}" if v.field else "spec", v.description) for v in violations_of(new)]
     faults += vm_spec.violations_of(new)
+    faults += hardware_spec.change_violations_of(old, new, "spec")
     faults += _device_changes(old, new)
+    faults += clones.template_faults(old, new)
     if faults:
         raise InvalidArgument.from_violations(faults)
 

@@ -112,6 +112,8 @@ class RemoveStep(Step):
         except NotFound:
             return NOTHING
         require_managed(vm)
+        if vm.spec.template.is_template:  # a clone that is asked for from now on is refused, since this is under way
+            require_unused(vm.id, await run.store.read(lambda tx: tx.linked_clones(vm.id)))
         if not run.parameters["force"] and not run.is_repeated:
             require_state(vm, PowerOperation.DELETE)
         generation = run.operation.generation
@@ -135,6 +137,7 @@ class ForgetStep(DatabaseStep):
         """Remove the row, and remember not to show the VM again."""
         vm = await tx.get_vm(run.operation.resource_id)
         if vm is not None:
+            require_unused(vm.id, await tx.linked_clones(vm.id))
             reason = "removed from the inventory only"
             await tx.insert_departed(DepartedVm(vm.id, vm.node_id, True, reason, run.now(), vm.power_state))
             await remove(tx, vm.id, Event(EventType.VM_DELETED, reason, actor=run.operation.principal))
@@ -222,6 +225,16 @@ class CleanUpVm(Workflow):
     async def conclude(self, tx: Transaction, operation: Operation) -> Message:
         """Nothing to tell."""
         return Empty()
+
+
+def require_unused(vm_id: str, clone_ids: Sequence[str]) -> None:
+    """Check that nothing is built upon a VM.
+
+    Raises:
+        FailedPrecondition: there are linked clones.
+    """
+    if clone_ids:
+        raise errors.template_in_use(vm_id, clone_ids)
 
 
 async def remove_from_host(daemon: NodeDaemon, vm_id: str, generation: int) -> None:

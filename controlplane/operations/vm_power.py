@@ -14,9 +14,24 @@ from controlplane.daemons.interface import NodeDaemon
 from controlplane.daemons.node_spec import STATE_OF_STATUS
 from controlplane.domain import errors
 from controlplane.domain.operation import Fault, Json, Operation
-from controlplane.domain.vm import ALIVE_STATES, PowerOperation, PowerState, Vm, require_managed, require_state
+from controlplane.domain.vm import (
+    ALIVE_STATES,
+    PowerOperation,
+    PowerState,
+    Vm,
+    require_managed,
+    require_state,
+    settled,
+)
 from controlplane.operations.steps import Outcome, Run, Step, Workflow
-from controlplane.operations.vm_records import document_of, outcome_of, record_failure, record_status
+from controlplane.operations.vm_records import (
+    document_of,
+    locked,
+    outcome_of,
+    record_failure,
+    record_status,
+    write_with_claim,
+)
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 from limiquantix.errors import ApiError, Reason
@@ -58,9 +73,13 @@ class PowerStep(Step):
             if STATE_OF_STATUS[status.state] in self.reached:
                 return outcome_of(status)
         else:
-            require_allowed(vm, self.operation)
+            require_allowed(vm, self.asked(run))
         await self.act(run, daemon, vm.id)
         return outcome_of(await daemon.vm_status(vm.id))
+
+    def asked(self, run: Run) -> PowerOperation:
+        """Say what the VM's state has to allow."""
+        return self.operation
 
     @abstractmethod
     async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
@@ -98,6 +117,10 @@ class StopStep(PowerStep):
     wanted = PowerState.STOPPED
     is_interruptible = True
 
+    def asked(self, run: Run) -> PowerOperation:
+        """By force, also what is saved to disk is dropped."""
+        return PowerOperation.FORCE_STOP if run.parameters["force"] else PowerOperation.STOP
+
     async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
         """Give the commands; the guest gets `timeout_sec`, 30 s by default without `force` and none with it."""
         timeout_s, generation = int(run.parameters["timeout_sec"]), run.operation.generation
@@ -129,6 +152,15 @@ class RebootStep(PowerStep):
         else:
             await daemon.reboot_vm(vm_id, generation)
 
+    async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
+        """Write the host's answer; a forced reboot is a start, with which changes that waited took effect."""
+        recorded = await super().record(tx, run, outcome)
+        if run.parameters["force"]:
+            vm = await locked(tx, run.operation.resource_id)
+            if (after := settled(vm)) is not vm:
+                await write_with_claim(tx, vm, after, None)
+        return recorded
+
 
 class PauseStep(PowerStep):
     """Stop the vCPUs."""
@@ -152,6 +184,18 @@ class ResumeStep(PowerStep):
     async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
         """Give the command."""
         await daemon.resume_vm(vm_id, run.operation.generation)
+
+
+class SuspendStep(PowerStep):
+    """Save the memory to disk. The VM is still wanted as before: nobody starts it meanwhile but whoever asks for it."""
+
+    name = "suspend"
+    operation = PowerOperation.SUSPEND
+    reached = frozenset({PowerState.SUSPENDED})
+
+    async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
+        """Give the command."""
+        await daemon.suspend_vm(vm_id, run.operation.generation)
 
 
 class PowerWorkflow(Workflow):
@@ -206,3 +250,10 @@ class ResumeVm(PowerWorkflow):
 
     kind = "vm.resume"
     step = ResumeStep()
+
+
+class SuspendVm(PowerWorkflow):
+    """`SuspendVM`."""
+
+    kind = "vm.suspend"
+    step = SuspendStep()

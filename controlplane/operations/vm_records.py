@@ -13,6 +13,7 @@ from controlplane.domain import documents, errors
 from controlplane.domain.event import Event, EventType, Severity, event_of_state
 from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.pending import freed
 from controlplane.domain.vm import PowerState, Vm, observed
 from controlplane.operations.steps import Outcome
 from controlplane.state.interface import Transaction
@@ -69,9 +70,17 @@ async def record_status(
         wanted_state=vm.wanted_state if wanted is None else wanted,
         restart_count=vm.restart_count if restart_count is None else restart_count,
     )
-    return await tx.update_vm(
-        changed, event_of_state(vm.name, vm.power_state, changed.power_state, operation.principal)
-    )
+    event = event_of_state(vm.name, vm.power_state, changed.power_state, operation.principal)
+    return await write_with_claim(tx, vm, changed, event)
+
+
+async def write_with_claim(tx: Transaction, before: Vm, after: Vm, event: Event | None) -> Vm:
+    """Write a VM, and make its claim what it needs now: what it grows by is there already, room or not."""
+    written = await tx.update_vm(after, event)
+    for release, size in ((True, freed(before, after)), (False, freed(after, before))):
+        if size.vcpus or size.memory_bytes:
+            await (tx.release if release else tx.occupy)(after.node_id, size)
+    return written
 
 
 async def record_failure(

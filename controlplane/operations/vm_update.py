@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -11,11 +12,13 @@ from google.protobuf.message import Message
 
 from controlplane.daemons.interface import NodeDaemon
 from controlplane.daemons.node_spec import in_callers_words, to_node_spec
-from controlplane.domain import errors
+from controlplane.domain import errors, pending
+from controlplane.domain.clones import is_same_but_for_role
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Fault, Json, Operation
-from controlplane.domain.vm import PowerOperation, Vm, require_managed, require_state
+from controlplane.domain.vm import ALIVE_STATES, PowerOperation, Vm, require_managed, require_state
+from controlplane.operations import vm_pending
 from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_changes import VmChange, change_of
 from controlplane.operations.vm_records import (
@@ -31,6 +34,8 @@ from limiquantix.compute.v1.vm_service_pb2 import UpdateVMRequest
 from limiquantix.errors import ApiError, NotFound
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
+_ONLY_WHILE_OFF = ("firmware", "provisioning")
+"""Parts of a spec behind which files of the host stand, which are made anew while nothing uses them."""
 _NO_ROOM = Capacity(0, 0)
 
 
@@ -63,13 +68,50 @@ def check_allowed(vm: Vm, request: UpdateVMRequest) -> None:
     """
     require_managed(vm)
     change = change_of(vm, request)
-    if change.spec is not None and _reaches_host(vm, change):
+    if change.spec is not None and vm.spec.template.is_template != change.spec.template.is_template:
+        require_state(vm, PowerOperation.CONVERT)
+        if not is_same_but_for_role(vm.spec, change.spec):
+            raise errors.vm_is_template(vm.id, "change more than that of")
+    elif change.spec is not None and vm.spec.template.is_template and change.spec != vm.spec:
+        raise errors.vm_is_template(vm.id, "change")
+    elif change.spec is not None and _reaches_host(vm, change):
         resizes = (change.spec.cpu, change.spec.memory) != (vm.spec.cpu, vm.spec.memory)
-        require_state(vm, PowerOperation.RESIZE if resizes else PowerOperation.RECONFIGURE)
+        require_state(vm, PowerOperation.RESIZE if resizes else PowerOperation.UPDATE)
+        if any(getattr(change.spec, name) != getattr(vm.spec, name) for name in _ONLY_WHILE_OFF):
+            require_state(vm, PowerOperation.RECONFIGURE)
+
+
+def require_redefinable(vm: Vm) -> None:
+    """Check that the VM's host can be given the definition that is recorded: off, a template too, or in memory.
+
+    Raises:
+        FailedPrecondition: its state does not allow that.
+    """
+    require_state(vm, PowerOperation.UPDATE if vm.power_state in ALIVE_STATES else PowerOperation.CONVERT)
 
 
 def _reaches_host(vm: Vm, change: VmChange) -> bool:
     return change.spec is not None and to_node_spec(change.spec) != to_node_spec(vm.spec)
+
+
+class Role(enum.Enum):
+    """What a VM becomes; the value completes the sentence "VM x ..."."""
+
+    TEMPLATE = "is a template now"
+    ORDINARY = "is no template any more"
+
+
+def _role_change(vm: Vm, change: VmChange) -> Role | None:
+    if change.spec is None or change.spec.template.is_template == vm.spec.template.is_template:
+        return None
+    return Role.TEMPLATE if change.spec.template.is_template else Role.ORDINARY
+
+
+def _event_of(vm: Vm, role: Role | None, actor: str) -> Event:
+    if role is None:
+        return Event(EventType.VM_UPDATED, f"VM {vm.name} was changed", actor=actor)
+    facts = {"is_template": str(role is Role.TEMPLATE).lower()}
+    return Event(EventType.VM_CONVERTED, f"VM {vm.name} {role.value}", actor=actor, metadata=facts)
 
 
 class ApplyStep(DatabaseStep):
@@ -84,8 +126,11 @@ class ApplyStep(DatabaseStep):
         check_allowed(vm, request)
         redefines = bool(run.parameters.get("redefines"))
         if redefines:
-            require_state(vm, PowerOperation.RECONFIGURE)
+            require_redefinable(vm)
         change = change_of(vm, request)
+        role = _role_change(vm, change)
+        if role is Role.ORDINARY and (clone_ids := await tx.linked_clones(vm.id)):
+            raise errors.template_in_use(vm.id, clone_ids)
         changed = replace(
             vm,
             spec=vm.spec if change.spec is None else change.spec,
@@ -94,18 +139,22 @@ class ApplyStep(DatabaseStep):
             error_message="",
             updated_at=run.now(),
         )
+        reaches_host = redefines or _reaches_host(vm, change)
+        is_live = reaches_host and vm.power_state in ALIVE_STATES
+        if is_live:
+            changed = pending.with_change(vm, changed, vm_pending.is_known_to_host)
         grown, shrunk = _size_changes(vm, changed)
         if grown != _NO_ROOM and not await tx.claim(vm.node_id, grown):
             raise errors.no_room_to_grow(vm.id, grown, await tx.get_node(vm.node_id))
-        event = Event(EventType.VM_UPDATED, f"VM {vm.name} was changed", actor=run.operation.principal)
-        await tx.update_vm(changed, event)
-        reaches_host = redefines or _reaches_host(vm, change)
+        await tx.update_vm(changed, _event_of(vm, role, run.operation.principal))
         if not reaches_host and shrunk != _NO_ROOM:
             await tx.release(vm.node_id, shrunk)
         return Outcome(
             {"reaches_host": reaches_host},
             {
                 "reaches_host": reaches_host,
+                "is_live": is_live,
+                "pending": list(vm.details.pending_changes),
                 "grown": capacity_to_json(grown),
                 "shrunk": capacity_to_json(shrunk),
                 "before": {
@@ -122,15 +171,17 @@ class ApplyStep(DatabaseStep):
         if vm is None:
             return
         before = run.parameters["before"]
-        restored = replace(
-            vm, spec=_spec_before(run), labels=before["labels"], description=before["description"], updated_at=run.now()
-        )
+        others = replace(vm, labels=before["labels"], description=before["description"], updated_at=run.now())
+        if run.parameters.get("is_live"):
+            await vm_pending.take_back(tx, vm, _spec_before(run), others, run.parameters["pending"])
+            return
+        restored = replace(others, spec=_spec_before(run))
         await tx.update_vm(restored, Event(EventType.VM_UPDATED, f"the change of VM {vm.name} was taken back"))
         await tx.release(vm.node_id, capacity_from_json(run.parameters["grown"]))
 
 
 class ReconfigureStep(Step):
-    """Have the host redefine the VM, if it must know of the change."""
+    """Have the host redefine the VM, if it must know of the change; one in memory gets at once what it can have."""
 
     name = "reconfigure"
 
@@ -139,13 +190,17 @@ class ReconfigureStep(Step):
         if run.parameters["reaches_host"]:
             vm, daemon = await run.located()
             try:
-                await self._define(run, vm, daemon, vm.spec)
+                return await self._define(run, vm, daemon, vm.spec)
             except ApiError as error:
                 raise in_callers_words(error) from error
         return NOTHING
 
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
-        """Give back what shrank."""
+        """Give back what shrank; of a VM in memory, write what of the change waits."""
+        if run.parameters.get("is_live"):
+            vm = await locked(tx, run.operation.resource_id)
+            await vm_pending.record_effect(tx, vm, run.operation, outcome.result, run.now())
+            return outcome
         shrunk = capacity_from_json(run.parameters["shrunk"])
         if run.parameters["reaches_host"] and shrunk != _NO_ROOM:
             vm = await locked(tx, run.operation.resource_id)
@@ -160,18 +215,31 @@ class ReconfigureStep(Step):
             vm, daemon = await run.located()
         except NotFound:
             return
-        await self._define(run, vm, daemon, _spec_before(run))
+        result = (await self._define(run, vm, daemon, _spec_before(run))).result
+        if result:
+            running = pending.Size(int(result["vcpu_count"]), int(result["memory_mib"]))
+            await run.store.run(lambda tx: vm_pending.note_running(tx, run.operation, running))
 
-    async def _define(self, run: Run, vm: Vm, daemon: NodeDaemon, spec: VmSpec) -> None:
-        await daemon.reconfigure_vm(
-            node_v1.ReconfigureVMRequest(
-                vm_id=vm.id,
-                name=vm.name,
-                spec=to_node_spec(spec),
-                labels=vm.labels,
-                generation=run.operation.generation,
-            )
+    async def record_given_up(self, tx: Transaction, run: Run, fault: Fault) -> None:
+        """Keep room for the larger size as long as the VM may run with it: nobody knows."""
+        vm = await tx.get_vm(run.operation.resource_id)
+        if vm is not None and run.parameters.get("is_live"):
+            running, asked = pending.running_size(vm), pending.size_of_spec(vm.spec)
+            most = pending.Size(max(running.vcpu_count, asked.vcpu_count), max(running.memory_mib, asked.memory_mib))
+            await vm_pending.note_running(tx, run.operation, most)
+
+    async def _define(self, run: Run, vm: Vm, daemon: NodeDaemon, spec: VmSpec) -> Outcome:
+        request = node_v1.ReconfigureVMRequest(
+            vm_id=vm.id,
+            name=vm.name,
+            spec=to_node_spec(spec),
+            labels=vm.labels,
+            generation=run.operation.generation,
         )
+        if run.parameters.get("is_live"):
+            return vm_pending.outcome_of_resizing(await daemon.resize_vm(request))
+        await daemon.reconfigure_vm(request)
+        return NOTHING
 
 
 class UpdateVm(Workflow):
@@ -192,6 +260,20 @@ class UpdateVm(Workflow):
         """Leave the error with the VM, unless nothing was changed: then it was only refused."""
         if "before" in operation.parameters:
             await record_failure(tx, operation, fault, now)
+
+
+class ConvertVm(UpdateVm):
+    """`ConvertToTemplate`: the same as an update that says so."""
+
+    kind = "vm.convert_to_template"
+
+
+def conversion(vm_id: str) -> UpdateVMRequest:
+    """Make the request that turns a VM into a template."""
+    request = UpdateVMRequest(id=vm_id)
+    request.spec.template.is_template = True
+    request.update_mask.paths.append("spec.template.is_template")
+    return request
 
 
 def _spec_before(run: Run) -> VmSpec:

@@ -12,12 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from controlplane.daemons.node_spec import STATE_OF_REPORT
 from controlplane.domain.event import Event, EventType, Severity, event_of_state
+from controlplane.domain.guests import with_guest
+from controlplane.domain.node import Capacity
 from controlplane.domain.operation import DepartedVm
+from controlplane.domain.pending import freed
 from controlplane.domain.vm import ALIVE_STATES, DEFAULT_PROJECT_ID, PowerState, Vm, lost, observed
 from limiquantix.compute.v1.node_service_pb2 import VMStatusReport
-from limiquantix.compute.v1.vm_pb2 import VM_ORIGIN_HOST_DISCOVERED, CpuConfig, MemoryConfig, VmSpec, VmStatus
+from limiquantix.compute.v1.vm_pb2 import (
+    VM_ORIGIN_HOST_DISCOVERED,
+    CpuConfig,
+    GuestInfo,
+    MemoryConfig,
+    VmSpec,
+    VmStatus,
+)
 
 LOST_REASON = "removed on its host outside the control plane"
 
@@ -46,12 +58,14 @@ class Verdict:
         vm: the record to write, None if there is nothing to write.
         event: what the log says of it.
         removes: whether the VM's row goes, with its claim.
+        freed: what the VM no longer needs on its node, None if that is nothing.
     """
 
     finding: Finding
     vm: Vm | None = None
     event: Event | None = None
     removes: bool = False
+    freed: Capacity | None = None
 
 
 def reported_state(report: VMStatusReport) -> VmStatus.PowerState.ValueType:
@@ -66,10 +80,39 @@ def judge_present(vm: Vm, node_id: str, report: VMStatusReport, now: datetime) -
         return _misplaced(vm, node_id, state, now)
     if report.state_change_count < vm.reported_change_count:
         return Verdict(Finding.STALE)
+    told = with_guest_of(vm, report)
     if state == vm.power_state:
-        return Verdict(Finding.UPDATED)
-    seen = observed(vm, state, report.state_change_count, now)
-    return Verdict(Finding.UPDATED, seen, event_of_state(vm.name, vm.power_state, state))
+        return _guest_told(told, report, now) if told is not vm else Verdict(Finding.UPDATED)
+    seen = observed(told, state, report.state_change_count, now)
+    event, rest = event_of_state(vm.name, vm.power_state, state), freed(vm, seen)
+    return Verdict(Finding.UPDATED, seen, event, freed=rest if rest.vcpus or rest.memory_bytes else None)
+
+
+def with_guest_of(vm: Vm, report: VMStatusReport) -> Vm:
+    """Return the VM with what its guest's agent told; the same object if there is nothing new."""
+    if not report.HasField("guest") or reported_state(report) not in ALIVE_STATES:
+        return vm
+    guest = report.guest
+    info = GuestInfo(
+        os_name=guest.os_name,
+        os_version=guest.os_version,
+        kernel_version=guest.kernel_version,
+        hostname=guest.hostname,
+        agent_version=guest.agent_version,
+        uptime_seconds=guest.uptime_seconds,
+        last_heartbeat=Timestamp(seconds=guest.as_of_unix),
+    )
+    details = with_guest(vm.details, info, report.ip_addresses)
+    return vm if details is vm.details else replace(vm, details=details)
+
+
+def _guest_told(told: Vm, report: VMStatusReport, now: datetime) -> Verdict:
+    addresses = ", ".join(told.details.ip_addresses)
+    text = f"the guest of VM {told.name} has " + (f"the addresses {addresses}" if addresses else "no address")
+    if not told.details.HasField("guest_info"):
+        text = f"the guest of VM {told.name} has no agent any more"
+    seen = replace(told, last_seen_at=now, reported_change_count=report.state_change_count)
+    return Verdict(Finding.UPDATED, seen, Event(EventType.VM_GUEST_CHANGED, text))
 
 
 def judge_absent(vm: Vm, node_id: str, change_count: int, now: datetime, *, is_busy: bool) -> Verdict:

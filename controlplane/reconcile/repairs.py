@@ -12,10 +12,15 @@ import structlog
 
 from controlplane.domain import errors
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, OperationState
-from controlplane.domain.vm import PowerOperation, Vm, require_managed, require_state
+from controlplane.domain.pending import Size, size_of_spec
+from controlplane.domain.snapshots import require_delete_allowed
+from controlplane.domain.vm import Vm, require_managed
 from controlplane.operations.desk import Caller, OperationDesk, Order
+from controlplane.operations.vm_clone import CloneVm
 from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, RemoveStep, TakeOverVm
-from controlplane.operations.vm_update import UpdateVm, redefinition
+from controlplane.operations.vm_settle import SettleDevices, require_settleable
+from controlplane.operations.vm_snapshots import DeleteSnapshot
+from controlplane.operations.vm_update import ConvertVm, UpdateVm, redefinition, require_redefinable
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1.node_service_pb2 import VMStatusReport
 from limiquantix.compute.v1.vm_pb2 import VmStatus
@@ -25,10 +30,19 @@ _log = structlog.get_logger(__name__)
 
 RECONCILER = Caller(principal="system:reconcile")
 
-_NOT_BEGUN = frozenset({Reason.VM_STATE_FORBIDS, Reason.VM_NOT_MANAGED, Reason.NODE_NOT_PLACED, Reason.VM_NOT_FOUND})
+_NOT_BEGUN = frozenset(
+    {
+        Reason.VM_STATE_FORBIDS,
+        Reason.VM_NOT_MANAGED,
+        Reason.NODE_NOT_PLACED,
+        Reason.VM_NOT_FOUND,
+        Reason.TEMPLATE_IN_USE,
+        Reason.VM_BEING_CLONED,
+    }
+)
 """Faults of a deletion that say for sure that nothing was deleted."""
 
-_WITHOUT_HOST = frozenset({TakeOverVm.kind, UpdateVm.kind})
+_WITHOUT_HOST = frozenset({TakeOverVm.kind, UpdateVm.kind, ConvertVm.kind})
 """Kinds that need no host; an update says in its first step's result if it did."""
 
 _OPERATIONS_LOOKED_AT = 32
@@ -48,7 +62,7 @@ class Leftover:
 
 async def was_ours(tx: Transaction, vm_id: str) -> bool:
     """Whether it is on record that we deleted a VM, or failed to create it."""
-    ours = OperationFilter(resource_id=vm_id, kinds=frozenset({CreateVm.kind, DeleteVm.kind}))
+    ours = OperationFilter(resource_id=vm_id, kinds=frozenset({CreateVm.kind, CloneVm.kind, DeleteVm.kind}))
     for operation in (await tx.list_operations(ours, None, 10)).items:
         succeeded = operation.state == OperationState.SUCCEEDED
         if (operation.kind == DeleteVm.kind) == succeeded and operation.has_ended:
@@ -86,15 +100,17 @@ def _shows_vm(operation: Operation) -> bool:
     return operation.state == OperationState.SUCCEEDED and asked_host
 
 
-def has_other_size(vm: Vm, report: VMStatusReport) -> bool:
-    """Whether a host has a VM of ours, which is off, in another size than is recorded."""
+def is_otherwise_defined(vm: Vm, report: VMStatusReport) -> bool:
+    """Whether a host defines a VM of ours, off or in memory, in another size than is recorded, or in another role."""
     if not vm.is_managed or not report.vcpu_count or not report.memory_mib:  # of an older daemon, which does not say
         return False
     try:
-        require_state(vm, PowerOperation.RECONFIGURE)
+        require_redefinable(vm)
     except ApiError:
         return False
-    return (report.vcpu_count, report.memory_mib) != (vm.vcpu_count, vm.spec.memory.size_mib)
+    if report.HasField("is_template") and report.is_template != vm.spec.template.is_template:
+        return True
+    return Size(report.vcpu_count, report.memory_mib) != size_of_spec(vm.spec)
 
 
 async def clean_up(desk: OperationDesk, node_id: str, leftover: Leftover, now: datetime) -> None:
@@ -126,12 +142,23 @@ async def delete_again(desk: OperationDesk, vm_id: str) -> None:
     await _ask(desk, order)
 
 
+async def drop_snapshot(desk: OperationDesk, vm_id: str, snapshot_id: str) -> None:
+    """Have a host remove what it may have of a snapshot whose creation failed."""
+    parameters = {"snapshot_id": snapshot_id, "is_leftover": True}
+    await _ask(desk, Order(DeleteSnapshot.kind, vm_id, parameters=parameters, check=require_delete_allowed))
+
+
+async def settle_devices(desk: OperationDesk, vm_id: str) -> None:
+    """Have a host make a VM's devices those that are recorded."""
+    await _ask(desk, Order(SettleDevices.kind, vm_id, check=require_settleable))
+
+
 async def define_again(desk: OperationDesk, vm_id: str) -> None:
     """Have a host define a VM as it is recorded."""
 
     def check(vm: Vm) -> None:
         require_managed(vm)
-        require_state(vm, PowerOperation.RECONFIGURE)
+        require_redefinable(vm)
 
     await _ask(desk, Order(UpdateVm.kind, vm_id, parameters=redefinition(), check=check))
 

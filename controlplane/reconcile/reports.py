@@ -13,6 +13,7 @@ from controlplane.daemons.node_spec import REPORT_OF_STATE
 from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType, Severity
 from controlplane.domain.operation import DepartedVm
+from controlplane.domain.snapshots import abandoned_of
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState
 from controlplane.operations.desk import OperationDesk
 from controlplane.operations.vm_records import remove, size_of
@@ -45,6 +46,10 @@ class SyncOutcome:
     leftovers: list[Leftover] = field(default_factory=list)
     half_deleted: list[str] = field(default_factory=list)
     otherwise_defined: list[str] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    """VMs with devices in doubt."""
+    abandoned_snapshots: list[tuple[str, str]] = field(default_factory=list)
+    """(VM id, snapshot id) of what failed creations may have left there."""
     misplaced: list[tuple[str, str]] = field(default_factory=list)
     """(VM id, node it is placed on) of VMs this node has though they belong elsewhere."""
 
@@ -83,6 +88,7 @@ class HostReportService:
             and vm.node_id == request.node_id
             and vm.reported_change_count == report.state_change_count
             and vm.power_state == judgement.reported_state(report)
+            and judgement.with_guest_of(vm, report) is vm
         )
 
     async def _vm_changed(self, tx: Transaction, request: api.VMChangeNotification) -> Finding:
@@ -114,6 +120,10 @@ class HostReportService:
             await repairs.clean_up(self.desk, request.node_id, leftover, self.now())
         for vm_id in outcome.half_deleted:
             await repairs.delete_again(self.desk, vm_id)
+        for vm_id, snapshot_id in outcome.abandoned_snapshots:
+            await repairs.drop_snapshot(self.desk, vm_id, snapshot_id)
+        for vm_id in outcome.unsettled:
+            await repairs.settle_devices(self.desk, vm_id)
         for vm_id in outcome.otherwise_defined:
             await repairs.define_again(self.desk, vm_id)
         if outcome.lost or outcome.abandoned or outcome.misplaced or outcome.discovered or outcome.leftovers:
@@ -136,6 +146,7 @@ class HostReportService:
         reports = {report.id: report for report in request.vms}
         unchanged: dict[str, int] = {}
         otherwise_defined: list[str] = []
+        unsettled: list[str] = []
         for vm in sorted(await tx.vms_on_node(node_id), key=lambda vm: vm.id):
             report = reports.pop(vm.id, None)
             if report is None:
@@ -147,10 +158,14 @@ class HostReportService:
             if verdict.finding is Finding.UPDATED and verdict.vm is None:
                 unchanged[vm.id] = report.state_change_count
             await self._apply(tx, verdict)
-            if verdict.finding is Finding.UPDATED and repairs.has_other_size(verdict.vm or vm, report):
+            if vm.details.devices_in_doubt:
+                unsettled.append(vm.id)
+            outcome.abandoned_snapshots += [(vm.id, each) for each in abandoned_of(vm)]
+            if verdict.finding is Finding.UPDATED and repairs.is_otherwise_defined(verdict.vm or vm, report):
                 otherwise_defined.append(vm.id)
         await tx.touch_vms(unchanged, now)
-        busy = await tx.active_resource_ids(otherwise_defined)  # their definition may just be changing
+        busy = await tx.active_resource_ids([*otherwise_defined, *unsettled])  # they may just be changing
+        outcome.unsettled = [vm_id for vm_id in unsettled if vm_id not in busy]
         outcome.otherwise_defined = [vm_id for vm_id in otherwise_defined if vm_id not in busy]
         await self._not_placed_here(tx, node_id, reports, outcome)
         return outcome
@@ -214,6 +229,8 @@ class HostReportService:
                 await remove(tx, verdict.vm.id, verdict.event)
             else:
                 await tx.update_vm(verdict.vm, verdict.event)
+                if verdict.freed is not None:
+                    await tx.release(verdict.vm.node_id, verdict.freed)
         return verdict.finding
 
     async def _unknown(

@@ -16,12 +16,14 @@ from controlplane.domain.query import Cursor, NodeFilter
 from controlplane.services.page_tokens import decode_cursor, page_limit
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
-from limiquantix.compute.v1.node_pb2 import NodeSpec
+from limiquantix.compute.v1.node_pb2 import GpuInfo, HostDevice, NodeSpec
 
 _log = structlog.get_logger(__name__)
 
 DEFAULT_AGENT_PORT = 9090
 
+_DISPLAY_CLASS = "03"
+"""Base class of display controllers. Source: PCI Code and ID Assignment Specification."""
 _KEPT_PHASES = frozenset({Phase.MAINTENANCE, Phase.DRAINING})
 """Phases an operator chose; a node coming back does not end them."""
 
@@ -157,8 +159,33 @@ def _with_facts(spec: NodeSpec, request: api.RegisterNodeRequest) -> NodeSpec:
     new.CopyFrom(spec)
     new.cpu.CopyFrom(request.cpu_info)
     new.memory.CopyFrom(request.memory_info)
-    for name, devices in (("storage", request.storage_devices), ("network", request.network_devices)):
+    for name, devices in (
+        ("storage", request.storage_devices),
+        ("network", request.network_devices),
+        ("devices", request.devices),
+        ("gpus", _gpus(request)),
+    ):
         new.ClearField(name)  # type: ignore[arg-type]
         getattr(new, name).extend(devices)
+    new.machine.CopyFrom(request.machine)
+    if not request.HasField("machine"):
+        new.ClearField("machine")
     new.agent.version = request.system.agent_version
     return new
+
+
+def _gpus(request: api.RegisterNodeRequest) -> list[GpuInfo]:
+    """Pick the graphics cards out of a host's devices."""
+    return [
+        GpuInfo(
+            pci_address=device.address,
+            vendor=device.vendor,
+            model=device.product,
+            vgpu_capable=bool(device.profiles),
+            vgpu_profiles=device.profiles,
+            usage=GpuInfo.PASSTHROUGH if device.used_by_vm_id else GpuInfo.AVAILABLE,
+            assigned_vm_ids=[device.used_by_vm_id] if device.used_by_vm_id else [],
+        )
+        for device in request.devices
+        if device.kind == HostDevice.PCI and device.class_code.startswith(_DISPLAY_CLASS)
+    ]

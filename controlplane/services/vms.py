@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from google.protobuf.empty_pb2 import Empty
@@ -30,17 +30,27 @@ from controlplane.operations import vm_life, vm_power, vm_update
 from controlplane.operations.desk import ANYBODY, Caller, Order
 from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import SchedulerConfig
-from controlplane.services.macs import random_mac
+from controlplane.services.macs import asked_macs, random_mac, with_free_macs
 from controlplane.services.page_tokens import decode_cursor, page_limit
 from controlplane.services.placement import NodeMemory, Placed, place_vm
 from controlplane.services.vm_calls import VmAccess
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
-from limiquantix.compute.v1.vm_pb2 import DisplayConfig, VirtualMachine
+from limiquantix.compute.v1.vm_pb2 import ConsoleInfo, DisplayConfig, VirtualMachine
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
 MAX_CONSOLE_LOG_BYTES = 64 * 1024
 """Console log read when the caller does not say how much."""
+
+_DISPLAY_TYPES = {
+    DisplayConfig.VNC: node_v1.CONSOLE_TYPE_UNSPECIFIED,  # it is the default, so it means whichever display there is
+    DisplayConfig.SPICE: node_v1.CONSOLE_TYPE_SPICE,
+}
+_CONSOLE_TYPES = {
+    ConsoleInfo.CONSOLE_TYPE_VNC: node_v1.CONSOLE_TYPE_VNC,
+    ConsoleInfo.CONSOLE_TYPE_SPICE: node_v1.CONSOLE_TYPE_SPICE,
+    ConsoleInfo.CONSOLE_TYPE_SERIAL: node_v1.CONSOLE_TYPE_SERIAL,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +88,16 @@ class VmService:
         return await self.access.store.read(lambda tx: tx.list_vms(wanted, after, page_limit(request.page_size)))
 
     async def console(self, request: api.GetConsoleRequest) -> node_v1.ConsoleInfoResponse:
-        """Ask the VM's host where its graphical console listens.
+        """Have the VM's host make a one-time entry to a console.
 
         Raises:
             FailedPrecondition: the VM has no console of the kind asked for, or is not running.
         """
         vm, daemon = await self.access.locate(request.vm_id)
-        if request.type != DisplayConfig.VNC:
+        kind = _CONSOLE_TYPES.get(request.console_type, _DISPLAY_TYPES.get(request.type))
+        if kind is None:
             raise errors.console_absent(vm.id, DisplayConfig.DisplayType.Name(request.type))
-        return await daemon.console(vm.id)
+        return await daemon.open_console(node_v1.OpenConsoleRequest(vm_id=vm.id, type=kind))
 
     async def console_log(self, request: api.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
         """Read a piece of what the guest wrote to its serial console."""
@@ -127,7 +138,8 @@ class VmService:
 
         async def place(tx: Transaction) -> Located:
             nonlocal placed
-            placed = await place_vm(tx, draft, self.scheduler, self.memory, request.node_id)
+            free = replace(draft, spec=await with_free_macs(tx, draft.spec, asked_macs(request.spec)))
+            placed = await place_vm(tx, free, self.scheduler, self.memory, request.node_id)
             return Located(placed.vm, placed.node)
 
         order = Order(
@@ -178,10 +190,10 @@ class VmService:
     # -- changing
 
     async def update(self, request: api.UpdateVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
-        """Change labels, description or spec. A spec that the host must know takes a VM that is off.
+        """Change labels, description or spec. What a VM in memory cannot have at once waits for its next start.
 
         Raises:
-            FailedPrecondition: it is not off and the change needs that.
+            FailedPrecondition: its state does not allow the change.
             ResourceExhausted: its node has no room for the larger size.
         """
         order = Order(
@@ -211,19 +223,24 @@ class VmService:
         """Let a paused VM run again."""
         return await self._power(vm_power.ResumeVm.kind, PowerOperation.RESUME, vm_id, caller)
 
+    async def suspend(self, vm_id: str, caller: Caller = ANYBODY) -> VirtualMachine:
+        """Save the memory of a running VM to disk and let go of it; a start continues where the guest was."""
+        return await self._power(vm_power.SuspendVm.kind, PowerOperation.SUSPEND, vm_id, caller)
+
     async def stop(self, request: api.StopVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Stop a VM.
 
         Without `force` the guest gets `timeout_sec` (30 by default) to shut down, then the call fails and the VM runs
         on. With `force` it gets `timeout_sec` (0 by default), then the plug is pulled; a forced stop does not wait for
-        what can be interrupted.
+        what can be interrupted, and drops what a suspended VM has saved.
 
         Raises:
             FailedPrecondition: it is off already, or the guest did not shut down in time.
         """
         parameters = {"force": request.force, "timeout_sec": request.timeout_sec}
+        operation = PowerOperation.FORCE_STOP if request.force else PowerOperation.STOP
         return await self._power(
-            vm_power.StopVm.kind, PowerOperation.STOP, request.id, caller, parameters, preempts=request.force
+            vm_power.StopVm.kind, operation, request.id, caller, parameters, preempts=request.force
         )
 
     async def _power(

@@ -77,6 +77,14 @@ class Transaction(Protocol):
         """Managed VMs whose wanted state is RUNNING and that are STOPPED or CRASHED."""
         ...
 
+    async def mac_holders(self, mac_addresses: Collection[str]) -> Mapping[str, str]:
+        """Ids of the VMs that have these MAC addresses, by address; addresses that nobody has are left out."""
+        ...
+
+    async def linked_clones(self, vm_id: str) -> Sequence[str]:
+        """Ids of the VMs whose disks are built upon this one's, oldest first, those that are being made included."""
+        ...
+
     async def is_name_taken(self, project_id: str, name: str) -> bool:
         """Whether the project has a VM of that name."""
         ...

@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0006"
+REVISION = "0007"
 """Alembic revision these tables belong to: the newest one in `migrations.versions`."""
 
 MAX_STORED_INTEGER = 2**63 - 1
@@ -193,6 +193,15 @@ vms = Table(
     Index(None, "power_state", "created_at", "id"),
     Index(None, "wanted_state", "power_state"),
     Index(None, "linked_to"),
+)
+
+
+vm_macs = Table(
+    "vm_macs",
+    metadata,
+    Column("mac_address", Text, primary_key=True),
+    Column("vm_id", Text, ForeignKey("vms.id", ondelete="CASCADE"), nullable=False),
+    Index(None, "vm_id"),
 )
 
 

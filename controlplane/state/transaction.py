@@ -30,7 +30,7 @@ from controlplane.domain.node import Capacity, Heartbeat, Node, NodeClaims
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
 from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
 from controlplane.domain.vm import PowerState, Vm
-from controlplane.state import event_rows, node_rows, operation_rows, vm_rows
+from controlplane.state import event_rows, mac_rows, node_rows, operation_rows, vm_rows
 from controlplane.state.engine import Session
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 
@@ -49,6 +49,9 @@ class SqlTransaction:
         self._read_only = read_only
         self._refused_by: Exception | None = None
         self._event_count = 0
+        self._vms_read: list[Sequence[Vm]] = []
+        self._macs_read: dict[str, frozenset[str]] = {}
+        """MAC addresses of each VM as it was read, so that a write that changes none costs nothing."""
 
     def require_usable(self) -> None:
         """Check that no row was refused.
@@ -68,19 +71,27 @@ class SqlTransaction:
 
         def insert(connection: Connection) -> None:
             vm_rows.insert_vm(connection, vm)
+            mac_rows.replace(connection, vm.id, frozenset(), mac_rows.addresses_of(vm.spec))
             self._log_vm(connection, vm, Change.ADDED, event or Event(EventType.VM_CREATED))
 
         await self._write(insert)
 
     async def get_vm(self, vm_id: str) -> Vm | None:
         """Read one VM."""
-        return await self._read(lambda connection: vm_rows.get_vm(connection, vm_id, to_change=not self._read_only))
+        vm = await self._read(lambda connection: vm_rows.get_vm(connection, vm_id, to_change=not self._read_only))
+        if vm is not None:
+            self._noted([vm])
+        return vm
 
     async def update_vm(self, vm: Vm, event: Event | None = None) -> Vm:
         """Write a VM that was read before."""
 
         def change(connection: Connection) -> Vm:
             changed, labels_before = vm_rows.update_vm(connection, vm)
+            before, after = self._macs_of(vm.id), mac_rows.addresses_of(vm.spec)
+            if before != after and (before is not None or after):
+                mac_rows.replace(connection, vm.id, before, after)
+                self._macs_read[vm.id] = after
             self._log_vm(connection, changed, Change.MODIFIED, event or Event(EventType.VM_UPDATED), labels_before)
             return changed
 
@@ -99,6 +110,18 @@ class SqlTransaction:
 
         return await self._write(remove)
 
+    def _noted(self, vms: Sequence[Vm]) -> Sequence[Vm]:
+        """Note these VMs as they were read; what of them matters is worked out when one is written."""
+        if not self._read_only:
+            self._vms_read.append(vms)
+        return vms
+
+    def _macs_of(self, vm_id: str) -> frozenset[str] | None:
+        """Return the MAC addresses that a VM had when it was read; None if it was not read."""
+        self._macs_read.update((vm.id, mac_rows.addresses_of(vm.spec)) for vms in self._vms_read for vm in vms)
+        self._vms_read.clear()
+        return self._macs_read.get(vm_id)
+
     async def next_generation(self, vm_id: str, at_least: int = 0) -> int | None:
         """Count a VM's generation up."""
         return await self._write(lambda connection: vm_rows.next_generation(connection, vm_id, at_least))
@@ -109,11 +132,19 @@ class SqlTransaction:
 
     async def vms_seen_by(self, node_id: str) -> Sequence[Vm]:
         """VMs that belong elsewhere, but that the node said it has."""
-        return await self._read(lambda connection: vm_rows.vms_seen_by(connection, node_id))
+        return self._noted(await self._read(lambda connection: vm_rows.vms_seen_by(connection, node_id)))
 
     async def stopped_against_will(self) -> Sequence[Vm]:
         """Managed VMs that shall run and do not."""
-        return await self._read(vm_rows.stopped_against_will)
+        return self._noted(await self._read(vm_rows.stopped_against_will))
+
+    async def mac_holders(self, mac_addresses: Collection[str]) -> Mapping[str, str]:
+        """Ids of the VMs that have these MAC addresses."""
+        return await self._read(lambda connection: mac_rows.holders(connection, mac_addresses))
+
+    async def linked_clones(self, vm_id: str) -> Sequence[str]:
+        """Ids of the VMs whose disks are built upon this one's."""
+        return await self._read(lambda connection: vm_rows.linked_clones(connection, vm_id))
 
     async def is_name_taken(self, project_id: str, name: str) -> bool:
         """Whether the project has a VM of that name."""
@@ -125,11 +156,13 @@ class SqlTransaction:
 
     async def list_vms(self, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
         """Read a page of VMs."""
-        return await self._read(lambda connection: vm_rows.list_vms(connection, wanted, after, limit))
+        page = await self._read(lambda connection: vm_rows.list_vms(connection, wanted, after, limit))
+        self._noted(page.items)
+        return page
 
     async def vms_on_node(self, node_id: str) -> Sequence[Vm]:
         """Every VM placed on the node."""
-        return await self._read(lambda connection: vm_rows.vms_on_node(connection, node_id))
+        return self._noted(await self._read(lambda connection: vm_rows.vms_on_node(connection, node_id)))
 
     async def nodes_of_vms(self, vm_ids: Collection[str]) -> dict[str, str]:
         """Node ids of the given VMs."""

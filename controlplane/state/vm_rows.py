@@ -118,6 +118,12 @@ def stopped_against_will(connection: Connection) -> list[Vm]:
     return _read(connection, queries.in_order(vms, conditions))
 
 
+def linked_clones(connection: Connection, vm_id: str) -> list[str]:
+    """Ids of the VMs whose disks are built upon this one's, oldest first."""
+    linked = select(vms.c.id).where(vms.c.linked_to == vm_id).order_by(vms.c.created_at, vms.c.id)
+    return [row.id for row in connection.execute(linked)]
+
+
 def is_name_taken(connection: Connection, project_id: str, name: str) -> bool:
     """Whether the project has a VM of that name."""
     named = select(vms.c.id).where(vms.c.project_id == project_id, vms.c.name == name)

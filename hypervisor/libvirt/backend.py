@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import socket
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,20 @@ from hypervisor.errors import (
     WrongState,
 )
 from hypervisor.guests import GuestAgents
-from hypervisor.libvirt import domain_xml
+from hypervisor.host_devices import HostDevices
+from hypervisor.libvirt import domain_xml, host_abilities
 from hypervisor.libvirt.connection import LibvirtConnection
+from hypervisor.libvirt.console_log_keeper import ConsoleLogKeeper
+from hypervisor.libvirt.consoles import DomainConsoles
+from hypervisor.libvirt.devices import LibvirtDevices
 from hypervisor.libvirt.domain_inventory import GuestMemory, Inventory
 from hypervisor.libvirt.domain_operations import OFF, DomainOperations
 from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
+from hypervisor.libvirt.guest_agents import LibvirtGuestAgents
+from hypervisor.libvirt.node_devices import LibvirtHostDevices
+from hypervisor.libvirt.resizing import LibvirtResizing
+from hypervisor.libvirt.snapshots import LibvirtSnapshots
+from hypervisor.libvirt.statistics import DomainStatistics
 from hypervisor.libvirt.visits import Visits
 from hypervisor.libvirt.worker_pool import Lane
 from hypervisor.resizing import Resizing
@@ -39,7 +49,7 @@ from hypervisor.statistics import Statistics
 from hypervisor.types import (
     Accelerator,
     Capabilities,
-    Console,
+    ConsoleKind,
     ConsoleLog,
     EventKind,
     Health,
@@ -57,6 +67,8 @@ GUEST_DEADLINE_S: Final = 2.0
 """QEMU answers within a millisecond or two, each; one that takes longer is left out, not waited for."""
 REBOOT_GRACE_S: Final = 20.0
 """How long a guest has to begin its reboot before it is taken for deaf and reset; orderly ones need a few seconds."""
+AGENT_GRACE_S: Final = 1.0
+"""How long an agent has to take an order; it needs milliseconds, and a mute one must not use up the guest's time."""
 PRESS_AGAIN_S: Final = 3.0
 """How often the power button is pressed while waiting: a guest that is still booting misses the first press."""
 TCG_CACHE_SINCE: Final = 8_000_000
@@ -104,6 +116,14 @@ class LibvirtHypervisor(Hypervisor):
         host = domain_xml.HostTraits(accelerator or Accelerator.TCG, self._log_dir)
         self._operations = DomainOperations(self._connection.library, self._inventory, host)
         self._visits = Visits(self._connection, self._operations)
+        self._statistics = DomainStatistics(self._connection)
+        self._consoles = DomainConsoles(self._visits)
+        self._devices = LibvirtDevices(self._visits)
+        self._resizing = LibvirtResizing(self._visits)
+        self._host_devices = LibvirtHostDevices(self._connection)
+        self._guests = LibvirtGuestAgents(self._visits)
+        self._snapshots = LibvirtSnapshots(self._visits)
+        self._log_keeper = ConsoleLogKeeper(self._log_dir)
         self._translator = EventTranslator()
         self._listeners: list[Listener] = []
 
@@ -116,12 +136,16 @@ class LibvirtHypervisor(Hypervisor):
             await self._connection.run_blocking(self._prepare_log_dir)
             self._operations.host = await self._connection.run(self._learn_host)
             self._translator.reset(await self._connection.run(self._states))
+            await self._snapshots.thaw_all()
         except BaseException:
             await self._connection.close()
             raise
+        self._log_keeper.start()
 
     async def close(self) -> None:
         """Disconnect and drop all listeners; see `Hypervisor`."""
+        await self._log_keeper.stop()
+        await self._snapshots.close()
         await self._connection.close()
         self._listeners.clear()
 
@@ -142,27 +166,32 @@ class LibvirtHypervisor(Hypervisor):
     @property
     def snapshots(self) -> Snapshots | None:
         """See `Hypervisor`."""
-        return None
+        return self._snapshots
 
     @property
     def devices(self) -> Devices | None:
         """See `Hypervisor`."""
-        return None
+        return self._devices
 
     @property
     def resizing(self) -> Resizing | None:
         """See `Hypervisor`."""
-        return None
+        return self._resizing
+
+    @property
+    def host_devices(self) -> HostDevices | None:
+        """See `Hypervisor`."""
+        return self._host_devices
 
     @property
     def guests(self) -> GuestAgents | None:
         """See `Hypervisor`."""
-        return None
+        return self._guests
 
     @property
     def statistics(self) -> Statistics | None:
         """See `Hypervisor`."""
-        return None
+        return self._statistics
 
     # definitions
 
@@ -191,16 +220,18 @@ class LibvirtHypervisor(Hypervisor):
         await self._visits.change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
-        """Press the power button, again every 3 s, until libvirt says that the domain stopped; see `Hypervisor`.
+        """Have the guest's agent shut it down, or else press the power button; see `Hypervisor`.
 
-        A domain without a definition, as other tools may run, is gone with that. Cancelling takes back no press: the
-        guest may still shut down.
+        The button is pressed at once where no agent takes the order within a second, and again every 3 s until libvirt
+        says that the domain stopped. A domain without a definition, as other tools may run, is gone with that.
+        Cancelling takes back no press: the guest may still shut down.
         """
         press = partial(self._operations.press_power_button, vm_id)
         with self._watch(vm_id) as watch:
             try:
                 async with asyncio.timeout(timeout_s) as scope:
-                    is_off = await self._visits.change(vm_id, press)
+                    was_heard = await self._ask_agent_to_stop(vm_id)
+                    is_off = not was_heard and await self._visits.change(vm_id, press)
                     with contextlib.suppress(VmNotFound):
                         while not is_off:
                             await watch.wait(_HAS_ENDED, PRESS_AGAIN_S)
@@ -210,6 +241,18 @@ class LibvirtHypervisor(Hypervisor):
                     raise
                 if (await self.status(vm_id)).state not in OFF:
                     raise GuestDidNotStop(vm_id, timeout_s) from None
+
+    async def _ask_agent_to_stop(self, vm_id: str) -> bool:
+        """Return whether the agent took the order in time; one that is slow may still obey."""
+        ask = partial(self._operations.ask_agent_to_stop, vm_id)
+        asking = asyncio.ensure_future(self._connection.run(ask, lane=Lane.AGENT, vm_id=vm_id))
+        try:
+            await asyncio.wait({asking}, timeout=AGENT_GRACE_S)
+            return asking.result() if asking.done() else False
+        except Unavailable:  # every thread for agents waits for one
+            return False
+        finally:
+            asking.cancel()
 
     async def force_stop(self, vm_id: str) -> None:
         """Kill the domain's process, or drop its saved memory; see `Hypervisor`.
@@ -268,9 +311,17 @@ class LibvirtHypervisor(Hypervisor):
         statuses = await self._connection.run(self._inventory.read_all)
         return await self._with_guest_memory(statuses, self._inventory.read_guest_memory)
 
-    async def console(self, vm_id: str) -> Console:
-        """Read the VNC display's address from the running domain's definition; see `Hypervisor`."""
-        return await self._visits.look(vm_id, partial(self._operations.console, vm_id))
+    async def console_kinds(self, vm_id: str) -> Sequence[ConsoleKind]:
+        """Read them from the running domain's definition; see `Hypervisor`."""
+        return await self._consoles.kinds(vm_id)
+
+    async def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        """Have libvirt hand out a connection to QEMU's display, or its own to the serial line; see `Hypervisor`."""
+        return await self._consoles.open(vm_id, kind)
+
+    async def set_console_password(self, vm_id: str, password: str, valid_s: float) -> None:
+        """See `Hypervisor`; the time counts by the host's clock, to the second."""
+        await self._consoles.set_password(vm_id, password, valid_s)
 
     async def read_console_log(self, vm_id: str, offset: int, max_bytes: int) -> ConsoleLog:
         """Read the VM's log file; see `Hypervisor`.
@@ -295,6 +346,7 @@ class LibvirtHypervisor(Hypervisor):
 
     def _take_event(self, raw: RawEvent) -> None:
         self._inventory.forget(raw)
+        self._devices.note(raw)
         for event in self._translator.translate(raw):
             self._tell(event)
 
@@ -309,6 +361,7 @@ class LibvirtHypervisor(Hypervisor):
         self._inventory.clear()
         self._translator.reset(await self._connection.run(self._states))
         self._tell(VmEvent(EventKind.RESYNC, detail="libvirt was away; events may have been missed"))
+        await self._snapshots.thaw_all()
 
     @contextlib.contextmanager
     def _watch(self, vm_id: str) -> Iterator[_Watch]:
@@ -348,10 +401,15 @@ class LibvirtHypervisor(Hypervisor):
             raise Unavailable(f"the directory for console logs, {self._log_dir}, cannot be made: {error}") from error
 
     def _learn_host(self, connection: Any) -> domain_xml.HostTraits:
+        accelerator = self._accelerator or detect_accelerator()
         return domain_xml.HostTraits(
-            accelerator=self._accelerator or detect_accelerator(),
+            accelerator=accelerator,
             console_log_dir=self._log_dir,
             supports_tcg_cache=connection.getLibVersion() >= TCG_CACHE_SINCE,
+            hyperv_features=host_abilities.hyperv_features_of(connection, accelerator),
+            virtualization_flag=host_abilities.virtualization_flag(accelerator),
+            cpu_mhz=int(connection.getInfo()[3]),
+            numa_nodes=host_abilities.numa_nodes_of(connection),
         )
 
     def _states(self, connection: Any) -> dict[str, PowerState]:
@@ -366,6 +424,11 @@ class LibvirtHypervisor(Hypervisor):
             max_vcpus=domain_xml.read_max_vcpus(connection.getDomainCapabilities(None, "x86_64", "q35", kind)),
             # Not getInfo(), which goes by NUMA nodes and misses memory that was added while the host ran.
             max_memory_bytes=connection.getMemoryStats(-1)["total"] * 1024,
+            supports_snapshots=self.snapshots is not None,
+            supports_hotplug=self.devices is not None,
+            abilities=host_abilities.read_abilities(
+                connection, self._connection.library, self._operations.host.accelerator
+            ),
         )
 
 

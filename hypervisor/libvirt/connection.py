@@ -35,6 +35,8 @@ KEEPALIVE_COUNT: Final = 3
 FIRST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 5.0
 _CLOSE_DEADLINE_S: Final = 5.0
+_ONE_AT_A_TIME: Final = frozenset({Lane.CHANGE, Lane.AGENT})
+"""Lanes with one call for each VM at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class LibvirtConnection:
         self._is_lost = asyncio.Event()
         self._obstacle = "not open"
         self._supervisor: asyncio.Task[None] | None = None
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[tuple[Lane, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     @property
     def library(self) -> Any:
@@ -135,9 +137,9 @@ class LibvirtConnection:
             raise Unavailable(f"libvirt hangs in earlier calls of the same kind; one{about} was not made")
         try:
             async with asyncio.timeout(limit_s) as scope:
-                if lane is not Lane.CHANGE:
+                if lane not in _ONE_AT_A_TIME:
                     return await self._submit(lane, work, vm_id, None)
-                lock = self._locks.setdefault(vm_id, asyncio.Lock())
+                lock = self._locks.setdefault((lane, vm_id), asyncio.Lock())
                 await lock.acquire()
                 return await self._submit(lane, work, vm_id, lock)
         except TimeoutError as error:
@@ -259,6 +261,7 @@ class LibvirtConnection:
                 (library.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
                 (library.VIR_DOMAIN_EVENT_ID_REBOOT, self._reboot),
                 (library.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._metadata),
+                (library.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._device_removed),
             )
             register = connection.domainEventRegisterAny
             callback_ids = [self._optionally(register, None, family, handler, epoch) for family, handler in families]
@@ -338,6 +341,9 @@ class LibvirtConnection:
 
     def _metadata(self, _connection: Any, domain: Any, _kind: int, _namespace: str, epoch: object) -> None:
         self._in_loop(self._deliver, epoch, RawEvent(RawKind.METADATA, domain.UUIDString()))
+
+    def _device_removed(self, _connection: Any, domain: Any, _alias: str, epoch: object) -> None:
+        self._in_loop(self._deliver, epoch, RawEvent(RawKind.DEVICE_REMOVED, domain.UUIDString()))
 
     def _deliver(self, epoch: object, event: RawEvent) -> None:
         """In the loop: hand an event on, unless it is a late one of a connection given up."""

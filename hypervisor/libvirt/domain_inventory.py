@@ -153,7 +153,7 @@ class Inventory:
             raise
         definition = _Definition(
             read_mark(tree),
-            vcpu_count=int(tree.findtext("vcpu") or 0),
+            vcpu_count=_vcpu_count(tree),
             memory_kib=int(tree.findtext("memory") or 0),  # libvirt always answers in KiB
         )
         with self._lock:
@@ -176,6 +176,12 @@ class Inventory:
             with self._lock:
                 self._processes |= known
         return {vm_id: process for vm_id, (_, process) in known.items()}
+
+
+def _vcpu_count(tree: Any) -> int:
+    """Return how many vCPUs a definition begins with; it may have room for more."""
+    vcpu = tree.find("vcpu")
+    return 0 if vcpu is None else int(vcpu.get("current") or vcpu.text or 0)
 
 
 def _state_of(counters: Mapping[str, Any]) -> int:

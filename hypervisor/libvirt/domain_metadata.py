@@ -10,16 +10,20 @@ import dataclasses
 import enum
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from lxml import etree
 
-from hypervisor.types import VmConfig
+from hypervisor.types import NicBandwidth, VmConfig
 
 NAMESPACE: Final = "urn:limiquantix:libvirt:domain:1"
-_PREFIX: Final = "limiquantix"
+PREFIX: Final = "limiquantix"
+_CHANGED: Final = "changed"
+"""In place of a fingerprint, which no configuration has: devices were attached or detached since."""
+_MAX_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,46 @@ def mark_element(config: VmConfig) -> etree._Element:
     The id is part of it so that a domain cloned by another tool, which copies the element, is not taken for ours. The
     name is a JSON string: XML has no way to write control characters, and hands back some others changed.
     """
-    mark = etree.Element(_tag("vm"), {"id": config.vm_id}, nsmap={_PREFIX: NAMESPACE})
+    mark = etree.Element(_tag("vm"), {"id": config.vm_id}, nsmap={PREFIX: NAMESPACE})
     etree.SubElement(mark, _tag("name")).text = json.dumps(config.name)
     etree.SubElement(mark, _tag("fingerprint")).text = fingerprint(config)
+    for nic in config.nics:
+        if nic.bandwidth != NicBandwidth():
+            etree.SubElement(mark, _tag("nic"), {"id": nic.nic_id, **_bandwidth_words(nic.bandwidth)})
     return mark
+
+
+def changed_mark(domain: etree._Element, bandwidths: Mapping[str, NicBandwidth]) -> etree._Element | None:
+    """Copy a definition's mark for a VM whose devices are no longer those it was made with; None without a mark.
+
+    Made for `virDomainSetMetadata`, which adds the namespace itself.
+
+    Args:
+        bandwidths: by id, those of network cards that are to be kept from now on; all others' stay.
+    """
+    if not read_mark(domain).is_managed or (old := domain.find(f"metadata/{_tag('vm')}")) is None:
+        return None
+    mark = etree.Element("vm", {"id": old.get("id", "")})
+    etree.SubElement(mark, "name").text = old.findtext(_tag("name"), "")
+    etree.SubElement(mark, "fingerprint").text = _CHANGED
+    for nic_id, bandwidth in (read_bandwidths(domain) | dict(bandwidths)).items():
+        if bandwidth != NicBandwidth():
+            etree.SubElement(mark, "nic", {"id": nic_id, **_bandwidth_words(bandwidth)})
+    return mark
+
+
+def read_bandwidths(domain: etree._Element) -> dict[str, NicBandwidth]:
+    """Read the ceilings of network cards that a definition's mark keeps, by id."""
+    found = {}
+    for nic in domain.iterfind(f"metadata/{_tag('vm')}/{_tag('nic')}"):
+        words = [nic.get(field.name, "0") for field in dataclasses.fields(NicBandwidth)]
+        if all(word.isdecimal() and len(word) < _MAX_DIGITS for word in words):  # other tools may write there
+            found[nic.get("id", "")] = NicBandwidth(*(int(word) for word in words))
+    return found
+
+
+def _bandwidth_words(bandwidth: NicBandwidth) -> dict[str, str]:
+    return {field.name: str(getattr(bandwidth, field.name)) for field in dataclasses.fields(NicBandwidth)}
 
 
 def read_mark(domain: etree._Element) -> DomainMark:

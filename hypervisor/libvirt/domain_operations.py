@@ -11,13 +11,16 @@ import string
 from collections.abc import Collection
 from typing import Any, Final, NoReturn
 
-from hypervisor.errors import ConsoleAbsent, Refused, VmExists, VmNotFound, WrongState
+from hypervisor.errors import HostCannot, Refused, VmExists, VmNotFound, WrongState
+from hypervisor.hardware_rules import asks_for_anything, require_possible
 from hypervisor.libvirt import console_log, domain_xml
 from hypervisor.libvirt.domain_inventory import Inventory
 from hypervisor.libvirt.domain_metadata import DomainMark, fingerprint, read_mark
 from hypervisor.libvirt.domain_state import DomainState, power_state
 from hypervisor.libvirt.error_map import ErrorCode, has_code
-from hypervisor.types import Console, ConsoleLog, PowerState, VmConfig
+from hypervisor.libvirt.host_abilities import read_abilities
+from hypervisor.libvirt.node_devices import read_host_devices
+from hypervisor.types import Accelerator, ConsoleLog, PowerState, VmConfig
 
 OFF: Final = frozenset({PowerState.STOPPED, PowerState.CRASHED})
 _VNC_PASSWORD_LENGTH: Final = 8
@@ -42,7 +45,12 @@ class DomainOperations:
             raise VmNotFound(vm_id)
         return connection.lookupByUUIDString(vm_id)
 
-    def _state(self, domain: Any) -> PowerState:
+    def forget(self, vm_id: str) -> None:
+        """Drop what is remembered of a domain's definition, after it was replaced."""
+        self._inventory.forget_vm(vm_id)
+
+    def state(self, domain: Any) -> PowerState:
+        """Return the state of a domain, in our words."""
         state, reason = domain.state()
         is_saved = state == DomainState.SHUTOFF and bool(domain.hasManagedSaveImage())
         return power_state(state, reason, is_saved=is_saved)
@@ -51,7 +59,7 @@ class DomainOperations:
         return read_mark(domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_INACTIVE)))
 
     def _require(self, domain: Any, vm_id: str, operation: str, allowed: Collection[PowerState]) -> PowerState:
-        state = self._state(domain)
+        state = self.state(domain)
         if state not in allowed:
             raise WrongState(vm_id, operation, state.value)
         return state
@@ -59,7 +67,7 @@ class DomainOperations:
     def _explain(self, error: Any, domain: Any, vm_id: str, operation: str) -> NoReturn:
         """Raise `WrongState` if that is what libvirt complained of: somebody else changed the VM just now."""
         if has_code(error, ErrorCode.OPERATION_INVALID):
-            raise WrongState(vm_id, operation, self._state(domain).value) from error
+            raise WrongState(vm_id, operation, self.state(domain).value) from error
         raise error
 
     def create(self, config: VmConfig, connection: Any) -> None:
@@ -72,14 +80,47 @@ class DomainOperations:
             if self._mark(domain).fingerprint != fingerprint(config):
                 raise VmExists(config.vm_id)
             return
-        password = _new_password() if config.vnc is not None else ""
+        self.require_possible(config, connection)
+        password = _new_password() if config.vnc is not None or config.spice is not None else ""
         connection.defineXML(domain_xml.to_text(domain_xml.build_domain(config, self.host, vnc_password=password)))
 
     def reconfigure(self, config: VmConfig, connection: Any) -> None:
         domain = self.find(connection, config.vm_id)
         self._require(domain, config.vm_id, "reconfigure", OFF)
+        self.define_anew(config, connection, domain)
+
+    def require_possible(self, config: VmConfig, connection: Any) -> None:
+        """Refuse a configuration that this host lacks something for; looks nothing up for a plain one."""
+        if not asks_for_anything(config):
+            return
+        accelerator = self.host.accelerator
+        abilities = read_abilities(connection, self._library, accelerator)
+        passes_through = config.hardware.passes_devices_through
+        devices = read_host_devices(connection, self._library) if passes_through else []
+        require_possible(config, abilities, devices, accelerator)
+        if config.hardware.cpu_features:
+            self._require_cpu(config, connection)
+
+    def _require_cpu(self, config: VmConfig, connection: Any) -> None:
+        """Refuse processor features that exist, but not here."""
+        cpu = domain_xml.build_domain(config, self.host).find("cpu")
+        if cpu is None or cpu.find("model") is None:
+            return  # the host's own processor, whatever it is: libvirt compares when it starts
+        kind = "kvm" if self.host.accelerator is Accelerator.KVM else "qemu"
+        fails = self._library.VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE
+        try:
+            connection.compareHypervisorCPU(None, "x86_64", "q35", kind, domain_xml.to_text(cpu), fails)
+        except self._library.libvirtError as error:
+            if not has_code(error, ErrorCode.CPU_INCOMPATIBLE):
+                raise
+            words = error.get_error_message() or str(error)
+            raise HostCannot(f"this host cannot build VM {config.vm_id}: {words}") from error
+
+    def define_anew(self, config: VmConfig, connection: Any, domain: Any) -> None:
+        """Replace the definition that a domain's next start will use; what runs goes on as it is."""
+        self.require_possible(config, connection)
         flags = self._library.VIR_DOMAIN_XML_INACTIVE | self._library.VIR_DOMAIN_XML_SECURE
-        graphics = domain_xml.parse(domain.XMLDesc(flags)).find("devices/graphics[@type='vnc']")
+        graphics = domain_xml.parse(domain.XMLDesc(flags)).find("devices/graphics[@passwd]")
         password = graphics.get("passwd") if graphics is not None else None
         tree = domain_xml.build_domain(
             config, self.host, vnc_password=password or _new_password(), domain_name=domain.name()
@@ -118,6 +159,17 @@ class DomainOperations:
         except self._library.libvirtError as error:
             self._explain(error, domain, vm_id, "start")
 
+    def ask_agent_to_stop(self, vm_id: str, connection: Any) -> bool:
+        """Have the guest's agent shut it down; returns whether one took the order. libvirt waits for it for 5 s."""
+        domain = self.find(connection, vm_id)
+        if self._require(domain, vm_id, "stop", OFF | {PowerState.RUNNING}) in OFF or not _has_agent(domain):
+            return False
+        try:
+            domain.shutdownFlags(self._library.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+        except self._library.libvirtError:  # it is mute, or cannot: there is the power button
+            return False
+        return True
+
     def press_power_button(self, vm_id: str, connection: Any) -> bool:
         """Return whether it is off already; press the button if it is not."""
         domain = self.find(connection, vm_id)
@@ -146,14 +198,12 @@ class DomainOperations:
         """Return whether the guest's agent is connected."""
         domain = self.find(connection, vm_id)
         self._require(domain, vm_id, "reboot", {PowerState.RUNNING})
-        agent = domain_xml.parse(domain.XMLDesc()).find(
-            "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
-        )
+        has_agent = _has_agent(domain)
         try:
             domain.reboot(self._library.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
         except self._library.libvirtError as error:
             self._explain(error, domain, vm_id, "reboot")
-        return agent is not None
+        return has_agent
 
     def reset(self, vm_id: str, connection: Any) -> None:
         domain = self.find(connection, vm_id)
@@ -190,24 +240,17 @@ class DomainOperations:
         except self._library.libvirtError as error:
             self._explain(error, domain, vm_id, "suspend")
 
-    def console(self, vm_id: str, domain: Any) -> Console:
-        tree = domain_xml.parse(domain.XMLDesc(self._library.VIR_DOMAIN_XML_SECURE))
-        graphics = tree.find("devices/graphics[@type='vnc']")
-        if graphics is None:
-            raise ConsoleAbsent(f"VM {vm_id} has no graphical console")
-        if tree.get("id") is None:  # libvirt numbers what runs
-            raise ConsoleAbsent(f"VM {vm_id} does not run; its console is there while it runs")
-        port = int(graphics.get("port", "-1"))
-        if port <= 0:
-            raise ConsoleAbsent(f"the graphical console of VM {vm_id} does not listen on a TCP port")
-        host = graphics.get("listen") or "127.0.0.1"
-        return Console("vnc", "127.0.0.1" if host == "0.0.0.0" else host, port, graphics.get("passwd", ""))  # noqa: S104
-
     def read_log(self, vm_id: str, offset: int, max_bytes: int, _domain: Any) -> ConsoleLog:
         try:
             return console_log.read(console_log.log_path(self.host.console_log_dir, vm_id), offset, max_bytes)
         except OSError as error:
             raise Refused(f"the console log of VM {vm_id} cannot be read: {error}") from error
+
+
+def _has_agent(domain: Any) -> bool:
+    """Tell whether something in the guest has the agent's channel open."""
+    channel = "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
+    return domain_xml.parse(domain.XMLDesc()).find(channel) is not None
 
 
 def _new_password() -> str:

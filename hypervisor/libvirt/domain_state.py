@@ -79,6 +79,8 @@ class RawKind(enum.Enum):
     LIFECYCLE = "lifecycle"
     REBOOT = "reboot"
     METADATA = "metadata"
+    DEVICE_REMOVED = "device_removed"
+    """A guest let go of a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class EventTranslator:
 
     def translate(self, raw: RawEvent) -> tuple[VmEvent, ...]:
         """Say what a raw event means; nothing, if it is half of something or already told."""
-        if raw.kind is RawKind.METADATA:
+        if raw.kind in (RawKind.METADATA, RawKind.DEVICE_REMOVED):
             return ()
         if raw.kind is RawKind.REBOOT:
             return (self._change(raw.vm_id, EventKind.REBOOTED, PowerState.RUNNING),)

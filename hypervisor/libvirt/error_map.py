@@ -14,19 +14,29 @@ from hypervisor.errors import HypervisorError, Refused, Unavailable, VmNotFound
 class ErrorCode(enum.IntEnum):
     """The `virErrorNumber`s that mean something particular to us."""
 
+    INTERNAL_ERROR = 1
+    """Among others, whatever QEMU itself refused."""
     NO_SUPPORT = 3
     NO_CONNECT = 5
     INVALID_CONN = 6
+    OPERATION_FAILED = 9
     SYSTEM_ERROR = 38
     RPC = 39
     NO_DOMAIN = 42
+    NO_NETWORK = 43
     AUTH_FAILED = 45
     OPERATION_INVALID = 55
+    CONFIG_UNSUPPORTED = 67
     OPERATION_TIMEOUT = 68
+    NO_DOMAIN_SNAPSHOT = 72
     AUTH_CANCELLED = 79
+    NO_DOMAIN_METADATA = 80
+    OPERATION_UNSUPPORTED = 84
     AGENT_UNRESPONSIVE = 86
     ACCESS_DENIED = 88
+    CPU_INCOMPATIBLE = 91
     AUTH_UNAVAILABLE = 94
+    AGENT_UNSYNCED = 97
 
 
 class ErrorSource(enum.IntEnum):

@@ -48,6 +48,18 @@ def load_libvirt() -> Any:
     return libvirt
 
 
+def load_libvirt_qemu() -> Any:
+    """Import the part of libvirt-python that knows QEMU's guest agent; comes with the other.
+
+    Raises:
+        Unavailable: the library is not installed.
+    """
+    load_libvirt()
+    import libvirt_qemu  # noqa: PLC0415  # see above
+
+    return libvirt_qemu
+
+
 def _run_events(libvirt: Any) -> None:
     """Deliver libvirt's events until the process ends."""
     while True:

@@ -33,6 +33,9 @@ class Lane(enum.Enum):
     """Takes no answer from any guest's QEMU."""
     GUEST = 1, "guest"
     """Asks guests' QEMUs, without which its caller can do."""
+    AGENT = 6, "agent"
+    """Asks agents inside guests, which may keep it waiting; one at a time for each VM. libvirt's daemon has 20 threads
+    for all calls, and each of these may hold one for as long."""
 
     @property
     def thread_count(self) -> int:

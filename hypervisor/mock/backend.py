@@ -8,6 +8,7 @@ outlive the process, as real ones do.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -15,15 +16,22 @@ from hypervisor.base import Hypervisor, Listener
 from hypervisor.devices import Devices
 from hypervisor.errors import ConsoleAbsent, GuestDidNotStop, Refused, Unavailable, WrongState
 from hypervisor.guests import GuestAgents
+from hypervisor.host_devices import HostDevices
+from hypervisor.mock.consoles import MockConsoles
+from hypervisor.mock.devices import MockDevices
 from hypervisor.mock.faults import MockFaults, Operation
+from hypervisor.mock.guest_agents import MockGuestAgents
 from hypervisor.mock.host import OFF, MockHost, MockSettings
+from hypervisor.mock.resizing import MockHostDevices, MockResizing
+from hypervisor.mock.snapshots import MockSnapshots
+from hypervisor.mock.statistics import MockStatistics
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
 from hypervisor.types import (
     Accelerator,
     Capabilities,
-    Console,
+    ConsoleKind,
     ConsoleLog,
     EventKind,
     Health,
@@ -32,8 +40,6 @@ from hypervisor.types import (
     VmEvent,
     VmStatus,
 )
-
-_IN_MEMORY = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
 
 class MockHypervisor(Hypervisor):
@@ -52,6 +58,13 @@ class MockHypervisor(Hypervisor):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._host = MockHost(settings or MockSettings(), now_s, sleep)
+        self._devices = MockDevices(self._host)
+        self._resizing = MockResizing(self._host)
+        self._host_devices = MockHostDevices(self._host)
+        self._snapshots = MockSnapshots(self._host)
+        self._guests = MockGuestAgents(self._host)
+        self._statistics = MockStatistics(self._host)
+        self._consoles = MockConsoles(self._host)
 
     # what only a simulation offers
 
@@ -96,6 +109,24 @@ class MockHypervisor(Hypervisor):
         self._host.touch(vm)
         await self._host.save()
 
+    async def write_disks(self, vm_id: str, text: str) -> None:
+        """Have the guest write to its disks; `text` stands for all that they hold then."""
+        vm = self._host.vm(vm_id)
+        self._host.require(vm, "write to the disks of", {PowerState.RUNNING})
+        if vm.is_frozen:
+            raise Refused(f"the file systems of VM {vm_id} are frozen")
+        vm.disk_text = text
+        self._host.touch(vm)
+        await self._host.save()
+
+    def read_disks(self, vm_id: str) -> str:
+        """Say what `write_disks` wrote last, or a snapshot brought back."""
+        return self._host.vm(vm_id).disk_text
+
+    def is_frozen(self, vm_id: str) -> bool:
+        """Say whether the guest's file systems are frozen."""
+        return self._host.vm(vm_id).is_frozen
+
     def lose_events(self) -> None:
         """Tell every listener that events may have been missed."""
         self._host.emit(VmEvent(EventKind.RESYNC, detail="simulated restart of the backend"))
@@ -105,37 +136,44 @@ class MockHypervisor(Hypervisor):
     @property
     def snapshots(self) -> Snapshots | None:
         """See `Hypervisor`."""
-        return None
+        return self._snapshots
 
     @property
     def devices(self) -> Devices | None:
         """See `Hypervisor`."""
-        return None
+        return self._devices
 
     @property
     def resizing(self) -> Resizing | None:
         """See `Hypervisor`."""
-        return None
+        return self._resizing
+
+    @property
+    def host_devices(self) -> HostDevices | None:
+        """See `Hypervisor`."""
+        return self._host_devices
 
     @property
     def guests(self) -> GuestAgents | None:
         """See `Hypervisor`."""
-        return None
+        return self._guests
 
     @property
     def statistics(self) -> Statistics | None:
         """See `Hypervisor`."""
-        return None
+        return self._statistics
 
     async def open(self) -> None:
         """Load the state file, if there is one."""
         await self._host.strike(Operation.OPEN)
         await self._host.load()
         self._host.is_open = True
+        await self._snapshots.thaw_all()
 
     async def close(self) -> None:
         """Drop listeners; VMs stay in memory and in the state file."""
         self._host.is_open = False
+        await self._consoles.close()
         self._host.listeners.clear()
         await self._host.settle()
 
@@ -147,6 +185,9 @@ class MockHypervisor(Hypervisor):
             accelerator=Accelerator.SIMULATED,
             max_vcpus=self._host.settings.vcpu_count,
             max_memory_bytes=self._host.settings.memory_mib * 2**20,
+            supports_snapshots=self.snapshots is not None,
+            supports_hotplug=self.devices is not None,
+            abilities=self._host.settings.abilities,
         )
 
     async def health(self) -> Health:
@@ -190,17 +231,11 @@ class MockHypervisor(Hypervisor):
         lost = await self._host.strike(Operation.START, vm_id)
         vm = self._host.vm(vm_id)
         self._host.require(vm, "start", OFF | {PowerState.SUSPENDED})
-        used_mib = sum(other.config.memory_mib for other in self._host.vms.values() if other.state in _IN_MEMORY)
-        if used_mib + vm.config.memory_mib > self._host.settings.memory_mib:
-            free_mib = self._host.settings.memory_mib - used_mib
-            raise Refused(
-                f"cannot start VM {vm_id}: it needs {vm.config.memory_mib} MiB, the host has {free_mib} MiB free"
-            )
+        self._host.check_room(vm_id, vm.config.memory_mib)
         vm.running_since_s = self._host.now_s()
         if vm.state is not PowerState.SUSPENDED:
             vm.started_at_s = vm.running_since_s
             vm.run_before_s = vm.cpu_before_s = vm.load_since_s = 0.0
-        vm.console_port = self._host.free_console_port() if vm.config.vnc else 0
         self._host.change(vm, PowerState.RUNNING, EventKind.STARTED)
         await self._host.save()
         self._host.lose_answer(lost)
@@ -272,7 +307,6 @@ class MockHypervisor(Hypervisor):
         vm = self._host.vm(vm_id)
         self._host.require(vm, "suspend", {PowerState.RUNNING})
         vm.run_before_s, vm.running_since_s = self._host.age_s(vm), None
-        vm.console_port = 0
         self._host.change(vm, PowerState.SUSPENDED, EventKind.SUSPENDED)
         await self._host.save()
         self._host.lose_answer(lost)
@@ -287,16 +321,18 @@ class MockHypervisor(Hypervisor):
         await self._host.strike(Operation.LIST)
         return [self._host.status(vm) for vm in self._host.vms.values()]
 
-    async def console(self, vm_id: str) -> Console:
-        """Name a port on which nothing listens: there is no screen to show."""
-        await self._host.strike(Operation.CONSOLE, vm_id)
-        vm = self._host.vm(vm_id)
-        if vm.config.vnc is None:
-            raise ConsoleAbsent(f"VM {vm_id} has no graphical console")
-        if vm.state not in (PowerState.RUNNING, PowerState.PAUSED):
-            raise ConsoleAbsent(f"VM {vm_id} is {vm.state.value}; its console is there while it runs")
-        password = vm.config.vnc.password or vm_id.replace("-", "")[:8]
-        return Console(kind="vnc", host="127.0.0.1", port=vm.console_port, password=password)
+    async def console_kinds(self, vm_id: str) -> Sequence[ConsoleKind]:
+        """See `Hypervisor`."""
+        return await self._consoles.kinds(vm_id)
+
+    async def open_console(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
+        """Connect to a screen that stays blank, or a serial line that repeats what is typed; see `Hypervisor`."""
+        return await self._consoles.open(vm_id, kind)
+
+    async def set_console_password(self, vm_id: str, password: str, valid_s: float) -> None:
+        """There are no SPICE displays here; see `Hypervisor`."""
+        await self._consoles.kinds(vm_id)
+        raise ConsoleAbsent(f"VM {vm_id} has no spice console: this host simulates none")
 
     async def read_console_log(self, vm_id: str, offset: int, max_bytes: int) -> ConsoleLog:
         """Read the simulated serial console; see `Hypervisor`."""
@@ -304,8 +340,9 @@ class MockHypervisor(Hypervisor):
         vm = self._host.vm(vm_id)
         text = (vm.past_log + self._host.current_log(vm)).encode()
         end = vm.log_base + len(text)
-        if not vm.log_base <= offset <= end:
+        if offset > end:
             return ConsoleLog(data=b"", next_offset=end, size_bytes=end)
+        offset = max(offset, vm.log_base)
         data = text[offset - vm.log_base :][:max_bytes]
         return ConsoleLog(data=data, next_offset=offset + len(data), size_bytes=end)
 

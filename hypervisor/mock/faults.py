@@ -24,6 +24,28 @@ class Operation(enum.Enum):
     LIST = "list"
     CONSOLE = "console"
     READ_CONSOLE_LOG = "read_console_log"
+    READ_STATISTICS = "read_statistics"
+    RESIZE = "resize"
+    LIST_HOST_DEVICES = "list_host_devices"
+    LIST_DEVICES = "list_devices"
+    ATTACH_DISK = "attach_disk"
+    DETACH_DISK = "detach_disk"
+    RESIZE_DISK = "resize_disk"
+    LIMIT_DISK = "limit_disk"
+    ATTACH_CDROM = "attach_cdrom"
+    DETACH_CDROM = "detach_cdrom"
+    CHANGE_MEDIUM = "change_medium"
+    ATTACH_NIC = "attach_nic"
+    DETACH_NIC = "detach_nic"
+    UPDATE_NIC = "update_nic"
+    CREATE_SNAPSHOT = "create_snapshot"
+    SAVE_SNAPSHOT = "save_snapshot"
+    """The middle of a creation: the guest is frozen, if that was asked for."""
+    REVERT_SNAPSHOT = "revert_snapshot"
+    DELETE_SNAPSHOT = "delete_snapshot"
+    LIST_SNAPSHOTS = "list_snapshots"
+    ASK_GUEST = "ask_guest"
+    """Any method of `GuestAgents`."""
 
 
 class Failure(enum.Enum):
@@ -56,8 +78,13 @@ class MockFaults:
     """Everything that goes wrong; the first fault that fits an operation is the one that strikes.
 
     Guests in `deaf_vm_ids` ignore the ACPI power button; `all_guests_deaf` makes every guest do so.
+    Agents of guests in `silent_agent_vm_ids` do not answer, those in `absent_agent_vm_ids` are not there, and those in
+    `garbage_agent_vm_ids` answer nonsense.
     """
 
     faults: tuple[Fault, ...] = ()
     deaf_vm_ids: frozenset[str] = frozenset()
     all_guests_deaf: bool = False
+    silent_agent_vm_ids: frozenset[str] = frozenset()
+    absent_agent_vm_ids: frozenset[str] = frozenset()
+    garbage_agent_vm_ids: frozenset[str] = frozenset()

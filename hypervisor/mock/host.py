@@ -13,18 +13,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hypervisor.abilities import Abilities, DeviceKind, HostDevice
 from hypervisor.base import Listener
 from hypervisor.errors import Refused, Unavailable, VmExists, VmNotFound, WrongState
+from hypervisor.hardware_rules import asks_for_anything, require_possible
 from hypervisor.mock import guest as mock_guest
 from hypervisor.mock import store as mock_store
+from hypervisor.mock.abilities import EVERYTHING
 from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
 from hypervisor.mock.store import MockVm
-from hypervisor.types import EventKind, PowerState, VmConfig, VmEvent, VmStatus
+from hypervisor.types import Accelerator, EventKind, PowerState, VmConfig, VmEvent, VmStatus
 
 MAX_PAST_LOG_BYTES = 16 * 2**10
 """Console output of earlier boots that is kept, per VM; the state file holds it, so it stays small."""
 
-_FIRST_VNC_PORT = 5900
 OFF = frozenset({PowerState.STOPPED, PowerState.CRASHED})
 
 
@@ -32,6 +34,7 @@ OFF = frozenset({PowerState.STOPPED, PowerState.CRASHED})
 class MockSettings:
     """The simulated host.
 
+    `abilities` and `devices` are what its machines can have; all that needs no device of a real host, by default.
     `boot_s` and `shutdown_s` are how long a guest takes from power-on to the ready line, and from the power button to
     off. `ready_line` is a format with the names hostname, memory_mib, vcpus, uptime_s and vm_id.
     """
@@ -42,6 +45,8 @@ class MockSettings:
     shutdown_s: float = 0.1
     ready_line: str = mock_guest.DEFAULT_READY_LINE
     state_path: Path | None = None
+    abilities: Abilities = EVERYTHING
+    devices: tuple[HostDevice, ...] = ()
     faults: MockFaults = field(default_factory=MockFaults)
 
 
@@ -137,6 +142,35 @@ class MockHost:
         ):
             if wanted > there:
                 raise Refused(f"VM {config.vm_id} wants {wanted} {what}, the host has {there}")
+        if asks_for_anything(config):
+            require_possible(config, self.settings.abilities, self.host_devices(), Accelerator.SIMULATED)
+
+    def host_devices(self) -> list[HostDevice]:
+        """Return the simulated host's devices, each with the running VM that has it."""
+        users: dict[tuple[DeviceKind, str], MockVm] = {}
+        for vm in self.vms.values():
+            if vm.state in (PowerState.RUNNING, PowerState.PAUSED):
+                hardware = vm.live_config.hardware
+                users |= {(DeviceKind.PCI, each.address.lower()): vm for each in hardware.pci_devices}
+                users |= {(DeviceKind.USB, f"{each.bus}:{each.number}"): vm for each in hardware.usb_devices}
+                users |= {(DeviceKind.MEDIATED, each.device_uuid): vm for each in hardware.mediated_devices}
+        return [
+            dataclasses.replace(device, used_by=user.config.vm_id, obstacle=f"VM {user.config.vm_id} has it")
+            if (user := users.get((device.kind, device.address))) is not None
+            else device
+            for device in self.settings.devices
+        ]
+
+    def check_room(self, vm_id: str, memory_mib: int) -> None:
+        """Refuse to start a VM when the others that are in memory leave too little of the simulated host's."""
+        used_mib = sum(
+            vm.live_config.memory_mib
+            for vm in self.vms.values()
+            if vm.state in (PowerState.RUNNING, PowerState.PAUSED) and vm.config.vm_id != vm_id
+        )
+        if used_mib + memory_mib > self.settings.memory_mib:
+            free_mib = self.settings.memory_mib - used_mib
+            raise Refused(f"cannot start VM {vm_id}: it needs {memory_mib} MiB, the host has {free_mib} MiB free")
 
     async def define(self, config: VmConfig, *, is_managed: bool) -> None:
         """Add a VM; idempotent for the same configuration and owner."""
@@ -160,10 +194,12 @@ class MockHost:
         self.archive_log(vm)
         vm.running_since_s = vm.started_at_s = None
         vm.run_before_s = vm.cpu_before_s = vm.load_since_s = 0.0
-        vm.console_port = 0
+        vm.hotplugged_ids = ()
+        vm.running = None
 
     def archive_log(self, vm: MockVm) -> None:
-        """Close the console log of this boot."""
+        """Close the console log of this boot; what was frozen ends with it too."""
+        vm.is_frozen = False
         text = vm.past_log + self.current_log(vm)
         dropped = text[: max(0, len(text) - MAX_PAST_LOG_BYTES)]
         vm.log_base += len(dropped.encode())
@@ -175,11 +211,6 @@ class MockHost:
             return ""
         return mock_guest.console_text(vm.config, self.settings.ready_line, self.settings.boot_s, self.age_s(vm))
 
-    def free_console_port(self) -> int:
-        """Return a port no other VM's console has."""
-        taken = {vm.console_port for vm in self.vms.values()}
-        return next(port for port in range(_FIRST_VNC_PORT, 2**16) if port not in taken)
-
     def age_s(self, vm: MockVm) -> float:
         """Guest time since power-on, in which paused time does not count."""
         return vm.run_before_s + (
@@ -188,7 +219,7 @@ class MockHost:
 
     def cpu_s(self, vm: MockVm) -> float:
         """CPU time used since power-on."""
-        return vm.cpu_before_s + mock_guest.cpu_seconds(vm.config, vm.load, vm.load_since_s, self.age_s(vm))
+        return vm.cpu_before_s + mock_guest.cpu_seconds(vm.live_config, vm.load, vm.load_since_s, self.age_s(vm))
 
     def status(self, vm: MockVm) -> VmStatus:
         """Say what the VM is now."""
@@ -198,8 +229,8 @@ class MockHost:
             return plain
         return dataclasses.replace(
             plain,
-            memory_total_bytes=config.memory_mib * 2**20,
-            memory_used_bytes=mock_guest.memory_used_bytes(config, vm.load, self.age_s(vm)),
+            memory_total_bytes=vm.live_config.memory_mib * 2**20,
+            memory_used_bytes=mock_guest.memory_used_bytes(vm.live_config, vm.load, self.age_s(vm)),
             cpu_time_ns=int(self.cpu_s(vm) * 1e9),
             started_at_s=vm.started_at_s,
         )

@@ -16,11 +16,43 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hypervisor.errors import Unavailable
-from hypervisor.types import PowerState, VmConfig
+from hypervisor.hardware import Hardware
+from hypervisor.types import CpuTopology, PowerState, VmConfig
 
 FORMAT_VERSION = 1
 
 RecordT = TypeVar("RecordT")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MockSnapshot:
+    """A saved state of a VM. `age_s` and the three after it are its guest's time and load, for one with memory."""
+
+    snapshot_id: str
+    name: str
+    description: str
+    parent_id: str
+    created_at_s: float
+    state: PowerState
+    config: VmConfig
+    disk_text: str
+    has_memory: bool
+    is_quiesced: bool
+    frozen_filesystem_count: int
+    memory_bytes: int
+    age_s: float
+    load: float
+    load_since_s: float
+    cpu_before_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MockMachine:
+    """The part of a running VM that its definition may have left behind."""
+
+    cpu: CpuTopology
+    memory_mib: int
+    hardware: Hardware
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,7 +75,26 @@ class MockVm:
     cpu_before_s: float = 0.0
     past_log: str = ""
     log_base: int = 0
-    console_port: int = 0
+    hotplugged_ids: tuple[str, ...] = ()
+    """Disks that were attached since it was powered on."""
+    disk_text: str = ""
+    """Stands for everything that the guest wrote to its disks."""
+    is_frozen: bool = False
+    """Whether the guest's file systems are frozen for a snapshot."""
+    snapshots: tuple[MockSnapshot, ...] = ()
+    current_snapshot_id: str = ""
+    running: MockMachine | None = None
+    """What runs, where that is not what `config` says: changes that wait for the next start. None in any other case."""
+
+    @property
+    def live_config(self) -> VmConfig:
+        """What runs, or would if it were started."""
+        if self.running is None:
+            return self.config
+        machine = self.running
+        return dataclasses.replace(
+            self.config, cpu=machine.cpu, memory_mib=machine.memory_mib, hardware=machine.hardware
+        )
 
 
 def encode(record: object) -> Any:
@@ -98,6 +149,8 @@ def load(path: Path) -> dict[str, MockVm]:
         document = json.loads(path.read_bytes())
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {document['format_version']!r}, not {FORMAT_VERSION}")
+        for value in document["vms"]:
+            value.pop("console_port", None)  # what version 0.1 wrote
         vms = [decode(MockVm, value) for value in document["vms"]]
     except FileNotFoundError:
         return {}

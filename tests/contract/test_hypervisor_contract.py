@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from hypervisor.base import Hypervisor
-from hypervisor.errors import ConsoleAbsent, GuestDidNotStop, Refused, VmExists, VmNotFound, WrongState
-from hypervisor.types import EventKind, PowerState, VmEvent, VncConsole
+from hypervisor.errors import GuestDidNotStop, Refused, VmExists, VmNotFound, WrongState
+from hypervisor.types import EventKind, PowerState, VmEvent
 from tests.contract.conftest import BackendHost
 
 DEADLINE_S = 30
@@ -123,7 +123,7 @@ async def test_fault_12_create_with_a_name_made_to_break_xml_keeps_it(backend: H
     assert (await backend.status(config.vm_id)).name == config.name
 
 
-@pytest.mark.parametrize("method", ["start", "force_stop", "reboot", "pause", "resume", "status", "console"])
+@pytest.mark.parametrize("method", ["start", "force_stop", "reboot", "pause", "resume", "status", "console_kinds"])
 async def test_every_method_on_an_unknown_id_raises_not_found(backend: Hypervisor, method: str) -> None:
     with pytest.raises(VmNotFound):
         await getattr(backend, method)(ABSENT)
@@ -319,36 +319,6 @@ async def test_power_operations_on_a_stopped_vm_are_wrong_states(backend: Hyperv
         with pytest.raises(WrongState) as caught:
             await method(config.vm_id)
         assert caught.value.state == "stopped"
-
-
-async def test_fault_11_console_listens_on_the_host_itself_while_the_vm_runs(
-    backend: Hypervisor, host: BackendHost
-) -> None:
-    config = host.config(with_console=True)
-    await backend.create(config)
-    with pytest.raises(ConsoleAbsent):
-        await backend.console(config.vm_id)
-    await backend.start(config.vm_id)
-    console = await backend.console(config.vm_id)
-    assert (console.kind, console.host, console.password) == ("vnc", "127.0.0.1", "secret12")
-    assert console.port >= 5900
-
-
-async def test_fault_11_console_without_a_password_gets_one_of_its_own(backend: Hypervisor, host: BackendHost) -> None:
-    passwords = set()
-    for _ in range(2):
-        config = dataclasses.replace(host.config(), vnc=VncConsole())
-        await backend.create(config)
-        await backend.start(config.vm_id)
-        passwords.add((await backend.console(config.vm_id)).password)
-    assert len(passwords) == 2
-    assert all(len(password) == 8 for password in passwords)
-
-
-async def test_console_of_a_vm_without_one_is_absent(backend: Hypervisor, host: BackendHost) -> None:
-    vm_id = await started(backend, host)
-    with pytest.raises(ConsoleAbsent):
-        await backend.console(vm_id)
 
 
 async def test_console_log_reads_on_from_an_offset(backend: Hypervisor, host: BackendHost) -> None:

@@ -291,6 +291,22 @@ def test_console_log_follow_at_a_terminal_ends_with_ctrl_c(limiquantix: Command)
     assert "Linux version mock" in output
 
 
+def test_serial_console_is_attached_to_a_terminal_until_the_escape_key(limiquantix: Command) -> None:
+    limiquantix("vm", "create", "echo", "--cpus", "1", "--memory", "128MiB", "--start")
+    status, output = limiquantix.at_terminal(
+        "vm", "console", "--attach", "echo", type_after="Ctrl-] leaves", keys="hello\x1d"
+    )
+    assert status == 0
+    assert "left the console" in output
+
+
+def test_what_vms_and_nodes_use_is_shown(limiquantix: Command) -> None:
+    limiquantix("vm", "create", "meter", "--cpus", "1", "--memory", "128MiB", "--start")
+    assert "of 128 MiB" in limiquantix("vm", "metrics", "meter").stdout
+    assert "meter" in limiquantix("vm", "top").stdout
+    assert "logical processors" in limiquantix("node", "metrics", "host-1").stdout
+
+
 def _begin(limiquantix: Command, *arguments: str) -> str:
     """Ask for a change without waiting; returns the operation's id."""
     operation = json.loads(limiquantix("vm", *arguments, "--no-wait", "-o", "json").stdout)

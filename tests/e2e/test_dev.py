@@ -7,12 +7,17 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import psutil
 import pytest
 
+from limiquantix.compute.v1 import vm_service_pb2 as api
+from limiquantix.compute.v1.vm_pb2 import VmStatus
+from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
+from limiquantix.rpc.channel import open_channel
 from tests.support.dev_cluster import CallRefused, DevCluster, leftovers_of, processes_of, run_once, wait_for
 from tests.support.private_libvirt_host import skip_unless_private_libvirt
 
@@ -21,6 +26,7 @@ NOTICED_WITHIN_S = 3.0
 
 DISKS = [{"sizeGib": 20, "bus": "VIRTIO", "format": "QCOW2"}]
 NICS = [{"bridge": "virbr0", "model": "VIRTIO"}]
+PAUSED_AND_BACK = [VmStatus.RUNNING, VmStatus.PAUSED, VmStatus.RUNNING]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_dev_on_libvirt_shows_what_the_guest_itself_said(real: DevCluster) -> No
     assert said, real.output
     assert "LIMIQUANTIX-GUEST READY hostname=hello" in said[1]
     assert "kernel=mock" not in said[1]
-    assert re.search(r"^hello +\S+ +RUNNING +[0-9.]+ s +vnc://127\.0\.0\.1:\d+$", real.output, re.MULTILINE)
+    assert re.search(r"^hello +\S+ +RUNNING +[0-9.]+ s +limiquantix vm console hello$", real.output, re.MULTILINE)
 
 
 def test_vm_that_runs_is_running_in_virsh_and_in_the_api(real: DevCluster) -> None:
@@ -104,6 +110,74 @@ def test_documented_calls_work_as_written(real: DevCluster, memory: dict[str, in
     assert real.call("VMService/DeleteVM", id=vm["id"], force=True) == {}
     assert not images.exists()
     assert vm["id"] not in real.virsh("list", "--all", "--uuid")
+
+
+def test_devices_of_a_running_vm_change_in_the_api_on_the_host_and_inside_the_guest(real: DevCluster) -> None:
+    vm_id = ensure_running(real)
+
+    def inside(script: str) -> str:
+        """Run a script in the guest, once its agent is up."""
+
+        def run() -> str | None:
+            try:
+                words = {"command": "/bin/sh", "args": ["-c", script], "waitForExit": True}
+                answer = real.call("VMService/ExecuteScript", vmId=vm_id, **words)
+            except CallRefused:
+                return None
+            return f"{answer.get('stdout', '')}."
+
+        return wait_for(run, "the guest's agent", 60).rstrip(".\n")
+
+    nics_before = inside("ls /sys/class/net").split()
+    vm = real.call("VMService/AttachDisk", vmId=vm_id, disk={"sizeGib": 1})
+    disk = vm["spec"]["disks"][-1]
+    name = f"$(grep -l {disk['id'].replace('-', '')[:20]} /sys/block/vd*/serial | cut -d/ -f4)"
+    wait_for(lambda: inside(f"echo {name}").startswith("vd"), "the disk in the guest")
+    assert inside(f"cat /sys/block/{name}/size") == str(2**30 // 512)
+    real.call("VMService/ResizeDisk", vmId=vm_id, diskId=disk["id"], newSizeGib=2)
+    wait_for(lambda: inside(f"cat /sys/block/{name}/size") == str(2**31 // 512), "the larger disk in the guest")
+    with pytest.raises(CallRefused) as smaller:
+        real.call("VMService/ResizeDisk", vmId=vm_id, diskId=disk["id"], newSizeGib=1)
+    assert smaller.value.document["code"] == "invalid_argument"
+    vm = real.call("VMService/AttachNIC", vmId=vm_id, nic={})
+    nic = vm["spec"]["nics"][-1]
+    wait_for(lambda: nic["macAddress"] in inside("cat /sys/class/net/*/address"), "the card in the guest")
+
+    real.call("VMService/DetachNIC", vmId=vm_id, nicId=nic["id"])
+    vm = real.call("VMService/DetachDisk", vmId=vm_id, diskId=disk["id"])
+    assert disk["id"] not in [each["id"] for each in vm["spec"].get("disks", [])]
+    assert disk["id"] not in real.virsh("dumpxml", vm_id)
+    assert disk["id"] not in real.virsh("dumpxml", "--inactive", vm_id)
+    assert inside(f"echo {name}") == ""
+    assert inside("ls /sys/class/net").split() == nics_before
+
+
+def test_watches_and_events_tell_what_happens_to_a_real_guest(real: DevCluster) -> None:
+    vm_id = ensure_running(real)
+
+    def changes(seen: Sequence[int]) -> list[int]:
+        return [state for state, _ in groupby(seen)]
+
+    async def watched() -> tuple[list[int], list[int]]:
+        async with open_channel(real.grpc_address) as channel, asyncio.timeout(60):
+            vms = VMServiceStub(channel)
+            one, all_vms = vms.WatchVM(api.WatchVMRequest(vm_id=vm_id)), vms.WatchVMs(api.WatchVMsRequest())
+            states = [(await anext(aiter(one))).status.state]
+            updates = [(await anext(aiter(all_vms))).vm.status.state]
+            await vms.PauseVM(api.PauseVMRequest(id=vm_id))
+            await vms.ResumeVM(api.ResumeVMRequest(id=vm_id))
+            # What the guest says of itself may be told in between.
+            while changes(states) != PAUSED_AND_BACK:
+                states.append((await anext(aiter(one))).status.state)
+            while changes(updates) != PAUSED_AND_BACK:
+                updates.append((await anext(aiter(all_vms))).vm.status.state)
+            return changes(states), changes(updates)
+
+    states, updates = asyncio.run(watched())
+    assert states == updates == PAUSED_AND_BACK
+    told = real.call("VMService/ListVMEvents", vmId=vm_id)["events"]
+    assert {"vm.paused", "vm.resumed"} <= {event["type"] for event in told}
+    assert real.virsh("domstate", vm_id) == "running"
 
 
 def test_list_nodes_answers_an_empty_request(real: DevCluster) -> None:

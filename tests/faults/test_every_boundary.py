@@ -16,7 +16,8 @@ import pytest
 from tests.faults.conftest import CELL
 from tests.faults.scale import AT_ONCE, is_wanted, stride_of
 from tests.support.databases import FRESH_DATABASES
-from tests.support.failure_harness_cases import CASES, Case
+from tests.support.failure_harness_case import Case
+from tests.support.failure_harness_cases import CASES
 from tests.support.failure_harness_databases import DatabasePool, database_pool
 from tests.support.failure_harness_faults import Boundary, Fault, Strike, faults_at
 from tests.support.failure_harness_scene import Outcome, run_once
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 def runs_wanted() -> list[object]:
     """Say what is to be run; each case may go to another process."""
     return [
-        pytest.param(case, database, id=f"{case.name}-{database}", marks=pytest.mark.xdist_group(case.name))
+        pytest.param(case, database, id=f"{case.name}-{database}")
         for database in FRESH_DATABASES
         for case in CASES
         if is_wanted(case.name, database)

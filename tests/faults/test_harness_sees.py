@@ -14,7 +14,9 @@ from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Operation, OperationState
 from controlplane.domain.vm import PowerState, Vm
 from hypervisor import types as hv
-from hypervisor.mock.store import MockVm
+from hypervisor.hardware import PLAIN
+from hypervisor.mock.store import MockMachine, MockVm
+from limiquantix.compute.v1.vm_pb2 import CpuConfig, DiskDevice, MemoryConfig, VmSpec, VmStatus
 from tests.support.builders import GIB, START_OF_TIME, make_id, make_node, make_vm
 from tests.support.databases import fresh_sqlite
 from tests.support.failure_harness_cases import CASES
@@ -25,8 +27,9 @@ from tests.support.failure_harness_scene import run_once
 from tests.support.failure_harness_table import Cell, lines_of
 
 NODE = make_node(allocated=Capacity(1, 128 * 2**20))
-ROW = make_vm(node_id=NODE.id)
 DISK = hv.DiskConfig(disk_id=make_id(), path=Path("/images/a.qcow2"), format=hv.DiskFormat.QCOW2)
+SPEC = VmSpec(cpu=CpuConfig(cores=1), memory=MemoryConfig(size_mib=128), disks=[DiskDevice(id=DISK.disk_id)])
+ROW = make_vm(node_id=NODE.id, spec=SPEC)
 DOMAIN = MockVm(hv.VmConfig(ROW.id, ROW.name, hv.CpuTopology(), 128, disks=(DISK,)))
 
 
@@ -45,6 +48,17 @@ WHOLE = Everything(
     events=[logged(ROW, Change.ADDED)],
     asks_for_full_sync=False,
 )
+
+
+def _running(machine: MockMachine) -> Everything:
+    """The world in which the VM runs with this, and its row knows nothing of it."""
+    domain = MockVm(DOMAIN.config, state=hv.PowerState.RUNNING, running=machine)
+    return replace(WHOLE, rows={ROW.id: replace(ROW, power_state=PowerState.RUNNING)}, domains={ROW.id: domain})
+
+
+def _with_domain(config: hv.VmConfig) -> Everything:
+    """The world in which the host has the VM like this."""
+    return replace(WHOLE, domains={ROW.id: MockVm(config)})
 
 
 def test_whole_world_has_no_faults() -> None:
@@ -69,6 +83,19 @@ def test_whole_world_has_no_faults() -> None:
             "a VM was deleted 1 times",
         ),
         (replace(WHOLE, asks_for_full_sync=True), "digest"),
+        (
+            replace(WHOLE, rows={ROW.id: replace(ROW, details=VmStatus(pending_changes=["spec.boot"]))}),
+            "changes wait for the next start of a VM that is off",
+        ),
+        (
+            replace(WHOLE, rows={ROW.id: replace(ROW, details=VmStatus(devices_in_doubt=[DISK.disk_id]))}),
+            "devices are in doubt",
+        ),
+        (_with_domain(replace(DOMAIN.config, disks=())), "the disks are"),
+        (_with_domain(replace(DOMAIN.config, nics=(hv.NicConfig("n", "52:54:00:00:00:01"),))), "the network cards are"),
+        (_with_domain(replace(DOMAIN.config, cdroms=(hv.CdromConfig("c"),))), "the drives are"),
+        (_running(MockMachine(hv.CpuTopology(3), 128, PLAIN)), "more than is claimed"),
+        (_running(MockMachine(hv.CpuTopology(), 64, PLAIN)), "nothing shows it"),
     ],
 )
 def test_world_that_is_not_whole_is_seen(broken: Everything, words: str) -> None:

@@ -135,7 +135,7 @@ async def test_console_of_a_kind_the_vm_lacks_is_refused(plane: RunningControlPl
     created = await plane.post("CreateVM", sound_body(startOnCreate=True))
     answer = await plane.post("GetConsole", {"vmId": created.document["id"], "type": "SPICE"})
     assert answer.document["code"] == "failed_precondition"
-    assert "no SPICE console" in answer.document["message"]
+    assert "no spice console" in answer.document["message"]
 
 
 async def test_console_log_is_read_in_pieces(plane: RunningControlPlane) -> None:

@@ -105,7 +105,11 @@ CASES = [
     _spec("bad affinity", ["placement.affinity_vms[0]"], placement={"affinityVms": ["t"]}),
     Case("bad project", sound_body(projectId="default"), ["project_id"]),
     Case("bad node", sound_body(nodeId="host-a"), ["node_id"]),
-    Case("template", sound_body(templateId=ID), ["template_id"]),
+    Case("bad template", sound_body(templateId="golden"), ["template_id"]),
+    _spec("forged origin", ["template.source_vm_id"], template={"sourceVmId": ID}),
+    _spec("host name of two", ["provisioning.cloud_init.hostname"], provisioning={"cloudInit": {"hostname": "a\nb"}}),
+    _named("look-alike letters", "w\u0435b-1"),
+    _named("full-width path", "\uff0e\uff0e\uff0fetc"),
     Case("bad label key", sound_body(labels={"a b": "1"}), ['labels["a b"]']),
     Case(
         "everything at once",
@@ -116,10 +120,13 @@ CASES = [
                 "cpu": {"cores": 0},
                 "memory": {"sizeMib": 1},
                 "disks": [{"sizeGib": 1}, {"bus": 9}],
-                "tpm": {"enabled": True},
+                "display": {"port": 5900},
             },
         },
-        ["name", "spec.cpu.cores", "spec.memory.size_mib", "spec.disks[1]", "spec.disks[1].bus", "node_id", "spec.tpm"],
+        [
+            *("name", "spec.cpu.cores", "spec.memory.size_mib", "spec.disks[1]", "spec.disks[1].bus", "node_id"),
+            "spec.display.port",
+        ],
     ),
     *[
         Case(f"{method} bad id", {"id": bad}, ["id"], method)

@@ -28,6 +28,8 @@ def pretend_installed(directory: Path, *packages: str) -> str:
 ALL_BUT_GENISOIMAGE_AND_QEMU_UTILS = (
     "qemu-system-x86",
     "ovmf",
+    "swtpm",
+    "swtpm-tools",
     "libvirt-daemon-system",
     "libvirt-daemon-driver-qemu",
     "libvirt-clients",

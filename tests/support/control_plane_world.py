@@ -19,9 +19,13 @@ from controlplane.operations.worker import OperationWorker, WorkerConfig
 from controlplane.reconcile.keeper import Keeper
 from controlplane.reconcile.reports import HostReportService, SyncOutcome
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.clones import CloneService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.nodes import NodeService
 from controlplane.services.vm_calls import VmAccess
+from controlplane.services.vm_devices import VmDeviceService
+from controlplane.services.vm_guests import GuestService
+from controlplane.services.vm_snapshots import SnapshotService
 from controlplane.services.vms import VmService
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import node_service_pb2 as node_api
@@ -96,6 +100,9 @@ class VmCalls:
     async def resume(self, vm_id: str) -> Vm:
         return await self._record(await self.service.resume(vm_id))
 
+    async def suspend(self, vm_id: str) -> Vm:
+        return await self._record(await self.service.suspend(vm_id))
+
     async def _record(self, answer: VirtualMachine) -> Vm:
         """Give the stored record, in the state that the answer says, since later operations may have changed it."""
         vm = await self._store.read(lambda tx: tx.get_vm(answer.id))
@@ -117,6 +124,9 @@ class World:
     desk: OperationDesk = field(init=False)
     keeper: Keeper = field(init=False)
     vms: VmCalls = field(init=False)
+    clones: CloneService = field(init=False)
+    snapshots: SnapshotService = field(init=False)
+    devices: VmDeviceService = field(init=False)
     nodes: NodeService = field(init=False)
     reports: HostReportService = field(init=False)
     heartbeats: HeartbeatService = field(init=False)
@@ -132,7 +142,13 @@ class World:
         self.worker = OperationWorker(store, runner, self.news, clock, self.worker_config)
         self.desk = OperationDesk(store, WORKFLOWS, self.worker, self.news, clock)
         self.keeper = Keeper(store, self.desk, clock)
-        self.vms = VmCalls(VmService(VmAccess(store, self.daemons, self.desk), SchedulerConfig(), clock), store)
+        access = VmAccess(store, self.daemons, self.desk)
+        vms = VmService(access, SchedulerConfig(), clock)
+        self.vms = VmCalls(vms, store)
+        self.snapshots = SnapshotService(access)
+        self.guests = GuestService(access)
+        self.devices = VmDeviceService(access)
+        self.clones = CloneService(access, SchedulerConfig(), clock, vms.memory)
         self.nodes = NodeService(store, self.policy, clock)
         self.reports = HostReportService(store, self.desk, clock)
         self.heartbeats = HeartbeatService(store, clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S))
@@ -165,6 +181,7 @@ class World:
                 state_change_count=vm.change_count,
                 vcpu_count=vm.spec.cpu_cores,
                 memory_mib=vm.spec.memory_mib,
+                is_template=vm.spec.is_template,
                 is_managed=True,
                 generation=host.generations.get(vm_id, 0),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from hypervisor import errors as hv
+from hypervisor.devices import Devices
 from hypervisor.mock.backend import MockHypervisor
 from hypervisor.mock.host import MockSettings
+from hypervisor.resizing import Resized, Resizing
+from hypervisor.snapshots import Snapshot, SnapshotRequest, Snapshots
 from hypervisor.types import VmConfig
 from limiquantix.errors import DeadlineExceeded, FailedPrecondition, Reason, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as pb
@@ -30,7 +33,9 @@ from nodedaemon.servicer import NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
 from telemetry.host import UsageSampler
+from tests.support.failure_harness_devices import DeviceHostCalls, WatchedDevices
 from tests.support.failure_harness_faults import Fault, Place, Weather
+from tests.support.failure_harness_guests import GuestHostCalls
 from tests.support.failure_harness_process import SimulatedProcess, unless_dead
 
 ResultT = TypeVar("ResultT")
@@ -41,6 +46,7 @@ SIMULATED_QEMU_IMG = """#!/bin/sh
 case $1 in
 info) for path; do :; done; size=$(stat -c %s "$path") || exit 1
       echo "{\\"virtual-size\\": $size, \\"actual-size\\": 0}";;
+convert) while [ $# -gt 2 ]; do shift; done; exec cp "$1" "$2";;
 create|resize) while [ $# -gt 2 ]; do shift; done; exec truncate -s "$2" "$1";;
 *) exit 2;;
 esac
@@ -90,10 +96,70 @@ class WatchedHypervisor(MockHypervisor):
     async def resume(self, vm_id: str) -> None:
         await self._between("resume", partial(super().resume, vm_id))
 
+    async def suspend(self, vm_id: str) -> None:
+        await self._between("suspend", partial(super().suspend, vm_id))
+
+    @property
+    def devices(self) -> Devices:
+        return WatchedDevices(super().devices, self._at)
+
+    @property
+    def resizing(self) -> Resizing:
+        return WatchedResizing(super().resizing, self._at)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        return WatchedSnapshots(super().snapshots, self._at)
+
     async def _between(self, what: str, act: Callable[[], Awaitable[None]]) -> None:
         await self._at(Place.BEFORE_ACT, what)
         await act()
         await self._at(Place.AFTER_ACT, what)
+
+
+class WatchedResizing(Resizing):
+    """The mock's resizing, whose change is a boundary."""
+
+    def __init__(self, real: Resizing | None, at: Callable[[Place, str], Awaitable[None]]) -> None:
+        assert real is not None
+        self._real = real
+        self._at = at
+
+    async def resize(self, config: VmConfig) -> Resized:
+        """See `Resizing`."""
+        await self._at(Place.BEFORE_ACT, "resize")
+        resized = await self._real.resize(config)
+        await self._at(Place.AFTER_ACT, "resize")
+        return resized
+
+
+class WatchedSnapshots(Snapshots):
+    """The mock's snapshots, whose changes are boundaries."""
+
+    def __init__(self, real: Snapshots | None, at: Callable[[Place, str], Awaitable[None]]) -> None:
+        assert real is not None
+        self._real = real
+        self._at = at
+
+    async def create(self, vm_id: str, request: SnapshotRequest) -> Snapshot:
+        """See `Snapshots`, as all below."""
+        await self._at(Place.BEFORE_ACT, "snapshots.create")
+        made = await self._real.create(vm_id, request)
+        await self._at(Place.AFTER_ACT, "snapshots.create")
+        return made
+
+    async def revert(self, vm_id: str, snapshot_id: str, *, start: bool = False) -> None:
+        await self._at(Place.BEFORE_ACT, "snapshots.revert")
+        await self._real.revert(vm_id, snapshot_id, start=start)
+        await self._at(Place.AFTER_ACT, "snapshots.revert")
+
+    async def delete(self, vm_id: str, snapshot_id: str) -> None:
+        await self._at(Place.BEFORE_ACT, "snapshots.delete")
+        await self._real.delete(vm_id, snapshot_id)
+        await self._at(Place.AFTER_ACT, "snapshots.delete")
+
+    async def list(self, vm_id: str) -> Sequence[Snapshot]:
+        return await self._real.list(vm_id)
 
 
 class WatchedImages(DiskImages):
@@ -109,6 +175,12 @@ class WatchedImages(DiskImages):
         made = await super().ensure(vm_id, plans)
         await self._at(Place.AFTER_ACT, "images.ensure")
         return made
+
+    async def run(self, vm_id: str, *words: str, deadline_s: float) -> bytes:
+        await self._at(Place.BEFORE_ACT, f"images.{words[0]}")
+        output = await super().run(vm_id, *words, deadline_s=deadline_s)
+        await self._at(Place.AFTER_ACT, f"images.{words[0]}")
+        return output
 
     async def delete_vm(self, vm_id: str) -> None:
         await self._at(Place.BEFORE_ACT, "images.delete")
@@ -259,7 +331,7 @@ class Host:
                 raise hv.Unavailable("simulated loss of the answer")
 
 
-class HostCalls:
+class HostCalls(DeviceHostCalls, GuestHostCalls):
     """A host's daemon as the control plane calls it; implements `controlplane.daemons.interface.NodeDaemon`.
 
     Messages are copied, as a wire would, so that neither side can see the other's objects.
@@ -276,6 +348,10 @@ class HostCalls:
 
     async def reconfigure_vm(self, request: pb.ReconfigureVMRequest) -> None:
         await self._call("ReconfigureVM", request)
+
+    async def resize_vm(self, request: pb.ReconfigureVMRequest) -> pb.ResizeVMResponse:
+        answer: pb.ResizeVMResponse = await self._call("ResizeVM", request)
+        return answer
 
     async def delete_vm(self, vm_id: str, generation: int) -> None:
         await self._call("DeleteVM", _vm(vm_id, generation))
@@ -302,13 +378,32 @@ class HostCalls:
     async def suspend_vm(self, vm_id: str, generation: int) -> None:
         await self._call("SuspendVM", _vm(vm_id, generation))
 
+    async def create_snapshot(self, request: pb.CreateSnapshotRequest) -> pb.SnapshotResponse:
+        answer: pb.SnapshotResponse = await self._call("CreateSnapshot", request)
+        return answer
+
+    async def revert_snapshot(self, request: pb.RevertSnapshotRequest) -> None:
+        await self._call("RevertSnapshot", request)
+
+    async def delete_snapshot(self, request: pb.DeleteSnapshotRequest) -> None:
+        await self._call("DeleteSnapshot", request)
+
+    async def list_snapshots(self, vm_id: str) -> pb.ListSnapshotsResponse:
+        answer: pb.ListSnapshotsResponse = await self._call("ListSnapshots", _vm(vm_id))
+        return answer
+
     async def vm_status(self, vm_id: str) -> pb.VMStatusResponse:
         answer: pb.VMStatusResponse = await self._call("GetVMStatus", _vm(vm_id))
         return answer
 
-    async def console(self, vm_id: str) -> pb.ConsoleInfoResponse:
-        answer: pb.ConsoleInfoResponse = await self._call("GetConsole", _vm(vm_id))
+    async def open_console(self, request: pb.OpenConsoleRequest) -> pb.ConsoleInfoResponse:
+        answer: pb.ConsoleInfoResponse = await self._call("OpenConsole", request)
         return answer
+
+    async def metrics(self, request: pb.StreamMetricsRequest) -> AsyncGenerator[pb.NodeMetrics, None]:
+        """Measure once."""
+        await self._call("HealthCheck", pb.HealthCheckRequest())
+        yield pb.NodeMetrics()
 
     async def console_log(self, request: pb.GetConsoleLogRequest) -> pb.GetConsoleLogResponse:
         answer: pb.GetConsoleLogResponse = await self._call("GetConsoleLog", request)

@@ -14,8 +14,12 @@ from controlplane.operations.runner import RetryPolicy, Runner
 from controlplane.operations.worker import OperationWorker, WorkerConfig
 from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.clones import CloneService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.vm_calls import VmAccess
+from controlplane.services.vm_devices import VmDeviceService
+from controlplane.services.vm_guests import GuestService
+from controlplane.services.vm_snapshots import SnapshotService
 from controlplane.services.vms import VmService
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import node_service_pb2 as api
@@ -51,7 +55,12 @@ class Plane:
         runner = Runner(store, daemons, WORKFLOWS, clock, PATIENCE, news.changed)
         self.worker = OperationWorker(store, runner, news, clock, _LOOK, clock_s=self._tick)
         self.desk = OperationDesk(store, WORKFLOWS, self.worker, news, clock)
-        self.vms = VmService(VmAccess(store, daemons, self.desk), SchedulerConfig(), clock)
+        access = VmAccess(store, daemons, self.desk)
+        self.vms = VmService(access, SchedulerConfig(), clock)
+        self.snapshots = SnapshotService(access)
+        self.devices = VmDeviceService(access)
+        self.guests = GuestService(access)
+        self.clones = CloneService(access, SchedulerConfig(), clock, self.vms.memory)
         self.reports = HostReportService(calm_store, self.desk, clock)
         self.heartbeats = HeartbeatService(calm_store, clock, HeartbeatConfig())
         self._serving: set[asyncio.Task[Any]] = set()

@@ -23,7 +23,7 @@ from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.errors import ApiError, Code
 from tests.support.builders import make_node
 from tests.support.control_plane_world import FakeClock
-from tests.support.failure_harness_cases import Case
+from tests.support.failure_harness_case import Case
 from tests.support.failure_harness_checks import End, Everything, faults_of
 from tests.support.failure_harness_databases import ReusedDatabase
 from tests.support.failure_harness_faults import Boundary, Fault, Strike, Weather
@@ -73,6 +73,9 @@ class Scene:
         self.clock = FakeClock()
         self.node = make_node(agent_endpoint="192.0.2.1:9090")
         self.vm_id = ""
+        self.source_id = ""
+        self.snapshot_id = ""
+        """The VM that a clone is made of."""
         self._store = HarnessStore(store, self.witness, self.weather)
         self._at_host = PlaneAtHost()
         self.host = Host(directory, self.node.id, self.weather, self._at_host, self._mock_settings)
@@ -338,7 +341,8 @@ class Scene:
 
     def _images(self) -> dict[str, list[str]]:
         directories = self.host.images_dir.iterdir() if self.host.images_dir.exists() else ()
-        return {path.name: sorted(image.name for image in path.iterdir()) for path in directories}
+        of_vms = (path for path in directories if path.name != "iso")
+        return {path.name: sorted(image.name for image in path.iterdir()) for path in of_vms}
 
     def _end(self, everything: Everything, operation: Operation | None) -> End:
         return End(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceServicer, add_NodeDaemonServiceServicer_to_server
 from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import RpcServer
+from tests.support.fake_devices import FakeDeviceCalls, FakeDeviceServicer
+from tests.support.fake_guests import FakeGuestCalls, FakeGuestServicer
 
 RUNNING, STOPPED, PAUSED = node_v1.POWER_STATE_RUNNING, node_v1.POWER_STATE_STOPPED, node_v1.POWER_STATE_PAUSED
 SUSPENDED = node_v1.POWER_STATE_SUSPENDED
@@ -27,6 +30,14 @@ def unreachable(who: str = "the host") -> Unavailable:
 
 
 @dataclass
+class FakeSnapshot:
+    """What a fake host saved of a VM."""
+
+    told: node_v1.SnapshotResponse
+    spec: node_v1.VMSpec
+
+
+@dataclass
 class FakeVm:
     """One VM on a fake host."""
 
@@ -34,6 +45,8 @@ class FakeVm:
     spec: node_v1.VMSpec
     state: node_v1.PowerState.ValueType = STOPPED
     change_count: int = 0
+    snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
+    current_snapshot_id: str = ""
 
 
 @dataclass
@@ -64,7 +77,7 @@ class Gate:
 
 
 @dataclass
-class FakeDaemon:
+class FakeDaemon(FakeDeviceCalls, FakeGuestCalls):
     """One host; implements `controlplane.daemons.interface.NodeDaemon`."""
 
     vms: dict[str, FakeVm] = field(default_factory=dict)
@@ -74,6 +87,17 @@ class FakeDaemon:
     generations: dict[str, int] = field(default_factory=dict)
     """Newest generation of a command taken for each VM, kept when the VM is gone."""
     stop_timeouts_s: list[int] = field(default_factory=list)
+    live_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """vCPUs and MiB that running VMs keep, whatever is asked for, by VM id."""
+    measures: node_v1.NodeMetrics = field(default_factory=node_v1.NodeMetrics)
+    metrics_streams: list[int] = field(default_factory=list)
+    metrics_second_s: float = 1.0
+    """How long a second is to streams of measures."""
+    guest_requests: list[Any] = field(default_factory=list)
+    """What agents were asked, as requests where there is one."""
+    guest_result: node_v1.ExecuteInGuestResponse = field(
+        default_factory=lambda: node_v1.ExecuteInGuestResponse(exit_code=0, stdout=b"out")
+    )
     _faults: dict[str, Fault] = field(default_factory=dict)
     _gates: dict[str, Gate] = field(default_factory=dict)
     _active_count: dict[str, int] = field(default_factory=dict)
@@ -119,6 +143,24 @@ class FakeDaemon:
 
         await self._called("reconfigure_vm", request.vm_id, act, request.generation)
 
+    async def resize_vm(self, request: node_v1.ReconfigureVMRequest) -> node_v1.ResizeVMResponse:
+        """Give what runs the size that `live_sizes` has for it, if anything, else all of the new one."""
+
+        def act() -> None:
+            self._vm(request.vm_id).spec = request.spec
+
+        await self._called("resize_vm", request.vm_id, act, request.generation)
+        spec = request.spec
+        asked = (spec.cpu_cores * max(spec.cpu_sockets, 1) * max(spec.cpu_threads_per_core, 1), spec.memory_mib)
+        is_off = self._vm(request.vm_id).state == STOPPED
+        vcpu_count, memory_mib = asked if is_off else self.live_sizes.get(request.vm_id, asked)
+        return node_v1.ResizeVMResponse(
+            vcpu_count=vcpu_count,
+            memory_mib=memory_mib,
+            obstacles=[] if (vcpu_count, memory_mib) == asked else ["there is no room in the guest"],
+            status=self._status(request.vm_id),
+        )
+
     async def delete_vm(self, vm_id: str, generation: int) -> None:
         await self._called("delete_vm", vm_id, lambda: self.vms.pop(vm_id, None), generation)
 
@@ -144,15 +186,84 @@ class FakeDaemon:
     async def suspend_vm(self, vm_id: str, generation: int) -> None:
         await self._move("suspend_vm", vm_id, SUSPENDED, generation)
 
+    async def create_snapshot(self, request: node_v1.CreateSnapshotRequest) -> node_v1.SnapshotResponse:
+        def act() -> None:
+            vm = self._vm(request.vm_id)
+            if request.snapshot_id in vm.snapshots:
+                return
+            told = node_v1.SnapshotResponse(
+                snapshot_id=request.snapshot_id,
+                name=request.name,
+                description=request.description,
+                vm_state=vm.state,
+                parent_id=vm.current_snapshot_id,
+                memory_included=request.include_memory,
+                quiesced=request.quiesce,
+            )
+            vm.snapshots[request.snapshot_id] = FakeSnapshot(told, vm.spec)
+            vm.current_snapshot_id = request.snapshot_id
+
+        await self._called("create_snapshot", request.vm_id, act, request.generation)
+        return self._vm(request.vm_id).snapshots[request.snapshot_id].told
+
+    async def revert_snapshot(self, request: node_v1.RevertSnapshotRequest) -> None:
+        def act() -> None:
+            vm = self._vm(request.vm_id)
+            if request.snapshot_id not in vm.snapshots:
+                raise NotFound(Reason.SNAPSHOT_NOT_FOUND, "no such snapshot")
+            saved = vm.snapshots[request.snapshot_id]
+            vm.spec, vm.current_snapshot_id = saved.spec, request.snapshot_id
+            runs = saved.told.memory_included or request.start_after_revert
+            self.set_state(request.vm_id, RUNNING if runs else STOPPED)
+
+        await self._called("revert_snapshot", request.vm_id, act, request.generation)
+
+    async def delete_snapshot(self, request: node_v1.DeleteSnapshotRequest) -> None:
+        def act() -> None:
+            vm = self._vm(request.vm_id)
+            gone = vm.snapshots.pop(request.snapshot_id, None)
+            if gone is not None:
+                for each in vm.snapshots.values():
+                    if each.told.parent_id == request.snapshot_id:
+                        each.told.parent_id = gone.told.parent_id
+                if vm.current_snapshot_id == request.snapshot_id:
+                    vm.current_snapshot_id = gone.told.parent_id
+
+        await self._called("delete_snapshot", request.vm_id, act, request.generation)
+
+    async def list_snapshots(self, vm_id: str) -> node_v1.ListSnapshotsResponse:
+        await self._called("list_snapshots", vm_id, lambda: None)
+        vm = self._vm(vm_id)
+        for snapshot_id, each in vm.snapshots.items():
+            each.told.is_current = snapshot_id == vm.current_snapshot_id
+        return node_v1.ListSnapshotsResponse(snapshots=[each.told for each in vm.snapshots.values()])
+
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
         await self._called("vm_status", vm_id, lambda: None)
         return self._status(vm_id)
 
-    async def console(self, vm_id: str) -> node_v1.ConsoleInfoResponse:
-        await self._called("console", vm_id, lambda: None)
+    async def open_console(self, request: node_v1.OpenConsoleRequest) -> node_v1.ConsoleInfoResponse:
+        vm_id = request.vm_id
+        await self._called("open_console", vm_id, lambda: None)
         if self._vm(vm_id).state == STOPPED:
             raise FailedPrecondition(Reason.CONSOLE_ABSENT, f"VM {vm_id} is STOPPED and has no console")
-        return node_v1.ConsoleInfoResponse(type="vnc", host="127.0.0.1", port=5900, password="secret12")
+        if request.type == node_v1.CONSOLE_TYPE_SPICE:
+            raise FailedPrecondition(Reason.CONSOLE_ABSENT, f"VM {vm_id} has no spice console")
+        kind = "serial" if request.type == node_v1.CONSOLE_TYPE_SERIAL else "vnc"
+        return node_v1.ConsoleInfoResponse(type=kind, host="127.0.0.1", port=5900, password="secret12")
+
+    async def metrics(self, request: node_v1.StreamMetricsRequest) -> AsyncGenerator[node_v1.NodeMetrics, None]:
+        """Send `measures` at the interval asked for; the open streams' intervals are in `metrics_streams`."""
+        await self._called("metrics", "", lambda: None)
+        self.metrics_streams.append(request.interval_seconds)
+        try:
+            while True:
+                self.measures.timestamp.GetCurrentTime()
+                yield self.measures
+                await asyncio.sleep(request.interval_seconds * self.metrics_second_s)
+                await self._called("metrics", "", lambda: None)
+        finally:
+            self.metrics_streams.remove(request.interval_seconds)
 
     async def console_log(self, request: node_v1.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
         await self._called("console_log", request.vm_id, lambda: None)
@@ -235,8 +346,10 @@ class _NobodyObserves:
         """A fake host keeps no metrics."""
 
 
-class FakeDaemonServicer(NodeDaemonServiceServicer):
+class FakeDaemonServicer(FakeDeviceServicer, FakeGuestServicer, NodeDaemonServiceServicer):
     """Puts a fake host behind the daemon's gRPC contract."""
+
+    _daemon: FakeDaemon
 
     def __init__(self, daemon: FakeDaemon) -> None:
         self._daemon = daemon
@@ -248,6 +361,9 @@ class FakeDaemonServicer(NodeDaemonServiceServicer):
     async def ReconfigureVM(self, request: node_v1.ReconfigureVMRequest, context: Any) -> Empty:
         await self._daemon.reconfigure_vm(request)
         return Empty()
+
+    async def ResizeVM(self, request: node_v1.ReconfigureVMRequest, context: Any) -> node_v1.ResizeVMResponse:
+        return await self._daemon.resize_vm(request)
 
     async def DeleteVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
         await self._daemon.delete_vm(request.vm_id, request.generation)
@@ -277,11 +393,36 @@ class FakeDaemonServicer(NodeDaemonServiceServicer):
         await self._daemon.resume_vm(request.vm_id, request.generation)
         return Empty()
 
+    async def SuspendVM(self, request: node_v1.VMIdRequest, context: Any) -> Empty:
+        await self._daemon.suspend_vm(request.vm_id, request.generation)
+        return Empty()
+
+    async def CreateSnapshot(self, request: node_v1.CreateSnapshotRequest, context: Any) -> node_v1.SnapshotResponse:
+        return await self._daemon.create_snapshot(request)
+
+    async def RevertSnapshot(self, request: node_v1.RevertSnapshotRequest, context: Any) -> Empty:
+        await self._daemon.revert_snapshot(request)
+        return Empty()
+
+    async def DeleteSnapshot(self, request: node_v1.DeleteSnapshotRequest, context: Any) -> Empty:
+        await self._daemon.delete_snapshot(request)
+        return Empty()
+
+    async def ListSnapshots(self, request: node_v1.VMIdRequest, context: Any) -> node_v1.ListSnapshotsResponse:
+        return await self._daemon.list_snapshots(request.vm_id)
+
     async def GetVMStatus(self, request: node_v1.VMIdRequest, context: Any) -> node_v1.VMStatusResponse:
         return await self._daemon.vm_status(request.vm_id)
 
-    async def GetConsole(self, request: node_v1.VMIdRequest, context: Any) -> node_v1.ConsoleInfoResponse:
-        return await self._daemon.console(request.vm_id)
+    async def OpenConsole(self, request: node_v1.OpenConsoleRequest, context: Any) -> node_v1.ConsoleInfoResponse:
+        return await self._daemon.open_console(request)
+
+    async def StreamMetrics(
+        self, request: node_v1.StreamMetricsRequest, context: Any
+    ) -> AsyncIterator[node_v1.NodeMetrics]:
+        async with aclosing(self._daemon.metrics(request)) as measures:
+            async for metrics in measures:
+                yield metrics
 
     async def GetConsoleLog(self, request: node_v1.GetConsoleLogRequest, context: Any) -> node_v1.GetConsoleLogResponse:
         return await self._daemon.console_log(request)

@@ -34,6 +34,7 @@ class NodeDaemonParts:
     report: HostReport
     paths: StoragePaths
     generations: Generations
+    commands: Commands
 
     async def create(self, *, disk_count: int = 0, vcpu_count: int = 1) -> str:
         disks = [pb.DiskSpec(id=str(uuid.uuid4()), size_gib=1) for _ in range(disk_count)]
@@ -51,7 +52,10 @@ class NodeDaemonParts:
 
 @asynccontextmanager
 async def node_daemon_parts(
-    directory: Path, now_s: Callable[[], float] = time.time, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    directory: Path,
+    now_s: Callable[[], float] = time.time,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    qemu_img: str = "qemu-img",
 ) -> AsyncIterator[NodeDaemonParts]:
     hypervisor = MockHypervisor(now_s=now_s, sleep=sleep)
     await hypervisor.open()
@@ -61,12 +65,14 @@ async def node_daemon_parts(
         paths = StoragePaths(directory)
         report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
         actors = VmActors(max_concurrent=16, max_queued=16)
+        commands = Commands(actors, generations)
         servicer = NodeDaemonServicer(  # type: ignore[abstract]
-            hypervisor, observer, Commands(actors, generations), DiskImages(paths), paths, report
+            hypervisor, observer, commands, DiskImages(paths, qemu_img), paths, report
         )
         try:
-            yield NodeDaemonParts(hypervisor, servicer, report, paths, generations)
+            yield NodeDaemonParts(hypervisor, servicer, report, paths, generations, commands)
         finally:
+            await servicer.close()
             await actors.close(0)
             await hypervisor.close()
             await generations.close()

@@ -117,7 +117,6 @@ async def _run(options: ClusterOptions, *, demo: bool, once: bool) -> None:
 
 
 async def _show_guest(cluster: Cluster, guest: BootedGuest) -> None:
-    console = await cluster.api.call("VMService", "GetConsole", vmId=guest.vm["id"])
     click.echo(f"\nThe guest says: {guest.words}\n")
     _table(
         ("VM", "NODE", "STATE", "BOOT", "CONSOLE"),
@@ -127,7 +126,7 @@ async def _show_guest(cluster: Cluster, guest: BootedGuest) -> None:
                 cluster.first_node["hostname"],
                 guest.vm["status"]["state"],
                 f"{guest.boot_s:.1f} s",
-                f"vnc://{console['host']}:{console['port']}",
+                f"limiquantix vm console {guest.vm['name']}",
             )
         ],
     )

@@ -42,6 +42,8 @@ _MODULES: Final = (
     "button",
     "evdev",
 )
+_MORE_MODULES: Final = ("virtio_scsi", "sd_mod", "sr_mod", "isofs", "crc32c_generic", "ext4")
+"""Loaded on request, by `load-more`: drivers for more devices and file systems cost every boot some time."""
 _POWER_BUTTON_SCRIPT: Final = "/etc/acpi/PWRF/00000080"
 """The path busybox's acpid looks up for the event of the power button."""
 _ABANDONED_AFTER_S: Final = 3600.0
@@ -121,7 +123,7 @@ def build_guest_image(cache_dir: Path, progress: Callable[[str], None]) -> Guest
 
 def _builder_version() -> str:
     """Return a short text that changes whenever the image would."""
-    inputs = hashlib.sha256(repr((_FORMAT, _MODULES)).encode())
+    inputs = hashlib.sha256(repr((_FORMAT, _MODULES, _MORE_MODULES)).encode())
     for path in sorted(_FILES.iterdir()):
         inputs.update(path.name.encode() + b"\0" + path.read_bytes())
     return inputs.hexdigest()[:10]
@@ -253,15 +255,22 @@ def _add_base(archive: Archive, busybox: Path) -> None:
     )
     archive.add_file("/init", (_FILES / "init").read_bytes(), 0o755)
     archive.add_file("/sbin/dhcp-event", (_FILES / "dhcp-event").read_bytes(), 0o755)
+    archive.add_file("/sbin/first-boot", (_FILES / "first-boot").read_bytes(), 0o755)
+    archive.add_file("/sbin/load-more", (_FILES / "load-more").read_bytes(), 0o755)
     archive.add_file("/sbin/shutdown", (_FILES / "power-off").read_bytes(), 0o755)
     archive.add_symlink(_POWER_BUTTON_SCRIPT, "/sbin/shutdown")
+    archive.add_file("/etc/shadow", b"root:*:0:0:99999:7:::\n", 0o600)
+    archive.add_file("/sbin/chpasswd", (_FILES / "chpasswd").read_bytes(), 0o755)
+    archive.add_symlink("/sbin/hwclock", "/bin/busybox")  # where the agent looks for it
 
 
 def _add_modules(archive: Archive, modules: Path) -> None:
-    ordered = load_order(modules, _MODULES)
-    for module in ordered:
+    first = load_order(modules, _MODULES)
+    more = [module for module in load_order(modules, (*_MODULES, *_MORE_MODULES)) if module not in first]
+    for module in (*first, *more):
         archive.add_file(f"/modules/{module.name}.ko", module.data)
-    archive.add_file("/modules/order", "".join(f"{module.name}\n" for module in ordered).encode())
+    archive.add_file("/modules/order", "".join(f"{module.name}\n" for module in first).encode())
+    archive.add_file("/modules/more", "".join(f"{module.name}\n" for module in more).encode())
 
 
 def _add_agent(archive: Archive, source: PackageSource, unpacked: Path, progress: Callable[[str], None]) -> bool:

@@ -103,7 +103,7 @@ async def test_unknown_filters_are_refused_all_at_once_with_those_there_are(worl
         await types(world, make_id(), type="node.ready", severity="INFO", since="x")
     faults = {violation.field: violation.description for violation in refusal.value.violations}
     assert list(faults) == ["type", "severity", "since"]
-    assert "vm.conflict, vm.conflict_ended, vm.crashed, vm.created" in faults["type"]
+    assert "vm.conflict, vm.conflict_ended, vm.converted, vm.crashed, vm.created" in faults["type"]
     assert "node." not in faults["type"].removeprefix("there is no 'node.ready'")
     assert "error, info, warning" in faults["severity"]
 

@@ -34,6 +34,7 @@ OPERATIONS: dict[PowerOperation, Callable[[World, str], Awaitable[Vm]]] = {
     PowerOperation.REBOOT: lambda world, vm_id: world.vms.reboot(api.RebootVMRequest(id=vm_id)),
     PowerOperation.PAUSE: lambda world, vm_id: world.vms.pause(vm_id),
     PowerOperation.RESUME: lambda world, vm_id: world.vms.resume(vm_id),
+    PowerOperation.SUSPEND: lambda world, vm_id: world.vms.suspend(vm_id),
 }
 
 METHODS = {
@@ -42,6 +43,7 @@ METHODS = {
     PowerOperation.REBOOT: "reboot_vm",
     PowerOperation.PAUSE: "pause_vm",
     PowerOperation.RESUME: "resume_vm",
+    PowerOperation.SUSPEND: "suspend_vm",
 }
 
 ENDS_IN = {
@@ -50,6 +52,7 @@ ENDS_IN = {
     PowerOperation.REBOOT: PowerState.RUNNING,
     PowerOperation.PAUSE: PowerState.PAUSED,
     PowerOperation.RESUME: PowerState.RUNNING,
+    PowerOperation.SUSPEND: PowerState.SUSPENDED,
 }
 
 DOCUMENTED: dict[PowerOperation, set[str]] = {
@@ -58,8 +61,10 @@ DOCUMENTED: dict[PowerOperation, set[str]] = {
     PowerOperation.REBOOT: {"RUNNING"},
     PowerOperation.PAUSE: {"RUNNING"},
     PowerOperation.RESUME: {"PAUSED"},
+    PowerOperation.SUSPEND: {"RUNNING"},
     PowerOperation.DELETE: {"STOPPED", "SUSPENDED", "CRASHED", "LOST", "UNKNOWN"},
-    PowerOperation.RESIZE: {"STOPPED", "CRASHED"},
+    PowerOperation.RESIZE: {"STOPPED", "CRASHED", "RUNNING", "PAUSED"},
+    PowerOperation.UPDATE: {"STOPPED", "CRASHED", "RUNNING", "PAUSED"},
 }
 """Rules of the documented system, written down a second time on purpose."""
 

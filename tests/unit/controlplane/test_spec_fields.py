@@ -21,11 +21,20 @@ KEPT_FOR_DECISIONS = {
 WITHOUT_EFFECT = {
     "agent.enabled": "every VM has the agent's channel",
     "agent.channel": "virtio-serial is the only one; VSOCK is refused",
-    "guest_os.family": "describes the guest; profiles come later",
-    "guest_os.variant": "describes the guest; profiles come later",
-    "memory.ballooning_enabled": "permits what the host does not do",
-    "memory.max_memory_mib": "up to the size there is nothing to plug in; beyond it is refused",
+    "guest_os.variant": "describes the guest; all releases of a family have one profile",
     "rng.enabled": "every VM has an entropy source",
+    "pci_devices.description": "for people",
+    "usb_devices.description": "for people",
+    "vgpu_devices.description": "for people",
+    "tpm.persistent": "every TPM's contents outlive a power cycle",
+    "serial.ports.index": "tells ports apart; how many there are is what counts",
+    "serial.ports.type": "PTY is the only one; others are refused",
+    "resources.memory_reservation_mib": "all of a VM's memory is kept for it on its node",
+    "provisioning.withheld": "only answers say it, and updates that send an answer back",
+    "template.source_template_id": "says which VM; without disks from there, nothing comes from it",
+    "template.source_vm_id": "as source_template_id",
+    "template.clone_type": "says how disks are made of others; without any, there is nothing to make",
+    "template.disk_sources": "of this VM's disks; ids of others mean nothing",
 }
 """Fields that may be set and change nothing, each with the reason why nothing is lost by that."""
 
@@ -62,6 +71,8 @@ def with_field(spec: VmSpec, path: tuple[FieldDescriptor, ...], step: int) -> Vm
         else:
             message = inner
             message.SetInParent()
+        if path[-1].name != "enabled" and "enabled" in message.DESCRIPTOR.fields_by_name:
+            message.enabled = True  # type: ignore[attr-defined]
     if step:
         set_value(message, path[-1])
     return full

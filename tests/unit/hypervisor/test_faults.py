@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,25 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from hypervisor.errors import ConsoleAbsent
 from hypervisor.libvirt import domain_xml
+from hypervisor.libvirt.consoles import console_places
 from hypervisor.libvirt.domain_inventory import Inventory
 from hypervisor.libvirt.domain_operations import DomainOperations
 from hypervisor.mock.backend import MockHypervisor
-from hypervisor.types import CdromConfig, CpuTopology, DirectBoot, DiskConfig, NicConfig, VmConfig, VncConsole
+from hypervisor.types import (
+    CdromConfig,
+    ConsoleKind,
+    CpuTopology,
+    DirectBoot,
+    DiskConfig,
+    NicConfig,
+    VmConfig,
+    VncConsole,
+)
 from tests.unit.hypervisor.test_domain_xml import CONFIGS, KVM, MINIMAL, TCG, one, schema
 
-# -- 11: consoles listen on loopback
+# -- 11: consoles listen on no network
 
 
 @pytest.mark.parametrize("host", [TCG, KVM], ids=["tcg", "kvm"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_fault_11_definition_opens_nothing_but_vnc_on_loopback(name: str, host: domain_xml.HostTraits) -> None:
+def test_fault_11_definition_opens_no_port_for_anything(name: str, host: domain_xml.HostTraits) -> None:
     config = dataclasses.replace(CONFIGS[name], vnc=VncConsole("0.0.0.0"))  # noqa: S104  # a password, not an address
     devices = one(domain_xml.build_domain(config, host), "devices")
     (graphics,) = devices.findall("graphics")
-    assert (graphics.get("type"), graphics.get("listen")) == ("vnc", "127.0.0.1")
-    assert devices.findall("graphics/listen") == []
+    assert {"port", "autoport", "websocket", "listen"}.isdisjoint(graphics.keys())
+    assert [listen.get("type") for listen in graphics.findall("listen")] == ["socket"]
     streams = [device.get("type") for tag in ("serial", "console", "channel") for device in devices.findall(tag)]
     assert set(streams) <= {"pty", "unix"}
 
@@ -107,7 +115,7 @@ def test_fault_12_text_made_to_break_xml_is_a_name_and_a_kernel_command_line_lik
     schema().assertValid(tree)
 
 
-# -- 13: the console's port is read where it stands
+# -- 13: the display is found where it stands, and no port is read
 
 
 class LibvirtError(Exception):
@@ -142,16 +150,10 @@ def operations() -> DomainOperations:
     return DomainOperations(LIBRARY, Inventory(LIBRARY), TCG)
 
 
-def domain_of(text: str) -> Any:
-    """Make a domain that libvirt describes so."""
-    describe: Callable[[int], str] = lambda flags: text  # noqa: E731
-    return SimpleNamespace(XMLDesc=describe)
-
-
 DECOY = "port='1234' <graphics type='vnc' port='1234'/>"
 
 
-def test_fault_13_port_of_a_vm_full_of_decoys_is_that_of_its_display() -> None:
+def test_fault_13_display_of_a_vm_full_of_decoys_is_found_where_it_stands() -> None:
     config = dataclasses.replace(
         MINIMAL,
         name=DECOY,
@@ -159,12 +161,8 @@ def test_fault_13_port_of_a_vm_full_of_decoys_is_that_of_its_display() -> None:
         direct_boot=DirectBoot(Path("/srv/k port='1234'"), None, DECOY),
         disks=(DiskConfig("d1", Path("/srv/port='1234'")),),
     )
-    tree = domain_xml.build_domain(config, TCG)
-    tree.set("id", "7")
-    one(tree, "devices/serial/target").set("port", "1234")
-    one(tree, "devices/graphics").set("port", "5907")
-    console = operations().console(config.vm_id, domain_of(domain_xml.to_text(tree)))
-    assert (console.kind, console.host, console.port, console.password) == ("vnc", "127.0.0.1", 5907, "right")
+    tree = domain_xml.parse(domain_xml.to_text(domain_xml.build_domain(config, TCG)))
+    assert console_places(tree) == {ConsoleKind.VNC: 0, ConsoleKind.SERIAL: 0}
 
 
 FOREIGN = """<domain type='qemu' id='7'>
@@ -172,22 +170,27 @@ FOREIGN = """<domain type='qemu' id='7'>
   <metadata><x:y xmlns:x='urn:x' port='1234'><graphics type='vnc' port='1234' passwd='wrong'/></x:y></metadata>
   <devices>
     <serial type='tcp'><source mode='bind' host='0.0.0.0' service='1234'/><target port='1234'/></serial>
-    <console type='pty'><target type='serial' port='1234'/></console>
-    <graphics type='spice' port='1234' passwd='wrong'/>{}
+    <graphics type='egl-headless'/>{}
   </devices>
 </domain>"""
 
 
-def test_fault_13_port_of_a_domain_of_another_tool_is_that_of_its_display() -> None:
-    text = FOREIGN.format("<graphics type='vnc' passwd='right' listen='127.0.0.1' port='5908'/>")
-    console = operations().console(MINIMAL.vm_id, domain_of(text))
-    assert (console.port, console.password) == (5908, "right")
-
-
-@pytest.mark.parametrize("display", ["", "<graphics type='vnc' port='-1'/>", "<graphics type='vnc' socket='/s'/>"])
-def test_fault_13_domain_with_nothing_but_decoys_has_no_console(display: str) -> None:
-    with pytest.raises(ConsoleAbsent):
-        operations().console(MINIMAL.vm_id, domain_of(FOREIGN.format(display)))
+@pytest.mark.parametrize(
+    ("displays", "places"),
+    [
+        ("", {}),
+        ("<graphics type='vnc' port='5908' listen='127.0.0.1'/>", {ConsoleKind.VNC: 1}),
+        ("<graphics type='spice'/><graphics type='vnc' socket='/s'/>", {ConsoleKind.VNC: 2, ConsoleKind.SPICE: 1}),
+        ("<graphics type='vnc'/><graphics type='vnc'/>", {ConsoleKind.VNC: 1}),
+        ("<console type='pty'><target type='serial' port='1234'/></console>", {ConsoleKind.SERIAL: 0}),
+    ],
+)
+def test_fault_13_display_of_a_domain_of_another_tool_is_found_by_its_place(
+    displays: str, places: dict[ConsoleKind, int]
+) -> None:
+    found = console_places(domain_xml.parse(FOREIGN.format(displays)))
+    assert found == places
+    assert list(found) == list(places)
 
 
 # -- 23: a simulation starts empty

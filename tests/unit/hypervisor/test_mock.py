@@ -194,11 +194,9 @@ async def test_console_log_of_many_boots_drops_the_oldest_bytes_and_keeps_offset
         await hypervisor.force_stop(config.vm_id)
     end = (await hypervisor.read_console_log(config.vm_id, 10**9, 1)).size_bytes
     assert end > MAX_PAST_LOG_BYTES
-    assert (await hypervisor.read_console_log(config.vm_id, 0, 100)) == (
-        await hypervisor.read_console_log(config.vm_id, end, 100)
-    )
     kept = await hypervisor.read_console_log(config.vm_id, end - MAX_PAST_LOG_BYTES, 2**20)
     assert len(kept.data) == MAX_PAST_LOG_BYTES
+    assert await hypervisor.read_console_log(config.vm_id, 0, 2**20) == kept
 
 
 async def test_state_file_brings_every_vm_back_as_it_was(clock: Clock, tmp_path: Path) -> None:

@@ -20,8 +20,34 @@ from nodedaemon.servicer import NodeDaemonServicer
 from tests.support.node_daemon_parts import NodeDaemonParts, node_daemon_parts
 
 DEADLINE_S = 30
-READS = {"GetVMStatus", "GetConsole"}
+SNAPSHOT_ID = str(uuid.uuid4())
+READS = {"GetVMStatus", "GetConsole", "ListSnapshots"}
 """Methods that take a generation, since they share a request with commands, and do not look at it."""
+
+DEVICE_ID = str(uuid.uuid4())
+DEVICE_REQUESTS = {
+    "AttachCDROM": pb.AttachCDROMRequest,
+    "AttachDisk": pb.AttachDiskRequest,
+    "AttachNIC": pb.AttachNICRequest,
+    "ChangeMedia": pb.ChangeMediaRequest,
+    "DetachCDROM": pb.DetachCDROMRequest,
+    "DetachDisk": pb.DetachDiskRequest,
+    "DetachNIC": pb.DetachNICRequest,
+    "ResizeDisk": pb.ResizeDiskRequest,
+    "SettleDevices": pb.SettleDevicesRequest,
+    "UpdateDisk": pb.UpdateDiskRequest,
+    "UpdateNIC": pb.UpdateNICRequest,
+}
+DEVICE_FIELDS = {
+    "disk": {"id": DEVICE_ID, "size_gib": 1},
+    "nic": {"id": DEVICE_ID},
+    "cdrom": {"id": DEVICE_ID},
+    "disk_id": DEVICE_ID,
+    "nic_id": DEVICE_ID,
+    "cdrom_id": DEVICE_ID,
+    "device": DEVICE_ID,
+    "size_gib": 2,
+}
 
 COMMANDS = sorted(
     method.name
@@ -48,17 +74,33 @@ async def daemon(tmp_path: Path, guest_was_asked: asyncio.Event) -> AsyncIterato
         yield parts
 
 
-def request_for(name: str, vm_id: str, generation: int) -> Any:
+def request_for(name: str, vm_id: str, generation: int) -> Any:  # noqa: PLR0911 - one for each request
     spec = pb.VMSpec(cpu_cores=1, memory_mib=64)
     match name:
         case "CreateVM":
             return pb.CreateVMOnNodeRequest(vm_id=vm_id, name="web", spec=spec, generation=generation)
-        case "ReconfigureVM":
+        case "ReconfigureVM" | "ResizeVM":
             return pb.ReconfigureVMRequest(vm_id=vm_id, name="web", spec=spec, generation=generation)
+        case "CreateSnapshot":
+            return pb.CreateSnapshotRequest(vm_id=vm_id, snapshot_id=SNAPSHOT_ID, name="s", generation=generation)
+        case "RevertSnapshot":
+            return pb.RevertSnapshotRequest(vm_id=vm_id, snapshot_id=SNAPSHOT_ID, generation=generation)
+        case "DeleteSnapshot":
+            return pb.DeleteSnapshotRequest(vm_id=vm_id, snapshot_id=SNAPSHOT_ID, generation=generation)
+        case "ShutdownGuest":
+            return pb.ShutdownGuestRequest(vm_id=vm_id, generation=generation)
         case "StopVM":
             return pb.StopVMRequest(vm_id=vm_id, timeout_seconds=20, generation=generation)
         case _:
-            return pb.VMIdRequest(vm_id=vm_id, generation=generation)
+            return device_request_for(name, vm_id, generation)
+
+
+def device_request_for(name: str, vm_id: str, generation: int) -> Any:
+    request = DEVICE_REQUESTS.get(name, pb.VMIdRequest)(vm_id=vm_id, generation=generation)
+    for field, value in DEVICE_FIELDS.items():
+        if field in request.DESCRIPTOR.fields_by_name:
+            request.MergeFrom(type(request)(**{field: value}))
+    return request
 
 
 async def send(daemon: NodeDaemonParts, name: str, vm_id: str, generation: int) -> Any:
@@ -83,14 +125,19 @@ async def created(daemon: NodeDaemonParts, generation: int, *, running: bool = F
 
 
 def test_commands_are_all_that_change_a_vm() -> None:
-    assert COMMANDS == [
+    assert sorted(set(COMMANDS) - DEVICE_REQUESTS.keys()) == [
+        "CreateSnapshot",
         "CreateVM",
+        "DeleteSnapshot",
         "DeleteVM",
         "ForceStopVM",
         "PauseVM",
         "RebootVM",
         "ReconfigureVM",
+        "ResizeVM",
         "ResumeVM",
+        "RevertSnapshot",
+        "ShutdownGuest",
         "StartVM",
         "StopVM",
         "SuspendVM",
@@ -114,7 +161,7 @@ async def test_older_command_of_every_kind_is_refused_and_changes_nothing(
 @pytest.mark.parametrize("name", COMMANDS)
 async def test_generation_of_every_kind_of_command_is_taken_before_it_acts(daemon: NodeDaemonParts, name: str) -> None:
     vm_id = await created(daemon, 5, running=True)
-    with suppress(FailedPrecondition):  # where its state forbids it; it was taken all the same
+    with suppress(FailedPrecondition, NotFound):  # where its state forbids it; it was taken all the same
         await send(daemon, name, vm_id, 6)
     assert daemon.generations.newest[vm_id] == 6
 

@@ -125,15 +125,14 @@ def test_bootable_gives_way_to_an_explicit_boot_index(paths: StoragePaths) -> No
 def test_every_fault_is_named_at_once(paths: StoragePaths) -> None:
     spec = minimal()
     spec.disks.add(id=DISK_ID)
-    spec.disks.add(id=DISK_ID, size_gib=1, iops_limit=5, pool_id=OTHER_ID)
+    spec.disks.add(id=DISK_ID, size_gib=1, iops_limit=5, io_limits={"read_iops": 1}, pool_id=OTHER_ID)
     spec.disks.add(id=OTHER_ID, path=f"{OTHER_ID}/disk.qcow2")
     spec.cdroms.add(id=OTHER_ID, iso_path="/etc/passwd")
     spec.nics.add(id=OTHER_ID, mac_address="52:54:00:00:00:01", bridge="a", network="b")
     spec.nics.add(id=DISK_ID, mac_address="52:54:00:00:00:01", bandwidth_mbps=1)
-    spec.console.spice_enabled = True
+    spec.console.spice_enabled = spec.console.vnc_enabled = True
     spec.console.vnc_port = 5901
-    spec.memory_hugepages = True
-    spec.cloud_init.user_data = "#cloud-config"
+    spec.cloud_init.meta_data = "no map"
     spec.direct_boot.kernel_path = "boot/none"
     assert fields_of(spec, paths) == {
         "spec.disks[0].size_gib",
@@ -147,8 +146,7 @@ def test_every_fault_is_named_at_once(paths: StoragePaths) -> None:
         "spec.nics[1].bandwidth_mbps",
         "spec.console.spice_enabled",
         "spec.console.vnc_port",
-        "spec.memory_hugepages",
-        "spec.cloud_init",
+        "spec.cloud_init.meta_data",
         "spec.direct_boot.kernel_path",
     }
 

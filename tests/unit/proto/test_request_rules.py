@@ -22,6 +22,8 @@ FIELDS = {field.full_name: field for field in request_fields()}
 REQUESTS = {message.full_name: message for message in request_types()}
 
 ID_FIELDS_OF_ANOTHER_KIND = {
+    "limiquantix.compute.v1.HostDevice.vendor_id": "number of the PCI or USB consortium",
+    "limiquantix.compute.v1.HostDevice.product_id": "number of the vendor",
     "limiquantix.compute.v1.UsbDevice.vendor_id": "number of the USB consortium",
     "limiquantix.compute.v1.UsbDevice.product_id": "number of the vendor",
     "limiquantix.node.v1.CephPoolConfig.cluster_id": "named by the cluster",

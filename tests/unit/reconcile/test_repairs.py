@@ -171,21 +171,19 @@ async def test_host_that_kept_a_change_that_was_taken_back_defines_the_vm_as_rec
     )
 
 
-async def test_running_vm_of_another_size_is_left_alone_until_it_is_off(
+async def test_running_vm_that_is_defined_in_another_size_is_defined_anew_and_runs_on(
     world: World, node: Node, host: FakeDaemon
 ) -> None:
     vm = await world.create(cores=1, start=True)
     host.vms[vm.id].spec.cpu_cores = 3
-    assert (await world.report_everything(node.id)).otherwise_defined == []
-    await world.vms.stop(vm_api.StopVMRequest(id=vm.id, force=True))
 
-    await world.report_everything(node.id)
+    assert (await world.report_everything(node.id)).otherwise_defined == [vm.id]
     await world.settle()
 
     assert host.vms[vm.id].spec.cpu_cores == 1
     stored = await world.stored(vm.id)
     assert stored is not None
-    assert stored.power_state == PowerState.STOPPED
+    assert stored.power_state == PowerState.RUNNING
 
 
 async def test_command_that_was_not_answered_is_refused_when_it_comes_after_its_repetition(

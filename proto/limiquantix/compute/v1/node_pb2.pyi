@@ -138,6 +138,8 @@ class NodeSpec(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     SCHEDULING_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cpu(self) -> Global___CpuInfo: ...
     @_builtins.property
@@ -154,6 +156,14 @@ class NodeSpec(_message.Message):
     def scheduling(self) -> Global___SchedulingConfig: ...
     @_builtins.property
     def agent(self) -> Global___AgentConfig: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostDevice]:
+        """PCI, USB and mediated devices, as the host told when it registered last."""
+
+    @_builtins.property
+    def machine(self) -> Global___MachineCapabilities:
+        """What the machines of its VMs can have; absent if the host did not say."""
+
     def __init__(
         self,
         *,
@@ -165,14 +175,197 @@ class NodeSpec(_message.Message):
         role: Global___NodeRole | None = ...,
         scheduling: Global___SchedulingConfig | None = ...,
         agent: Global___AgentConfig | None = ...,
+        devices: _abc.Iterable[Global___HostDevice] | None = ...,
+        machine: Global___MachineCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "memory", b"memory", "role", b"role", "scheduling", b"scheduling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "machine", b"machine", "memory", b"memory", "role", b"role", "scheduling", b"scheduling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "gpus", b"gpus", "memory", b"memory", "network", b"network", "role", b"role", "scheduling", b"scheduling", "storage", b"storage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "devices", b"devices", "gpus", b"gpus", "machine", b"machine", "memory", b"memory", "network", b"network", "role", b"role", "scheduling", b"scheduling", "storage", b"storage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeSpec: _TypeAlias = NodeSpec  # noqa: Y015
+
+@_typing.final
+class HostDevice(_message.Message):
+    """A device of a host that a VM might get."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[HostDevice._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: HostDevice._Kind.ValueType  # 0
+        PCI: HostDevice._Kind.ValueType  # 1
+        USB: HostDevice._Kind.ValueType  # 2
+        MEDIATED: HostDevice._Kind.ValueType  # 3
+        """A slice of another device."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """How it is connected to the host."""
+
+    KIND_UNSPECIFIED: HostDevice.Kind.ValueType  # 0
+    PCI: HostDevice.Kind.ValueType  # 1
+    USB: HostDevice.Kind.ValueType  # 2
+    MEDIATED: HostDevice.Kind.ValueType  # 3
+    """A slice of another device."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    VENDOR_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    VENDOR_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    CLASS_CODE_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    IOMMU_GROUP_FIELD_NUMBER: _builtins.int
+    PROFILES_FIELD_NUMBER: _builtins.int
+    NUMA_NODE_FIELD_NUMBER: _builtins.int
+    OBSTACLE_FIELD_NUMBER: _builtins.int
+    USED_BY_VM_ID_FIELD_NUMBER: _builtins.int
+    kind: Global___HostDevice.Kind.ValueType
+    address: _builtins.str
+    """"0000:3b:00.0" of a PCI function, "bus:device" of a USB device, the UUID of a mediated one."""
+    vendor_id: _builtins.str
+    """Four hexadecimal digits."""
+    product_id: _builtins.str
+    """Four hexadecimal digits."""
+    vendor: _builtins.str
+    product: _builtins.str
+    class_code: _builtins.str
+    """Of a PCI function, six hexadecimal digits; those that begin with 03 are graphics cards."""
+    driver: _builtins.str
+    """Driver of the host that has it; empty if none."""
+    iommu_group: _builtins.int
+    """Devices of a group are only passed on together; absent if it is in none."""
+    numa_node: _builtins.int
+    obstacle: _builtins.str
+    """Why no VM can have it now; empty if one can."""
+    used_by_vm_id: _builtins.str
+    """UUID of the running VM that has it."""
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Kinds of slices that it can be cut into, or that it is one of."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___HostDevice.Kind.ValueType = ...,
+        address: _builtins.str = ...,
+        vendor_id: _builtins.str = ...,
+        product_id: _builtins.str = ...,
+        vendor: _builtins.str = ...,
+        product: _builtins.str = ...,
+        class_code: _builtins.str = ...,
+        driver: _builtins.str = ...,
+        iommu_group: _builtins.int | None = ...,
+        profiles: _abc.Iterable[_builtins.str] | None = ...,
+        numa_node: _builtins.int | None = ...,
+        obstacle: _builtins.str = ...,
+        used_by_vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_iommu_group", b"_iommu_group", "_numa_node", b"_numa_node", "iommu_group", b"iommu_group", "numa_node", b"numa_node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_iommu_group", b"_iommu_group", "_numa_node", b"_numa_node", "address", b"address", "class_code", b"class_code", "driver", b"driver", "iommu_group", b"iommu_group", "kind", b"kind", "numa_node", b"numa_node", "obstacle", b"obstacle", "product", b"product", "product_id", b"product_id", "profiles", b"profiles", "used_by_vm_id", b"used_by_vm_id", "vendor", b"vendor", "vendor_id", b"vendor_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__iommu_group: _TypeAlias = _typing.Literal["iommu_group"]  # noqa: Y015
+    _WhichOneofArgType__iommu_group: _TypeAlias = _typing.Literal["_iommu_group", b"_iommu_group"]  # noqa: Y015
+    _WhichOneofReturnType__numa_node: _TypeAlias = _typing.Literal["numa_node"]  # noqa: Y015
+    _WhichOneofArgType__numa_node: _TypeAlias = _typing.Literal["_numa_node", b"_numa_node"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__iommu_group) -> _WhichOneofReturnType__iommu_group | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__numa_node) -> _WhichOneofReturnType__numa_node | None: ...
+
+Global___HostDevice: _TypeAlias = HostDevice  # noqa: Y015
+
+@_typing.final
+class MachineCapabilities(_message.Message):
+    """What the machines of a host's VMs can have. A VM that asks for what its host lacks is refused with
+    FAILED_PRECONDITION and the reason HOST_LACKS.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUPPORTS_UEFI_FIELD_NUMBER: _builtins.int
+    SUPPORTS_SECURE_BOOT_FIELD_NUMBER: _builtins.int
+    TPM_VERSIONS_FIELD_NUMBER: _builtins.int
+    DISPLAYS_FIELD_NUMBER: _builtins.int
+    VIDEO_MODELS_FIELD_NUMBER: _builtins.int
+    CPU_MODELS_FIELD_NUMBER: _builtins.int
+    HYPERV_FEATURES_FIELD_NUMBER: _builtins.int
+    HAS_IOMMU_FIELD_NUMBER: _builtins.int
+    SUPPORTS_NESTED_VIRTUALIZATION_FIELD_NUMBER: _builtins.int
+    CAN_ADD_VCPUS_FIELD_NUMBER: _builtins.int
+    CAN_REMOVE_VCPUS_FIELD_NUMBER: _builtins.int
+    CAN_ADD_MEMORY_FIELD_NUMBER: _builtins.int
+    CAN_LIMIT_CPU_FIELD_NUMBER: _builtins.int
+    HUGE_PAGES_FIELD_NUMBER: _builtins.int
+    MAX_VCPUS_FIELD_NUMBER: _builtins.int
+    supports_uefi: _builtins.bool
+    supports_secure_boot: _builtins.bool
+    has_iommu: _builtins.bool
+    """Whether PCI devices can be passed through."""
+    supports_nested_virtualization: _builtins.bool
+    can_add_vcpus: _builtins.bool
+    can_remove_vcpus: _builtins.bool
+    can_add_memory: _builtins.bool
+    can_limit_cpu: _builtins.bool
+    """Whether CPU shares and limits hold; absent: known only when a VM starts."""
+    max_vcpus: _builtins.int
+    @_builtins.property
+    def tpm_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Versions that can be emulated, such as "2.0"."""
+
+    @_builtins.property
+    def displays(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"vnc", "spice"."""
+
+    @_builtins.property
+    def video_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"vga", "cirrus", "qxl", "virtio"."""
+
+    @_builtins.property
+    def cpu_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that the host's processor can run."""
+
+    @_builtins.property
+    def hyperv_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hyper-V enlightenments, for Windows."""
+
+    @_builtins.property
+    def huge_pages(self) -> Global___HugePagesInfo: ...
+    def __init__(
+        self,
+        *,
+        supports_uefi: _builtins.bool = ...,
+        supports_secure_boot: _builtins.bool = ...,
+        tpm_versions: _abc.Iterable[_builtins.str] | None = ...,
+        displays: _abc.Iterable[_builtins.str] | None = ...,
+        video_models: _abc.Iterable[_builtins.str] | None = ...,
+        cpu_models: _abc.Iterable[_builtins.str] | None = ...,
+        hyperv_features: _abc.Iterable[_builtins.str] | None = ...,
+        has_iommu: _builtins.bool = ...,
+        supports_nested_virtualization: _builtins.bool = ...,
+        can_add_vcpus: _builtins.bool = ...,
+        can_remove_vcpus: _builtins.bool = ...,
+        can_add_memory: _builtins.bool = ...,
+        can_limit_cpu: _builtins.bool | None = ...,
+        huge_pages: Global___HugePagesInfo | None = ...,
+        max_vcpus: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_can_limit_cpu", b"_can_limit_cpu", "can_limit_cpu", b"can_limit_cpu", "huge_pages", b"huge_pages"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_can_limit_cpu", b"_can_limit_cpu", "can_add_memory", b"can_add_memory", "can_add_vcpus", b"can_add_vcpus", "can_limit_cpu", b"can_limit_cpu", "can_remove_vcpus", b"can_remove_vcpus", "cpu_models", b"cpu_models", "displays", b"displays", "has_iommu", b"has_iommu", "huge_pages", b"huge_pages", "hyperv_features", b"hyperv_features", "max_vcpus", b"max_vcpus", "supports_nested_virtualization", b"supports_nested_virtualization", "supports_secure_boot", b"supports_secure_boot", "supports_uefi", b"supports_uefi", "tpm_versions", b"tpm_versions", "video_models", b"video_models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__can_limit_cpu: _TypeAlias = _typing.Literal["can_limit_cpu"]  # noqa: Y015
+    _WhichOneofArgType__can_limit_cpu: _TypeAlias = _typing.Literal["_can_limit_cpu", b"_can_limit_cpu"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__can_limit_cpu) -> _WhichOneofReturnType__can_limit_cpu | None: ...
+
+Global___MachineCapabilities: _TypeAlias = MachineCapabilities  # noqa: Y015
 
 @_typing.final
 class CpuInfo(_message.Message):

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from limiquantix.compute.v1 import node_pb2 as _node_pb2
+from limiquantix.compute.v1 import vm_pb2 as _vm_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -133,6 +134,8 @@ class RegisterNodeRequest(_message.Message):
     STORAGE_DEVICES_FIELD_NUMBER: _builtins.int
     NETWORK_DEVICES_FIELD_NUMBER: _builtins.int
     SYSTEM_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Identifies the host."""
     management_ip: _builtins.str
@@ -161,6 +164,14 @@ class RegisterNodeRequest(_message.Message):
     def system(self) -> _node_pb2.SystemInfo:
         """Software of the host."""
 
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.HostDevice]:
+        """PCI, USB and mediated devices."""
+
+    @_builtins.property
+    def machine(self) -> _node_pb2.MachineCapabilities:
+        """What the machines of its VMs can have."""
+
     def __init__(
         self,
         *,
@@ -175,10 +186,12 @@ class RegisterNodeRequest(_message.Message):
         storage_devices: _abc.Iterable[_node_pb2.StorageDevice] | None = ...,
         network_devices: _abc.Iterable[_node_pb2.NetworkDevice] | None = ...,
         system: _node_pb2.SystemInfo | None = ...,
+        devices: _abc.Iterable[_node_pb2.HostDevice] | None = ...,
+        machine: _node_pb2.MachineCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_info", b"cpu_info", "memory_info", b"memory_info", "role", b"role", "system", b"system"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_info", b"cpu_info", "machine", b"machine", "memory_info", b"memory_info", "role", b"role", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoint", b"agent_endpoint", "cpu_info", b"cpu_info", "hostname", b"hostname", "labels", b"labels", "management_ip", b"management_ip", "memory_info", b"memory_info", "network_devices", b"network_devices", "role", b"role", "storage_devices", b"storage_devices", "system", b"system", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoint", b"agent_endpoint", "cpu_info", b"cpu_info", "devices", b"devices", "hostname", b"hostname", "labels", b"labels", "machine", b"machine", "management_ip", b"management_ip", "memory_info", b"memory_info", "network_devices", b"network_devices", "role", b"role", "storage_devices", b"storage_devices", "system", b"system", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -811,6 +824,9 @@ class NodeMetrics(_message.Message):
     LOAD_1M_FIELD_NUMBER: _builtins.int
     LOAD_5M_FIELD_NUMBER: _builtins.int
     LOAD_15M_FIELD_NUMBER: _builtins.int
+    VMS_FIELD_NUMBER: _builtins.int
+    SAMPLED_AT_FIELD_NUMBER: _builtins.int
+    VMS_ERROR_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cpu_usage_percent: _builtins.float
     """Of all processors: 0 to 100."""
@@ -834,6 +850,16 @@ class NodeMetrics(_message.Message):
     """Load average over one minute, as the kernel counts it."""
     load_5m: _builtins.float
     load_15m: _builtins.float
+    vms_error: _builtins.str
+    """Why `vms` is empty although VMs may run; empty if it is complete."""
+    @_builtins.property
+    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___VMMetrics]:
+        """Those that run or are paused."""
+
+    @_builtins.property
+    def sampled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was measured."""
+
     def __init__(
         self,
         *,
@@ -856,14 +882,45 @@ class NodeMetrics(_message.Message):
         load_1m: _builtins.float = ...,
         load_5m: _builtins.float = ...,
         load_15m: _builtins.float = ...,
+        vms: _abc.Iterable[Global___VMMetrics] | None = ...,
+        sampled_at: _timestamp_pb2.Timestamp | None = ...,
+        vms_error: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampled_at", b"sampled_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores_allocated", b"cpu_cores_allocated", "cpu_cores_total", b"cpu_cores_total", "cpu_usage_percent", b"cpu_usage_percent", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_allocated_bytes", b"memory_allocated_bytes", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "network_rx_bytes", b"network_rx_bytes", "network_rx_errors", b"network_rx_errors", "network_tx_bytes", b"network_tx_bytes", "network_tx_errors", b"network_tx_errors", "node_id", b"node_id", "storage_total_bytes", b"storage_total_bytes", "storage_used_bytes", b"storage_used_bytes", "vm_count", b"vm_count", "vm_running_count", b"vm_running_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores_allocated", b"cpu_cores_allocated", "cpu_cores_total", b"cpu_cores_total", "cpu_usage_percent", b"cpu_usage_percent", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_allocated_bytes", b"memory_allocated_bytes", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "network_rx_bytes", b"network_rx_bytes", "network_rx_errors", b"network_rx_errors", "network_tx_bytes", b"network_tx_bytes", "network_tx_errors", b"network_tx_errors", "node_id", b"node_id", "sampled_at", b"sampled_at", "storage_total_bytes", b"storage_total_bytes", "storage_used_bytes", b"storage_used_bytes", "vm_count", b"vm_count", "vm_running_count", b"vm_running_count", "vms", b"vms", "vms_error", b"vms_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeMetrics: _TypeAlias = NodeMetrics  # noqa: Y015
+
+@_typing.final
+class VMMetrics(_message.Message):
+    """Measures of one VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    name: _builtins.str
+    @_builtins.property
+    def usage(self) -> _vm_pb2.ResourceUsage: ...
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        usage: _vm_pb2.ResourceUsage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "usage", b"usage", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VMMetrics: _TypeAlias = VMMetrics  # noqa: Y015
 
 @_typing.final
 class ListNodeEventsRequest(_message.Message):
@@ -1247,6 +1304,8 @@ class VMStatusReport(_message.Message):
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
     IS_MANAGED_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    IS_TEMPLATE_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, also of a VM that the control plane does not know."""
     name: _builtins.str
@@ -1267,8 +1326,16 @@ class VMStatusReport(_message.Message):
     """Whether the node daemon defined it, and not another tool on the host."""
     generation: _builtins.int
     """Newest generation of a command that the host took for it; 0 if none."""
+    is_template: _builtins.bool
+    """Whether the host keeps it as a template; only in a full state."""
     @_builtins.property
     def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def guest(self) -> Global___GuestReport:
+        """What the guest's agent told last, with `ip_addresses`; absent while nothing is known, which leaves what was known. The
+        addresses are taken only with it.
+        """
+
     def __init__(
         self,
         *,
@@ -1284,14 +1351,59 @@ class VMStatusReport(_message.Message):
         memory_mib: _builtins.int = ...,
         is_managed: _builtins.bool = ...,
         generation: _builtins.int = ...,
+        is_template: _builtins.bool | None = ...,
+        guest: Global___GuestReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_template", b"_is_template", "guest", b"guest", "is_template", b"is_template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_template", b"_is_template", "cpu_usage_percent", b"cpu_usage_percent", "generation", b"generation", "guest", b"guest", "id", b"id", "ip_addresses", b"ip_addresses", "is_managed", b"is_managed", "is_template", b"is_template", "memory_mib", b"memory_mib", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "state", b"state", "state_change_count", b"state_change_count", "state_changed_at_unix", b"state_changed_at_unix", "vcpu_count", b"vcpu_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__is_template: _TypeAlias = _typing.Literal["is_template"]  # noqa: Y015
+    _WhichOneofArgType__is_template: _TypeAlias = _typing.Literal["_is_template", b"_is_template"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_template) -> _WhichOneofReturnType__is_template | None: ...
+
+Global___VMStatusReport: _TypeAlias = VMStatusReport  # noqa: Y015
+
+@_typing.final
+class GuestReport(_message.Message):
+    """What a guest's agent tells, as far as it changes seldom; empty if there is no agent. Nobody vouches for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OS_NAME_FIELD_NUMBER: _builtins.int
+    OS_VERSION_FIELD_NUMBER: _builtins.int
+    KERNEL_VERSION_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    AS_OF_UNIX_FIELD_NUMBER: _builtins.int
+    os_name: _builtins.str
+    os_version: _builtins.str
+    kernel_version: _builtins.str
+    hostname: _builtins.str
+    agent_version: _builtins.str
+    uptime_seconds: _builtins.int
+    """How long the guest had been up at `as_of_unix`; 0 if it does not say."""
+    as_of_unix: _builtins.int
+    """Unix time in seconds at which the agent told this."""
+    def __init__(
+        self,
+        *,
+        os_name: _builtins.str = ...,
+        os_version: _builtins.str = ...,
+        kernel_version: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        agent_version: _builtins.str = ...,
+        uptime_seconds: _builtins.int = ...,
+        as_of_unix: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "generation", b"generation", "id", b"id", "ip_addresses", b"ip_addresses", "is_managed", b"is_managed", "memory_mib", b"memory_mib", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "state", b"state", "state_change_count", b"state_change_count", "state_changed_at_unix", b"state_changed_at_unix", "vcpu_count", b"vcpu_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "as_of_unix", b"as_of_unix", "hostname", b"hostname", "kernel_version", b"kernel_version", "os_name", b"os_name", "os_version", b"os_version", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___VMStatusReport: _TypeAlias = VMStatusReport  # noqa: Y015
+Global___GuestReport: _TypeAlias = GuestReport  # noqa: Y015
 
 @_typing.final
 class SyncFullStateResponse(_message.Message):

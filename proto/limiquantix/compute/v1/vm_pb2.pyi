@@ -499,6 +499,7 @@ class CpuConfig(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     NUMA_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    MAX_VCPUS_FIELD_NUMBER: _builtins.int
     cores: _builtins.int
     """Cores of one socket."""
     sockets: _builtins.int
@@ -507,6 +508,8 @@ class CpuConfig(_message.Message):
     """0 means 1."""
     model: _builtins.str
     """Empty takes the host's own CPU where guests run on hardware, a baseline model where they are emulated."""
+    max_vcpus: _builtins.int
+    """vCPUs that the VM may grow to while it runs, a multiple of sockets x threads_per_core; 0 means it cannot grow."""
     @_builtins.property
     def numa(self) -> Global___NumaConfig: ...
     @_builtins.property
@@ -520,10 +523,11 @@ class CpuConfig(_message.Message):
         model: _builtins.str = ...,
         numa: Global___NumaConfig | None = ...,
         features: Global___CpuFeatures | None = ...,
+        max_vcpus: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "numa", b"numa"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "features", b"features", "model", b"model", "numa", b"numa", "sockets", b"sockets", "threads_per_core", b"threads_per_core"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "features", b"features", "max_vcpus", b"max_vcpus", "model", b"model", "numa", b"numa", "sockets", b"sockets", "threads_per_core", b"threads_per_core"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,6 +802,27 @@ class DiskDevice(_message.Message):
     QCOW2: DiskDevice.Format.ValueType  # 0
     RAW: DiskDevice.Format.ValueType  # 1
 
+    class _SourceFormat:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DiskDevice._SourceFormat.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_FORMAT_UNSPECIFIED: DiskDevice._SourceFormat.ValueType  # 0
+        SOURCE_FORMAT_QCOW2: DiskDevice._SourceFormat.ValueType  # 1
+        SOURCE_FORMAT_RAW: DiskDevice._SourceFormat.ValueType  # 2
+        SOURCE_FORMAT_VMDK: DiskDevice._SourceFormat.ValueType  # 3
+        """One file with everything in it: monolithicSparse or streamOptimized."""
+
+    class SourceFormat(_SourceFormat, metaclass=_SourceFormatEnumTypeWrapper):
+        """Format of a file that the contents are copied from."""
+
+    SOURCE_FORMAT_UNSPECIFIED: DiskDevice.SourceFormat.ValueType  # 0
+    SOURCE_FORMAT_QCOW2: DiskDevice.SourceFormat.ValueType  # 1
+    SOURCE_FORMAT_RAW: DiskDevice.SourceFormat.ValueType  # 2
+    SOURCE_FORMAT_VMDK: DiskDevice.SourceFormat.ValueType  # 3
+    """One file with everything in it: monolithicSparse or streamOptimized."""
+
     ID_FIELD_NUMBER: _builtins.int
     STORAGE_POOL_ID_FIELD_NUMBER: _builtins.int
     VOLUME_ID_FIELD_NUMBER: _builtins.int
@@ -811,6 +836,8 @@ class DiskDevice(_message.Message):
     DISCARD_ENABLED_FIELD_NUMBER: _builtins.int
     BACKING_FILE_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    SOURCE_FILE_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID; empty on creation, the control plane makes one."""
     storage_pool_id: _builtins.str
@@ -831,6 +858,12 @@ class DiskDevice(_message.Message):
     """Image that the disk starts from, copy on write. A path inside the node's storage; others are refused."""
     format: Global___DiskDevice.Format.ValueType
     """Format of a newly made image."""
+    source_file: _builtins.str
+    """Image file that the disk's contents are copied from when it is made, and that is not needed afterwards. A path
+    inside the node's storage; refused if its header is not that of `source_format`, or names another file.
+    """
+    source_format: Global___DiskDevice.SourceFormat.ValueType
+    """Format of `source_file`, which is never guessed."""
     @_builtins.property
     def io_limits(self) -> Global___IoLimits: ...
     def __init__(
@@ -849,10 +882,12 @@ class DiskDevice(_message.Message):
         discard_enabled: _builtins.bool = ...,
         backing_file: _builtins.str = ...,
         format: Global___DiskDevice.Format.ValueType = ...,
+        source_file: _builtins.str = ...,
+        source_format: Global___DiskDevice.SourceFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["io_limits", b"io_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_file", b"backing_file", "boot_index", b"boot_index", "bus", b"bus", "cache", b"cache", "discard_enabled", b"discard_enabled", "format", b"format", "id", b"id", "io_limits", b"io_limits", "provisioning", b"provisioning", "readonly", b"readonly", "size_gib", b"size_gib", "storage_pool_id", b"storage_pool_id", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_file", b"backing_file", "boot_index", b"boot_index", "bus", b"bus", "cache", b"cache", "discard_enabled", b"discard_enabled", "format", b"format", "id", b"id", "io_limits", b"io_limits", "provisioning", b"provisioning", "readonly", b"readonly", "size_gib", b"size_gib", "source_file", b"source_file", "source_format", b"source_format", "storage_pool_id", b"storage_pool_id", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -864,10 +899,28 @@ class CdromDevice(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Bus:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CdromDevice._Bus.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SATA: CdromDevice._Bus.ValueType  # 0
+        VIRTIO_SCSI: CdromDevice._Bus.ValueType  # 1
+        """For guests whose kernel is made for VMs only and has no driver for SATA."""
+
+    class Bus(_Bus, metaclass=_BusEnumTypeWrapper):
+        """Controller the drive hangs on."""
+
+    SATA: CdromDevice.Bus.ValueType  # 0
+    VIRTIO_SCSI: CdromDevice.Bus.ValueType  # 1
+    """For guests whose kernel is made for VMs only and has no driver for SATA."""
+
     ID_FIELD_NUMBER: _builtins.int
     ISO_PATH_FIELD_NUMBER: _builtins.int
     BOOT_INDEX_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID; empty on creation, the control plane makes one."""
     iso_path: _builtins.str
@@ -876,6 +929,7 @@ class CdromDevice(_message.Message):
     """1 boots first; 0 leaves the order to `BootConfig.boot_order`."""
     connected: _builtins.bool
     """Whether a medium is in the drive; true with any iso_path."""
+    bus: Global___CdromDevice.Bus.ValueType
     def __init__(
         self,
         *,
@@ -883,10 +937,11 @@ class CdromDevice(_message.Message):
         iso_path: _builtins.str = ...,
         boot_index: _builtins.int = ...,
         connected: _builtins.bool = ...,
+        bus: Global___CdromDevice.Bus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_index", b"boot_index", "connected", b"connected", "id", b"id", "iso_path", b"iso_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_index", b"boot_index", "bus", b"bus", "connected", b"connected", "id", b"id", "iso_path", b"iso_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -894,7 +949,7 @@ Global___CdromDevice: _TypeAlias = CdromDevice  # noqa: Y015
 
 @_typing.final
 class IoLimits(_message.Message):
-    """Ceilings of one disk; 0 means none."""
+    """Ceilings of one disk; 0 means none. Rates up to 10^15."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -912,10 +967,11 @@ class IoLimits(_message.Message):
     write_bytes_sec: _builtins.int
     """Bytes per second."""
     burst_iops: _builtins.int
-    """Allowed for `burst_duration_sec`, above the steady rate."""
+    """Allowed for `burst_duration_sec`; at least the steady rates, of which it needs one."""
     burst_bytes: _builtins.int
-    """Bytes per second, allowed for `burst_duration_sec`, above the steady rate."""
+    """Bytes per second, allowed for `burst_duration_sec`; at least the steady rates, of which it needs one."""
     burst_duration_sec: _builtins.int
+    """0 means 1; only with a burst."""
     def __init__(
         self,
         *,
@@ -974,6 +1030,8 @@ class NetworkInterface(_message.Message):
     BOOT_INDEX_FIELD_NUMBER: _builtins.int
     SRIOV_FIELD_NUMBER: _builtins.int
     BRIDGE_FIELD_NUMBER: _builtins.int
+    HOST_NETWORK_FIELD_NUMBER: _builtins.int
+    LINK_DOWN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID; empty on creation, the control plane makes one."""
     network_id: _builtins.str
@@ -985,6 +1043,10 @@ class NetworkInterface(_message.Message):
     """1 boots first; 0 leaves the order to `BootConfig.boot_order`."""
     bridge: _builtins.str
     """Host bridge to plug the card into, an interface name of at most 15 characters."""
+    host_network: _builtins.str
+    """Network that the host's hypervisor knows by this name, in place of a bridge."""
+    link_down: _builtins.bool
+    """The cable is not plugged in."""
     @_builtins.property
     def security_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the security groups that filter this card."""
@@ -1010,10 +1072,12 @@ class NetworkInterface(_message.Message):
         boot_index: _builtins.int = ...,
         sriov: Global___SriovConfig | None = ...,
         bridge: _builtins.str = ...,
+        host_network: _builtins.str = ...,
+        link_down: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["qos", b"qos", "sriov", b"sriov"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_index", b"boot_index", "bridge", b"bridge", "id", b"id", "ip_configs", b"ip_configs", "mac_address", b"mac_address", "model", b"model", "network_id", b"network_id", "qos", b"qos", "security_groups", b"security_groups", "sriov", b"sriov"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_index", b"boot_index", "bridge", b"bridge", "host_network", b"host_network", "id", b"id", "ip_configs", b"ip_configs", "link_down", b"link_down", "mac_address", b"mac_address", "model", b"model", "network_id", b"network_id", "qos", b"qos", "security_groups", b"security_groups", "sriov", b"sriov"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1050,7 +1114,7 @@ Global___IpConfig: _TypeAlias = IpConfig  # noqa: Y015
 
 @_typing.final
 class NetworkQos(_message.Message):
-    """Ceilings of one card; 0 means none."""
+    """Ceilings of one card on a bridge or a network; 0 means none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1058,11 +1122,11 @@ class NetworkQos(_message.Message):
     EGRESS_RATE_MBPS_FIELD_NUMBER: _builtins.int
     BURST_KB_FIELD_NUMBER: _builtins.int
     ingress_rate_mbps: _builtins.int
-    """Mbit/s towards the guest."""
+    """Mbit/s towards the guest, at most 1,000,000."""
     egress_rate_mbps: _builtins.int
-    """Mbit/s from the guest."""
+    """Mbit/s from the guest, at most 1,000,000."""
     burst_kb: _builtins.int
-    """KiB that may exceed the rate at once."""
+    """KiB that may exceed the rate at once, at most 1 GiB; 0 lets the host choose."""
     def __init__(
         self,
         *,
@@ -1224,7 +1288,7 @@ class TpmConfig(_message.Message):
     enabled: _builtins.bool
     version: Global___TpmConfig.TpmVersion.ValueType
     persistent: _builtins.bool
-    """Whether its contents outlive a power cycle."""
+    """Whether its contents must outlive a power cycle; they always do, and go when the VM is deleted."""
     def __init__(
         self,
         *,
@@ -1319,7 +1383,7 @@ class RngConfig(_message.Message):
     period_ms: _builtins.int
     """Milliseconds."""
     backend: _builtins.str
-    """Device of the host to read from; empty means /dev/urandom."""
+    """Device of the host to read from: /dev/urandom, /dev/random or /dev/hwrng; empty means the first."""
     def __init__(
         self,
         *,
@@ -1338,7 +1402,9 @@ Global___RngConfig: _TypeAlias = RngConfig  # noqa: Y015
 
 @_typing.final
 class SerialPortConfig(_message.Message):
-    """Serial ports beside the console, whose output `GetConsoleLog` reads and every VM has."""
+    """Serial ports beside the console, whose output `GetConsoleLog` reads and every VM has. The VM has `count` of them, or
+    as many as `ports` names if those are more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1567,11 +1633,13 @@ class DisplayConfig(_message.Message):
     DISPLAYS_FIELD_NUMBER: _builtins.int
     type: Global___DisplayConfig.DisplayType.ValueType
     listen_address: _builtins.str
-    """Empty, 127.0.0.1 or localhost; consoles listen on the host's loopback address only."""
+    """Empty, 127.0.0.1 or localhost; a display listens on no network, and `GetConsole` on the host's loopback address."""
     port: _builtins.int
-    """TCP port on the host; 0 takes a free one."""
+    """A display listens on no port; leave it out."""
     password: _builtins.str
-    """At most 8 characters, which is all that VNC checks; empty makes a random one. Never returned but by `GetConsole`."""
+    """At most 8 characters, which is all that VNC checks; empty makes a random one. It guards the display on the host,
+    and is never returned; `GetConsole` makes a new one for each connection.
+    """
     tls_enabled: _builtins.bool
     gpu: Global___DisplayConfig.GpuType.ValueType
     video_memory_mib: _builtins.int
@@ -1647,29 +1715,39 @@ Global___GuestAgentConfig: _TypeAlias = GuestAgentConfig  # noqa: Y015
 
 @_typing.final
 class ProvisioningConfig(_message.Message):
-    """First-boot configuration of the guest."""
+    """First-boot configuration of the guest. What may hold secrets (the texts, the product key, the domain's
+    password) is kept and never shown: answers leave it out and name it in `withheld`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CLOUD_INIT_FIELD_NUMBER: _builtins.int
     IGNITION_FIELD_NUMBER: _builtins.int
     SYSPREP_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cloud_init(self) -> Global___CloudInitConfig: ...
     @_builtins.property
     def ignition(self) -> Global___IgnitionConfig: ...
     @_builtins.property
     def sysprep(self) -> Global___SysprepConfig: ...
+    @_builtins.property
+    def withheld(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In answers, the fields that are set and not shown, such as "cloud_init.user_data". In an update, those that keep
+        the contents they have where the update leaves them empty, so that what was read can be sent back.
+        """
+
     def __init__(
         self,
         *,
         cloud_init: Global___CloudInitConfig | None = ...,
         ignition: Global___IgnitionConfig | None = ...,
         sysprep: Global___SysprepConfig | None = ...,
+        withheld: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cloud_init", b"cloud_init", "ignition", b"ignition", "method", b"method", "sysprep", b"sysprep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_init", b"cloud_init", "ignition", b"ignition", "method", b"method", "sysprep", b"sysprep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloud_init", b"cloud_init", "ignition", b"ignition", "method", b"method", "sysprep", b"sysprep", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["cloud_init", "ignition", "sysprep"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
@@ -1687,12 +1765,22 @@ class CloudInitConfig(_message.Message):
     META_DATA_FIELD_NUMBER: _builtins.int
     NETWORK_CONFIG_FIELD_NUMBER: _builtins.int
     VENDOR_DATA_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    SSH_AUTHORIZED_KEYS_FIELD_NUMBER: _builtins.int
     user_data: _builtins.str
     meta_data: _builtins.str
-    """Empty makes one with the VM's id and name."""
+    """YAML; empty makes one with the VM's id and name. The VM's id is the `instance-id` in any case, so that a clone counts
+    as a new machine.
+    """
     network_config: _builtins.str
     """Empty leaves the network to the image's defaults."""
     vendor_data: _builtins.str
+    hostname: _builtins.str
+    """Host name; empty makes one from the VM's name. Letters, digits, hyphens and dots."""
+    @_builtins.property
+    def ssh_authorized_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OpenSSH public keys, one line each without options, that may log in as the image's own user."""
+
     def __init__(
         self,
         *,
@@ -1700,10 +1788,12 @@ class CloudInitConfig(_message.Message):
         meta_data: _builtins.str = ...,
         network_config: _builtins.str = ...,
         vendor_data: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        ssh_authorized_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["meta_data", b"meta_data", "network_config", b"network_config", "user_data", b"user_data", "vendor_data", b"vendor_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hostname", b"hostname", "meta_data", b"meta_data", "network_config", b"network_config", "ssh_authorized_keys", b"ssh_authorized_keys", "user_data", b"user_data", "vendor_data", b"vendor_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1994,24 +2084,54 @@ class TemplateConfig(_message.Message):
     LINKED: TemplateConfig.CloneType.ValueType  # 1
     """Copy on write; the source's disks must stay."""
 
+    @_typing.final
+    class DiskSourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IS_TEMPLATE_FIELD_NUMBER: _builtins.int
     SOURCE_TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     CLONE_TYPE_FIELD_NUMBER: _builtins.int
+    SOURCE_VM_ID_FIELD_NUMBER: _builtins.int
+    DISK_SOURCES_FIELD_NUMBER: _builtins.int
     is_template: _builtins.bool
     """A template cannot be started."""
     source_template_id: _builtins.str
     """UUID of the template it was made from; empty if none."""
     clone_type: Global___TemplateConfig.CloneType.ValueType
+    source_vm_id: _builtins.str
+    """UUID of the VM, not a template, that it was cloned from; empty if none. Written by the system."""
+    @_builtins.property
+    def disk_sources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Disks that were made from the source's: id here to id there. Written by the system."""
+
     def __init__(
         self,
         *,
         is_template: _builtins.bool = ...,
         source_template_id: _builtins.str = ...,
         clone_type: Global___TemplateConfig.CloneType.ValueType = ...,
+        source_vm_id: _builtins.str = ...,
+        disk_sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_type", b"clone_type", "is_template", b"is_template", "source_template_id", b"source_template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_type", b"clone_type", "disk_sources", b"disk_sources", "is_template", b"is_template", "source_template_id", b"source_template_id", "source_vm_id", b"source_vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2079,6 +2199,12 @@ class VmStatus(_message.Message):
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     LOST_REASON_FIELD_NUMBER: _builtins.int
     WANTED_STATE_FIELD_NUMBER: _builtins.int
+    PENDING_CHANGES_FIELD_NUMBER: _builtins.int
+    PENDING_REASONS_FIELD_NUMBER: _builtins.int
+    RUNNING_VCPUS_FIELD_NUMBER: _builtins.int
+    RUNNING_MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    DEVICES_IN_DOUBT_FIELD_NUMBER: _builtins.int
+    UNWANTED_DISKS_FIELD_NUMBER: _builtins.int
     state: Global___VmStatus.PowerState.ValueType
     node_id: _builtins.str
     """UUID of the node it is placed on; empty if on none."""
@@ -2088,6 +2214,11 @@ class VmStatus(_message.Message):
     """Only with LOST."""
     wanted_state: Global___VmStatus.PowerState.ValueType
     """What its owner wants: RUNNING or STOPPED, from the last start or stop that was asked for; UNKNOWN if nobody did."""
+    running_vcpus: _builtins.int
+    """vCPUs and memory that the VM runs with while that is not what its spec says; 0 otherwise. The larger of both is
+    kept for it on its node.
+    """
+    running_memory_mib: _builtins.int
     @_builtins.property
     def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As the guest or the network reports them."""
@@ -2108,6 +2239,26 @@ class VmStatus(_message.Message):
     def last_seen_at(self) -> _timestamp_pb2.Timestamp:
         """When its host last reported it."""
 
+    @_builtins.property
+    def pending_changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of fields, such as "spec.memory.size_mib", that were changed while the VM ran and take effect at its next
+        start: a guest that only reboots keeps what it has.
+        """
+
+    @_builtins.property
+    def pending_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why they wait, in sentences, where the host was asked and said so."""
+
+    @_builtins.property
+    def devices_in_doubt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of devices of which the host may have something else than is recorded, since it did not answer when a change of
+        them failed. They are settled when it reports again.
+        """
+
+    @_builtins.property
+    def unwanted_disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of them that are disks nobody wants: their images go."""
+
     def __init__(
         self,
         *,
@@ -2124,10 +2275,16 @@ class VmStatus(_message.Message):
         last_seen_at: _timestamp_pb2.Timestamp | None = ...,
         lost_reason: _builtins.str = ...,
         wanted_state: Global___VmStatus.PowerState.ValueType = ...,
+        pending_changes: _abc.Iterable[_builtins.str] | None = ...,
+        pending_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        running_vcpus: _builtins.int = ...,
+        running_memory_mib: _builtins.int = ...,
+        devices_in_doubt: _abc.Iterable[_builtins.str] | None = ...,
+        unwanted_disks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "guest_info", b"guest_info", "health", b"health", "last_seen_at", b"last_seen_at", "resource_usage", b"resource_usage", "snapshots", b"snapshots", "state_changed_at", b"state_changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "error_message", b"error_message", "guest_info", b"guest_info", "health", b"health", "ip_addresses", b"ip_addresses", "last_seen_at", b"last_seen_at", "lost_reason", b"lost_reason", "node_id", b"node_id", "resource_usage", b"resource_usage", "snapshots", b"snapshots", "state", b"state", "state_changed_at", b"state_changed_at", "wanted_state", b"wanted_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "devices_in_doubt", b"devices_in_doubt", "error_message", b"error_message", "guest_info", b"guest_info", "health", b"health", "ip_addresses", b"ip_addresses", "last_seen_at", b"last_seen_at", "lost_reason", b"lost_reason", "node_id", b"node_id", "pending_changes", b"pending_changes", "pending_reasons", b"pending_reasons", "resource_usage", b"resource_usage", "running_memory_mib", b"running_memory_mib", "running_vcpus", b"running_vcpus", "snapshots", b"snapshots", "state", b"state", "state_changed_at", b"state_changed_at", "unwanted_disks", b"unwanted_disks", "wanted_state", b"wanted_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2150,6 +2307,13 @@ class ResourceUsage(_message.Message):
     NETWORK_TX_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_RX_PACKETS_FIELD_NUMBER: _builtins.int
     NETWORK_TX_PACKETS_FIELD_NUMBER: _builtins.int
+    DISK_READ_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    DISK_WRITE_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    NETWORK_RX_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    NETWORK_TX_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    NICS_FIELD_NUMBER: _builtins.int
+    SAMPLED_AT_FIELD_NUMBER: _builtins.int
     cpu_usage_percent: _builtins.float
     """Of all the VM's vCPUs: 0 to 100."""
     memory_used_bytes: _builtins.int
@@ -2164,6 +2328,21 @@ class ResourceUsage(_message.Message):
     network_tx_bytes: _builtins.int
     network_rx_packets: _builtins.int
     network_tx_packets: _builtins.int
+    disk_read_bytes_per_sec: _builtins.float
+    """Rates over the time since the reading before; 0 in the first one."""
+    disk_write_bytes_per_sec: _builtins.float
+    network_rx_bytes_per_sec: _builtins.float
+    network_tx_bytes_per_sec: _builtins.float
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskUsage]: ...
+    @_builtins.property
+    def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___NicUsage]:
+        """Those of which the host sees the traffic: on a bridge or a network."""
+
+    @_builtins.property
+    def sampled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was measured."""
+
     def __init__(
         self,
         *,
@@ -2178,14 +2357,102 @@ class ResourceUsage(_message.Message):
         network_tx_bytes: _builtins.int = ...,
         network_rx_packets: _builtins.int = ...,
         network_tx_packets: _builtins.int = ...,
+        disk_read_bytes_per_sec: _builtins.float = ...,
+        disk_write_bytes_per_sec: _builtins.float = ...,
+        network_rx_bytes_per_sec: _builtins.float = ...,
+        network_tx_bytes_per_sec: _builtins.float = ...,
+        disks: _abc.Iterable[Global___DiskUsage] | None = ...,
+        nics: _abc.Iterable[Global___NicUsage] | None = ...,
+        sampled_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampled_at", b"sampled_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disk_read_bytes", b"disk_read_bytes", "disk_read_iops", b"disk_read_iops", "disk_write_bytes", b"disk_write_bytes", "disk_write_iops", b"disk_write_iops", "memory_allocated_bytes", b"memory_allocated_bytes", "memory_used_bytes", b"memory_used_bytes", "network_rx_bytes", b"network_rx_bytes", "network_rx_packets", b"network_rx_packets", "network_tx_bytes", b"network_tx_bytes", "network_tx_packets", b"network_tx_packets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disk_read_bytes", b"disk_read_bytes", "disk_read_bytes_per_sec", b"disk_read_bytes_per_sec", "disk_read_iops", b"disk_read_iops", "disk_write_bytes", b"disk_write_bytes", "disk_write_bytes_per_sec", b"disk_write_bytes_per_sec", "disk_write_iops", b"disk_write_iops", "disks", b"disks", "memory_allocated_bytes", b"memory_allocated_bytes", "memory_used_bytes", b"memory_used_bytes", "network_rx_bytes", b"network_rx_bytes", "network_rx_bytes_per_sec", b"network_rx_bytes_per_sec", "network_rx_packets", b"network_rx_packets", "network_tx_bytes", b"network_tx_bytes", "network_tx_bytes_per_sec", b"network_tx_bytes_per_sec", "network_tx_packets", b"network_tx_packets", "nics", b"nics", "sampled_at", b"sampled_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResourceUsage: _TypeAlias = ResourceUsage  # noqa: Y015
+
+@_typing.final
+class DiskUsage(_message.Message):
+    """Counters of one disk, since the VM started or the disk was attached."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    READ_COUNT_FIELD_NUMBER: _builtins.int
+    WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    disk_id: _builtins.str
+    """As in `DiskDevice`; empty for a disk that something else defined."""
+    target: _builtins.str
+    """Its name to the hypervisor, such as "vda"."""
+    read_bytes: _builtins.int
+    write_bytes: _builtins.int
+    read_count: _builtins.int
+    write_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        disk_id: _builtins.str = ...,
+        target: _builtins.str = ...,
+        read_bytes: _builtins.int = ...,
+        write_bytes: _builtins.int = ...,
+        read_count: _builtins.int = ...,
+        write_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "read_bytes", b"read_bytes", "read_count", b"read_count", "target", b"target", "write_bytes", b"write_bytes", "write_count", b"write_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskUsage: _TypeAlias = DiskUsage  # noqa: Y015
+
+@_typing.final
+class NicUsage(_message.Message):
+    """Counters of one network card, since the VM started or the card was attached, as the guest sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NIC_ID_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    RX_BYTES_FIELD_NUMBER: _builtins.int
+    TX_BYTES_FIELD_NUMBER: _builtins.int
+    RX_PACKETS_FIELD_NUMBER: _builtins.int
+    TX_PACKETS_FIELD_NUMBER: _builtins.int
+    RX_ERRORS_FIELD_NUMBER: _builtins.int
+    TX_ERRORS_FIELD_NUMBER: _builtins.int
+    nic_id: _builtins.str
+    """As in `NetworkInterface`; empty for a card that something else defined."""
+    mac_address: _builtins.str
+    rx_bytes: _builtins.int
+    tx_bytes: _builtins.int
+    rx_packets: _builtins.int
+    tx_packets: _builtins.int
+    rx_errors: _builtins.int
+    tx_errors: _builtins.int
+    def __init__(
+        self,
+        *,
+        nic_id: _builtins.str = ...,
+        mac_address: _builtins.str = ...,
+        rx_bytes: _builtins.int = ...,
+        tx_bytes: _builtins.int = ...,
+        rx_packets: _builtins.int = ...,
+        tx_packets: _builtins.int = ...,
+        rx_errors: _builtins.int = ...,
+        tx_errors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac_address", b"mac_address", "nic_id", b"nic_id", "rx_bytes", b"rx_bytes", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NicUsage: _TypeAlias = NicUsage  # noqa: Y015
 
 @_typing.final
 class GuestInfo(_message.Message):
@@ -2207,12 +2474,15 @@ class GuestInfo(_message.Message):
     hostname: _builtins.str
     agent_version: _builtins.str
     uptime_seconds: _builtins.int
+    """As of `last_heartbeat`."""
     @_builtins.property
     def applications(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names and versions of installed software."""
 
     @_builtins.property
-    def last_heartbeat(self) -> _timestamp_pb2.Timestamp: ...
+    def last_heartbeat(self) -> _timestamp_pb2.Timestamp:
+        """When the agent told this: in a VM's status, when something else in it, or an address, changed last."""
+
     def __init__(
         self,
         *,
@@ -2273,6 +2543,11 @@ class Snapshot(_message.Message):
     QUIESCED_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FROZEN_FILESYSTEM_COUNT_FIELD_NUMBER: _builtins.int
+    POWER_STATE_FIELD_NUMBER: _builtins.int
+    IS_CURRENT_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    IS_ABANDONED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     description: _builtins.str
@@ -2283,8 +2558,23 @@ class Snapshot(_message.Message):
     quiesced: _builtins.bool
     """Whether the guest's file systems were frozen meanwhile."""
     size_bytes: _builtins.int
+    """What it takes on the host: the saved memory, and what the disks hold for it alone."""
+    frozen_filesystem_count: _builtins.int
+    """How many of the guest's file systems were frozen meanwhile."""
+    power_state: Global___VmStatus.PowerState.ValueType
+    """What the VM was when it was saved."""
+    is_current: _builtins.bool
+    """Whether the VM's present state builds upon it."""
+    is_abandoned: _builtins.bool
+    """Its creation or deletion failed, and its host could not be asked what there is of it; the host removes it when it
+    reports again.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def spec(self) -> Global___VmSpec:
+        """The VM's configuration at its time, which reverting puts back. Kept by the control plane, never shown."""
+
     def __init__(
         self,
         *,
@@ -2296,10 +2586,15 @@ class Snapshot(_message.Message):
         quiesced: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         size_bytes: _builtins.int = ...,
+        frozen_filesystem_count: _builtins.int = ...,
+        power_state: Global___VmStatus.PowerState.ValueType = ...,
+        is_current: _builtins.bool = ...,
+        spec: Global___VmSpec | None = ...,
+        is_abandoned: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "id", b"id", "memory_included", b"memory_included", "name", b"name", "parent_id", b"parent_id", "quiesced", b"quiesced", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "frozen_filesystem_count", b"frozen_filesystem_count", "id", b"id", "is_abandoned", b"is_abandoned", "is_current", b"is_current", "memory_included", b"memory_included", "name", b"name", "parent_id", b"parent_id", "power_state", b"power_state", "quiesced", b"quiesced", "size_bytes", b"size_bytes", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2307,7 +2602,7 @@ Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
 class ConsoleInfo(_message.Message):
-    """Where a graphical console is to be reached."""
+    """Where a console lets one connection in, once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2320,6 +2615,7 @@ class ConsoleInfo(_message.Message):
         CONSOLE_TYPE_UNSPECIFIED: ConsoleInfo._ConsoleType.ValueType  # 0
         CONSOLE_TYPE_VNC: ConsoleInfo._ConsoleType.ValueType  # 1
         CONSOLE_TYPE_SPICE: ConsoleInfo._ConsoleType.ValueType  # 2
+        CONSOLE_TYPE_SERIAL: ConsoleInfo._ConsoleType.ValueType  # 100
 
     class ConsoleType(_ConsoleType, metaclass=_ConsoleTypeEnumTypeWrapper):
         """Protocol."""
@@ -2327,6 +2623,7 @@ class ConsoleInfo(_message.Message):
     CONSOLE_TYPE_UNSPECIFIED: ConsoleInfo.ConsoleType.ValueType  # 0
     CONSOLE_TYPE_VNC: ConsoleInfo.ConsoleType.ValueType  # 1
     CONSOLE_TYPE_SPICE: ConsoleInfo.ConsoleType.ValueType  # 2
+    CONSOLE_TYPE_SERIAL: ConsoleInfo.ConsoleType.ValueType  # 100
 
     CONSOLE_TYPE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
@@ -2334,15 +2631,22 @@ class ConsoleInfo(_message.Message):
     PASSWORD_FIELD_NUMBER: _builtins.int
     WEBSOCKET_URL_FIELD_NUMBER: _builtins.int
     TLS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     console_type: Global___ConsoleInfo.ConsoleType.ValueType
     host: _builtins.str
-    """Address to connect to as seen from the VM's host, where consoles listen on loopback only."""
+    """Address to connect to as seen from the VM's host, whose loopback address is all that a console listens on."""
     port: _builtins.int
     password: _builtins.str
-    """For the console protocol itself; treat it as a secret."""
+    """A secret, good for one connection until `expires_at`. VNC and SPICE: the password to tell the viewer. Serial: the
+    first line to send, which is answered by the line "OK" and then by the guest.
+    """
     websocket_url: _builtins.str
     """Through the control plane, for browsers; empty where it does not proxy this console."""
     tls: _builtins.bool
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it stops to listen."""
+
     def __init__(
         self,
         *,
@@ -2352,10 +2656,11 @@ class ConsoleInfo(_message.Message):
         password: _builtins.str = ...,
         websocket_url: _builtins.str = ...,
         tls: _builtins.bool = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_type", b"console_type", "host", b"host", "password", b"password", "port", b"port", "tls", b"tls", "websocket_url", b"websocket_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_type", b"console_type", "expires_at", b"expires_at", "host", b"host", "password", b"password", "port", b"port", "tls", b"tls", "websocket_url", b"websocket_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

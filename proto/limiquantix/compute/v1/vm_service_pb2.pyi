@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from limiquantix.compute.v1 import vm_pb2 as _vm_pb2
@@ -62,7 +63,10 @@ class CreateVMRequest(_message.Message):
     description: _builtins.str
     start_on_create: _builtins.bool
     template_id: _builtins.str
-    """UUID of the template to clone; empty if none."""
+    """UUID of the template to clone; empty if none. The VM is what the template is, but for what `spec` says: a disk here
+    enlarges the one in the same place there, disks beyond those are added, other lists take the place of theirs.
+    `spec.template.clone_type` says how its disks are made.
+    """
     node_id: _builtins.str
     """UUID of the node to use, if it fits; empty lets the scheduler choose."""
     @_builtins.property
@@ -73,7 +77,7 @@ class CreateVMRequest(_message.Message):
 
     @_builtins.property
     def spec(self) -> _vm_pb2.VmSpec:
-        """Needs at least `cpu.cores` and `memory.size_mib`."""
+        """Needs at least `cpu.cores` and `memory.size_mib`, unless there is a template."""
 
     def __init__(
         self,
@@ -464,10 +468,11 @@ class CreateSnapshotRequest(_message.Message):
     QUIESCE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     name: _builtins.str
+    """For people; unique among the snapshots of a VM."""
     description: _builtins.str
     include_memory: _builtins.bool
     quiesce: _builtins.bool
-    """Freeze the guest's file systems meanwhile; needs the guest agent."""
+    """Freeze the guest's file systems meanwhile; needs the guest agent, and makes no sense together with memory."""
     def __init__(
         self,
         *,
@@ -682,17 +687,22 @@ class GetConsoleRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
+    CONSOLE_TYPE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     type: _vm_pb2.DisplayConfig.DisplayType.ValueType
+    """VNC, the default, means whichever display the VM has."""
+    console_type: _vm_pb2.ConsoleInfo.ConsoleType.ValueType
+    """Goes before `type`, and also knows the serial console."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         type: _vm_pb2.DisplayConfig.DisplayType.ValueType = ...,
+        console_type: _vm_pb2.ConsoleInfo.ConsoleType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["type", b"type", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_type", b"console_type", "type", b"type", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -897,18 +907,22 @@ class AttachCDROMRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     ISO_PATH_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     iso_path: _builtins.str
     """A path inside the node's storage; empty adds an empty drive."""
+    bus: _vm_pb2.CdromDevice.Bus.ValueType
+    """Controller the drive hangs on."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         iso_path: _builtins.str = ...,
+        bus: _vm_pb2.CdromDevice.Bus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["iso_path", b"iso_path", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "iso_path", b"iso_path", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1223,7 +1237,7 @@ Global___PingAgentResponse: _TypeAlias = PingAgentResponse  # noqa: Y015
 
 @_typing.final
 class ExecuteScriptRequest(_message.Message):
-    """What to run."""
+    """What to run. Command, arguments and environment hold 64 KiB together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1254,6 +1268,7 @@ class ExecuteScriptRequest(_message.Message):
     WAIT_FOR_EXIT_FIELD_NUMBER: _builtins.int
     WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     command: _builtins.str
     """Path or name of a program; no shell looks at it."""
@@ -1262,10 +1277,14 @@ class ExecuteScriptRequest(_message.Message):
     wait_for_exit: _builtins.bool
     """False returns as soon as the command runs."""
     working_directory: _builtins.str
+    input: _builtins.bytes
+    """Becomes the command's standard input; at most 1 MiB."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All of its environment; a PATH is added if there is none."""
+
     def __init__(
         self,
         *,
@@ -1276,10 +1295,11 @@ class ExecuteScriptRequest(_message.Message):
         wait_for_exit: _builtins.bool = ...,
         working_directory: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        input: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "environment", b"environment", "timeout_seconds", b"timeout_seconds", "vm_id", b"vm_id", "wait_for_exit", b"wait_for_exit", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "environment", b"environment", "input", b"input", "timeout_seconds", b"timeout_seconds", "vm_id", b"vm_id", "wait_for_exit", b"wait_for_exit", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1298,14 +1318,21 @@ class ExecuteScriptResponse(_message.Message):
     TIMED_OUT_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    STDOUT_CUT_FIELD_NUMBER: _builtins.int
+    STDERR_CUT_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     """It ran and ended with 0."""
     exit_code: _builtins.int
+    """128 and the signal's number for one that a signal ended; -1 for one that did not run, or did not end in time."""
     stdout: _builtins.str
+    """As text; bytes that are no UTF-8 are replaced."""
     stderr: _builtins.str
     timed_out: _builtins.bool
     duration_ms: _builtins.int
     error: _builtins.str
+    stdout_cut: _builtins.bool
+    """The output was longer than what is here."""
+    stderr_cut: _builtins.bool
     def __init__(
         self,
         *,
@@ -1316,10 +1343,12 @@ class ExecuteScriptResponse(_message.Message):
         timed_out: _builtins.bool = ...,
         duration_ms: _builtins.int = ...,
         error: _builtins.str = ...,
+        stdout_cut: _builtins.bool = ...,
+        stderr_cut: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "error", b"error", "exit_code", b"exit_code", "stderr", b"stderr", "stdout", b"stdout", "success", b"success", "timed_out", b"timed_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "error", b"error", "exit_code", b"exit_code", "stderr", b"stderr", "stderr_cut", b"stderr_cut", "stdout", b"stdout", "stdout_cut", b"stdout_cut", "success", b"success", "timed_out", b"timed_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1647,7 +1676,9 @@ class GetConsoleLogRequest(_message.Message):
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     offset: _builtins.int
-    """Byte to start at: 0, then `next_offset` of the answer before."""
+    """Byte to start at: 0, then `next_offset` of the answer before. From one that is no longer kept, since logs are
+    bounded, the answer begins with the oldest that is: `next_offset` less the length of `data`.
+    """
     max_bytes: _builtins.int
     """At most 1 MiB; 0 means 64 KiB."""
     def __init__(
@@ -1678,7 +1709,7 @@ class GetConsoleLogResponse(_message.Message):
     """Raw bytes as the guest wrote them; empty at the end of the log."""
     next_offset: _builtins.int
     size_bytes: _builtins.int
-    """Length of the whole log now. Smaller than `next_offset` of an earlier answer: it began anew."""
+    """Where the log ends now. Smaller than `next_offset` of an earlier answer: it began anew."""
     def __init__(
         self,
         *,
@@ -1693,3 +1724,388 @@ class GetConsoleLogResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetConsoleLogResponse: _TypeAlias = GetConsoleLogResponse  # noqa: Y015
+
+@_typing.final
+class UpdateDiskRequest(_message.Message):
+    """Which disk, and its ceilings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    IO_LIMITS_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    disk_id: _builtins.str
+    @_builtins.property
+    def io_limits(self) -> _vm_pb2.IoLimits:
+        """Absent means none."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        io_limits: _vm_pb2.IoLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["io_limits", b"io_limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "io_limits", b"io_limits", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDiskRequest: _TypeAlias = UpdateDiskRequest  # noqa: Y015
+
+@_typing.final
+class UpdateNICRequest(_message.Message):
+    """Which card, and how it should be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    NIC_ID_FIELD_NUMBER: _builtins.int
+    LINK_DOWN_FIELD_NUMBER: _builtins.int
+    QOS_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    nic_id: _builtins.str
+    link_down: _builtins.bool
+    """Absent leaves the cable as it is."""
+    @_builtins.property
+    def qos(self) -> _vm_pb2.NetworkQos:
+        """Absent leaves the ceilings as they are; an empty one means none."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        nic_id: _builtins.str = ...,
+        link_down: _builtins.bool | None = ...,
+        qos: _vm_pb2.NetworkQos | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_link_down", b"_link_down", "link_down", b"link_down", "qos", b"qos"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_link_down", b"_link_down", "link_down", b"link_down", "nic_id", b"nic_id", "qos", b"qos", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__link_down: _TypeAlias = _typing.Literal["link_down"]  # noqa: Y015
+    _WhichOneofArgType__link_down: _TypeAlias = _typing.Literal["_link_down", b"_link_down"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__link_down) -> _WhichOneofReturnType__link_down | None: ...
+
+Global___UpdateNICRequest: _TypeAlias = UpdateNICRequest  # noqa: Y015
+
+@_typing.final
+class GetGuestInfoRequest(_message.Message):
+    """Whose system."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGuestInfoRequest: _TypeAlias = GetGuestInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetGuestInfoResponse(_message.Message):
+    """What the guest says of itself; nobody vouches for it. Texts hold no control, formatting or bidirectional characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    FILE_SYSTEMS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    frozen: _builtins.bool
+    """Its file systems hold all writes."""
+    @_builtins.property
+    def info(self) -> _vm_pb2.GuestInfo: ...
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestInterface]:
+        """At most 256."""
+
+    @_builtins.property
+    def file_systems(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestFileSystem]:
+        """At most 1,024."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestUser]:
+        """At most 256."""
+
+    def __init__(
+        self,
+        *,
+        info: _vm_pb2.GuestInfo | None = ...,
+        interfaces: _abc.Iterable[Global___GuestInterface] | None = ...,
+        file_systems: _abc.Iterable[Global___GuestFileSystem] | None = ...,
+        users: _abc.Iterable[Global___GuestUser] | None = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_systems", b"file_systems", "frozen", b"frozen", "info", b"info", "interfaces", b"interfaces", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGuestInfoResponse: _TypeAlias = GetGuestInfoResponse  # noqa: Y015
+
+@_typing.final
+class GuestInterface(_message.Message):
+    """A network interface as the guest has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    IP_ADDRESSES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    mac_address: _builtins.str
+    @_builtins.property
+    def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Without prefix length; at most 256 for all interfaces together."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        mac_address: _builtins.str = ...,
+        ip_addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_addresses", b"ip_addresses", "mac_address", b"mac_address", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestInterface: _TypeAlias = GuestInterface  # noqa: Y015
+
+@_typing.final
+class GuestFileSystem(_message.Message):
+    """A file system that is mounted; sizes are 0 where the guest does not tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_POINT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    mount_point: _builtins.str
+    type: _builtins.str
+    device: _builtins.str
+    total_bytes: _builtins.int
+    used_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        mount_point: _builtins.str = ...,
+        type: _builtins.str = ...,
+        device: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "mount_point", b"mount_point", "total_bytes", b"total_bytes", "type", b"type", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestFileSystem: _TypeAlias = GuestFileSystem  # noqa: Y015
+
+@_typing.final
+class GuestUser(_message.Message):
+    """Somebody who is logged in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LOGGED_IN_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def logged_in_at(self) -> _timestamp_pb2.Timestamp:
+        """By the guest's clock."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        logged_in_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logged_in_at", b"logged_in_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logged_in_at", b"logged_in_at", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestUser: _TypeAlias = GuestUser  # noqa: Y015
+
+@_typing.final
+class SetGuestPasswordRequest(_message.Message):
+    """Whose password, and which."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    user: _builtins.str
+    password: _builtins.str
+    """A secret; neither kept nor logged."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        user: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "user", b"user", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetGuestPasswordRequest: _TypeAlias = SetGuestPasswordRequest  # noqa: Y015
+
+@_typing.final
+class SyncGuestTimeRequest(_message.Message):
+    """Whose clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncGuestTimeRequest: _TypeAlias = SyncGuestTimeRequest  # noqa: Y015
+
+@_typing.final
+class SyncGuestTimeResponse(_message.Message):
+    """The clock as it was before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AHEAD_SECONDS_FIELD_NUMBER: _builtins.int
+    ahead_seconds: _builtins.float
+    """Seconds that it was ahead of the host's; negative if it was behind."""
+    def __init__(
+        self,
+        *,
+        ahead_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead_seconds", b"ahead_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncGuestTimeResponse: _TypeAlias = SyncGuestTimeResponse  # noqa: Y015
+
+@_typing.final
+class FreezeGuestRequest(_message.Message):
+    """Whose writes, and for how long at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    THAW_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    thaw_after_seconds: _builtins.int
+    """Seconds after which the guest is thawed whatever happens, at most 60; 0 means 10."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        thaw_after_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thaw_after_seconds", b"thaw_after_seconds", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeGuestRequest: _TypeAlias = FreezeGuestRequest  # noqa: Y015
+
+@_typing.final
+class FreezeGuestResponse(_message.Message):
+    """What holds still."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_SYSTEM_COUNT_FIELD_NUMBER: _builtins.int
+    THAWS_AT_FIELD_NUMBER: _builtins.int
+    file_system_count: _builtins.int
+    @_builtins.property
+    def thaws_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        file_system_count: _builtins.int = ...,
+        thaws_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["thaws_at", b"thaws_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_system_count", b"file_system_count", "thaws_at", b"thaws_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeGuestResponse: _TypeAlias = FreezeGuestResponse  # noqa: Y015
+
+@_typing.final
+class ThawGuestRequest(_message.Message):
+    """Whose writes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawGuestRequest: _TypeAlias = ThawGuestRequest  # noqa: Y015
+
+@_typing.final
+class ThawGuestResponse(_message.Message):
+    """What was let go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_SYSTEM_COUNT_FIELD_NUMBER: _builtins.int
+    file_system_count: _builtins.int
+    """0 if nothing was frozen."""
+    def __init__(
+        self,
+        *,
+        file_system_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_system_count", b"file_system_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawGuestResponse: _TypeAlias = ThawGuestResponse  # noqa: Y015

@@ -244,6 +244,41 @@ class VMServiceStub(object):
                 request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.TakeOverVMRequest.SerializeToString,
                 response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
                 _registered_method=True)
+        self.UpdateDisk = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/UpdateDisk',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.UpdateDiskRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+                _registered_method=True)
+        self.UpdateNIC = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/UpdateNIC',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.UpdateNICRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+                _registered_method=True)
+        self.GetGuestInfo = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/GetGuestInfo',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetGuestInfoRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetGuestInfoResponse.FromString,
+                _registered_method=True)
+        self.SetGuestPassword = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/SetGuestPassword',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SetGuestPasswordRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.SyncGuestTime = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/SyncGuestTime',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SyncGuestTimeRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SyncGuestTimeResponse.FromString,
+                _registered_method=True)
+        self.FreezeGuest = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/FreezeGuest',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.FreezeGuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.FreezeGuestResponse.FromString,
+                _registered_method=True)
+        self.ThawGuest = channel.unary_unary(
+                '/limiquantix.compute.v1.VMService/ThawGuest',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.ThawGuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.ThawGuestResponse.FromString,
+                _registered_method=True)
 
 
 class VMServiceServicer(object):
@@ -287,9 +322,12 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVM(self, request, context):
-        """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
-        only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
-        RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
+        """Change the configuration, labels or description. Labels, description and policies change in any state; what the host
+        must know while the VM is STOPPED, CRASHED, RUNNING or PAUSED. One in memory gets more or less CPU and memory at once
+        where its guest and host can; what cannot be done now takes effect at the next start and is named in
+        `VmStatus.pending_changes`. Firmware and first-boot configuration change only while it is off; disks, drives and
+        cards are attached and detached instead. RESOURCE_EXHAUSTED if the node has no room for the larger size, which is
+        kept for the VM at once; what shrinks is given back when it is in effect. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -311,7 +349,8 @@ class VMServiceServicer(object):
 
     def StopVM(self, request, context):
         """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
-        fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+        fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
+        VM: what was saved of its memory is dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -346,7 +385,9 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateSnapshot(self, request, context):
-        """Save the disks' state, and the memory's if asked for.
+        """Save the disks' state, and the memory's if asked for, from RUNNING, PAUSED, STOPPED or CRASHED; memory and quiescing
+        need a guest in memory. Only disks in qcow2 format hold snapshots, and memory is saved under BIOS only:
+        SNAPSHOT_UNSUPPORTED tells. The VM is what it was afterwards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -360,14 +401,15 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevertToSnapshot(self, request, context):
-        """Put the VM back to a snapshot; what came after it is lost.
+        """Put the VM back to a snapshot: configuration, disks and, if it was saved, the running guest; without memory it is
+        off then, unless `start_after_revert`. What came after the snapshot is lost, but for other snapshots.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
-        """Remove a snapshot and keep the VM's present state.
+        """Remove a snapshot and keep the VM's present state; its children then build upon its parent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -381,56 +423,65 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetConsole(self, request, context):
-        """Say where the graphical console is, while the VM is RUNNING or PAUSED. FAILED_PRECONDITION if it has none.
+        """Make a one-time entry to a console, while the VM is RUNNING or PAUSED: an address on its host that lets one
+        connection in which knows the secret. FAILED_PRECONDITION if it has no console of that kind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloneVM(self, request, context):
-        """Make a new VM from an existing one, with new ids and MAC addresses.
+        """Make a new VM from one that is STOPPED or CRASHED, or from a template, on the same node: with new ids, MAC addresses
+        and first-boot identity, and with the same labels. FULL copies the disks; LINKED, from a template only, builds
+        upon them. FAILED_PRECONDITION if the source is not off; RESOURCE_EXHAUSTED if its node has no room for one more.
+        After an error nothing is left behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConvertToTemplate(self, request, context):
-        """Make a stopped VM a template, which can be cloned but not started.
+        """Make a stopped VM a template, which can be cloned but neither started nor changed, nor deleted while there are linked
+        clones. `UpdateVM` with `spec.template.is_template` false makes it an ordinary VM again. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachDisk(self, request, context):
-        """Add a disk, while the VM runs if its hypervisor can.
+        """Add a disk, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the disk on VIRTIO_BLK or VIRTIO_SCSI. With
+        the id of a disk that was detached from this VM, its image is attached again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachDisk(self, request, context):
-        """Take a disk away; its image stays.
+        """Take a disk away; its image stays and is deleted with the VM. A guest that runs has to let go of it: if it does not
+        in time, the call fails with the reason GUEST_DID_NOT_RELEASE and it keeps the disk. The disk that a running VM
+        booted from stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResizeDisk(self, request, context):
-        """Grow a disk. Shrinking is refused with INVALID_ARGUMENT.
+        """Grow a disk; a running guest sees the new size at once. Shrinking is refused with INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachNIC(self, request, context):
-        """Add a network card, while the VM runs if its hypervisor can.
+        """Add a network card, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the card VIRTIO_NET or E1000E.
+        ALREADY_EXISTS if another card of the cluster has its MAC address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachNIC(self, request, context):
-        """Take a network card away.
+        """Take a network card away; a guest that runs has to let go of it, as with `DetachDisk`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -451,14 +502,15 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MountISO(self, request, context):
-        """Put a medium into a drive, in place of the one that is in it.
+        """Put a medium into a drive, in place of the one that is in it. While a running guest holds the drive's door shut, as
+        it does with a medium that is mounted, it fails with the reason GUEST_DID_NOT_RELEASE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EjectISO(self, request, context):
-        """Take the medium out of a drive. Idempotent.
+        """Take the medium out of a drive; GUEST_DID_NOT_RELEASE as with `MountISO`. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -493,35 +545,39 @@ class VMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PingAgent(self, request, context):
-        """Ask the guest agent whether it is there.
+        """Ask the guest agent whether it is there. That it does not answer is an answer; a VM that does not run is an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExecuteScript(self, request, context):
-        """Run a command inside the guest, by its agent.
+        """Run a command inside the guest, by its agent. A command that fails, or that cannot be started, is an answer. Like all
+        methods that reach into a guest, it fails with reason GUEST_AGENT_ABSENT where no agent is connected, and
+        GUEST_AGENT_SILENT where it does not answer in time; whether the command runs is unknown then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadGuestFile(self, request, context):
-        """Read a file of the guest, by its agent.
+        """Read the beginning of a file of the guest, by its agent. That it cannot be read is an answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WriteGuestFile(self, request, context):
-        """Write a file of the guest, by its agent.
+        """Write a file of the guest, by its agent; one that is there is replaced. That it cannot be written is an answer. A
+        guest without a POSIX shell takes neither `mode` nor `create_parents`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GuestShutdown(self, request, context):
-        """Shut down or reboot the guest, by its agent. Returns once the agent has accepted.
+        """Shut down or reboot the guest, by its agent. Returns once the agent has accepted; one that shuts down is wanted off
+        from then on. Makes an operation. A delay and a message take a guest with a POSIX shell.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -537,6 +593,55 @@ class VMServiceServicer(object):
     def TakeOverVM(self, request, context):
         """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
         change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDisk(self, request, context):
+        """Replace the ceilings of a disk, while the VM runs or not. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateNIC(self, request, context):
+        """Plug a network card's cable in or out and replace its ceilings, while the VM runs or not. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGuestInfo(self, request, context):
+        """Ask the guest agent about the system inside, now. Fails as `ExecuteScript` does where no agent answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetGuestPassword(self, request, context):
+        """Set the password of a user of the guest, by its agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SyncGuestTime(self, request, context):
+        """Set the guest's clock to its host's, by its agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeGuest(self, request, context):
+        """Have the guest write everything out and hold all further writes, by its agent, until it is thawed or the time is up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ThawGuest(self, request, context):
+        """Let the guest's writes go on, by its agent; fine if none were held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -739,6 +844,41 @@ def add_VMServiceServicer_to_server(servicer, server):
                     servicer.TakeOverVM,
                     request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.TakeOverVMRequest.FromString,
                     response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.SerializeToString,
+            ),
+            'UpdateDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDisk,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.UpdateDiskRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.SerializeToString,
+            ),
+            'UpdateNIC': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNIC,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.UpdateNICRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.SerializeToString,
+            ),
+            'GetGuestInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGuestInfo,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetGuestInfoRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetGuestInfoResponse.SerializeToString,
+            ),
+            'SetGuestPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGuestPassword,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SetGuestPasswordRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'SyncGuestTime': grpc.unary_unary_rpc_method_handler(
+                    servicer.SyncGuestTime,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SyncGuestTimeRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SyncGuestTimeResponse.SerializeToString,
+            ),
+            'FreezeGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeGuest,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.FreezeGuestRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.FreezeGuestResponse.SerializeToString,
+            ),
+            'ThawGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ThawGuest,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.ThawGuestRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.ThawGuestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1807,6 +1947,195 @@ class VMService(object):
             '/limiquantix.compute.v1.VMService/TakeOverVM',
             limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.TakeOverVMRequest.SerializeToString,
             limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/UpdateDisk',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.UpdateDiskRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNIC(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/UpdateNIC',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.UpdateNICRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGuestInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/GetGuestInfo',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetGuestInfoRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.GetGuestInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGuestPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/SetGuestPassword',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SetGuestPasswordRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SyncGuestTime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/SyncGuestTime',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SyncGuestTimeRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.SyncGuestTimeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/FreezeGuest',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.FreezeGuestRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.FreezeGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ThawGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.VMService/ThawGuest',
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.ThawGuestRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__service__pb2.ThawGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,9 +60,12 @@ class VMServiceStub:
     go.
     """
     UpdateVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateVMRequest, _vm_pb2.VirtualMachine]
-    """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
-    only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
-    RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
+    """Change the configuration, labels or description. Labels, description and policies change in any state; what the host
+    must know while the VM is STOPPED, CRASHED, RUNNING or PAUSED. One in memory gets more or less CPU and memory at once
+    where its guest and host can; what cannot be done now takes effect at the next start and is named in
+    `VmStatus.pending_changes`. Firmware and first-boot configuration change only while it is off; disks, drives and
+    cards are attached and detached instead. RESOURCE_EXHAUSTED if the node has no room for the larger size, which is
+    kept for the VM at once; what shrinks is given back when it is in effect. Idempotent.
     """
     DeleteVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.DeleteVMRequest, _empty_pb2.Empty]
     """Delete a VM and the disks that were made for it. A running VM needs `force`."""
@@ -70,7 +73,8 @@ class VMServiceStub:
     """Power on, from STOPPED, SUSPENDED or CRASHED."""
     StopVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.StopVMRequest, _vm_pb2.VirtualMachine]
     """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
-    fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+    fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
+    VM: what was saved of its memory is dropped.
     """
     RebootVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.RebootVMRequest, _vm_pb2.VirtualMachine]
     """Restart the guest, from RUNNING."""
@@ -81,39 +85,61 @@ class VMServiceStub:
     SuspendVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.SuspendVMRequest, _vm_pb2.VirtualMachine]
     """Save the memory to disk and power off, from RUNNING; `StartVM` continues there."""
     CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.CreateSnapshotRequest, _vm_pb2.Snapshot]
-    """Save the disks' state, and the memory's if asked for."""
+    """Save the disks' state, and the memory's if asked for, from RUNNING, PAUSED, STOPPED or CRASHED; memory and quiescing
+    need a guest in memory. Only disks in qcow2 format hold snapshots, and memory is saved under BIOS only:
+    SNAPSHOT_UNSUPPORTED tells. The VM is what it was afterwards.
+    """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ListSnapshotsRequest, _vm_service_pb2.ListSnapshotsResponse]
     """Read the snapshots of a VM, parents before children."""
     RevertToSnapshot: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.RevertToSnapshotRequest, _vm_pb2.VirtualMachine]
-    """Put the VM back to a snapshot; what came after it is lost."""
+    """Put the VM back to a snapshot: configuration, disks and, if it was saved, the running guest; without memory it is
+    off then, unless `start_after_revert`. What came after the snapshot is lost, but for other snapshots.
+    """
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.DeleteSnapshotRequest, _empty_pb2.Empty]
-    """Remove a snapshot and keep the VM's present state."""
+    """Remove a snapshot and keep the VM's present state; its children then build upon its parent."""
     MigrateVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.MigrateVMRequest, _vm_service_pb2.MigrateVMResponse]
     """Move a VM to another node, running (`live`) or stopped. On failure it stays where it was."""
     GetConsole: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.GetConsoleRequest, _vm_pb2.ConsoleInfo]
-    """Say where the graphical console is, while the VM is RUNNING or PAUSED. FAILED_PRECONDITION if it has none."""
+    """Make a one-time entry to a console, while the VM is RUNNING or PAUSED: an address on its host that lets one
+    connection in which knows the secret. FAILED_PRECONDITION if it has no console of that kind.
+    """
     CloneVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.CloneVMRequest, _vm_pb2.VirtualMachine]
-    """Make a new VM from an existing one, with new ids and MAC addresses."""
+    """Make a new VM from one that is STOPPED or CRASHED, or from a template, on the same node: with new ids, MAC addresses
+    and first-boot identity, and with the same labels. FULL copies the disks; LINKED, from a template only, builds
+    upon them. FAILED_PRECONDITION if the source is not off; RESOURCE_EXHAUSTED if its node has no room for one more.
+    After an error nothing is left behind.
+    """
     ConvertToTemplate: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ConvertToTemplateRequest, _vm_pb2.VirtualMachine]
-    """Make a stopped VM a template, which can be cloned but not started."""
+    """Make a stopped VM a template, which can be cloned but neither started nor changed, nor deleted while there are linked
+    clones. `UpdateVM` with `spec.template.is_template` false makes it an ordinary VM again. Idempotent.
+    """
     AttachDisk: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.AttachDiskRequest, _vm_pb2.VirtualMachine]
-    """Add a disk, while the VM runs if its hypervisor can."""
+    """Add a disk, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the disk on VIRTIO_BLK or VIRTIO_SCSI. With
+    the id of a disk that was detached from this VM, its image is attached again.
+    """
     DetachDisk: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.DetachDiskRequest, _vm_pb2.VirtualMachine]
-    """Take a disk away; its image stays."""
+    """Take a disk away; its image stays and is deleted with the VM. A guest that runs has to let go of it: if it does not
+    in time, the call fails with the reason GUEST_DID_NOT_RELEASE and it keeps the disk. The disk that a running VM
+    booted from stays.
+    """
     ResizeDisk: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ResizeDiskRequest, _vm_pb2.VirtualMachine]
-    """Grow a disk. Shrinking is refused with INVALID_ARGUMENT."""
+    """Grow a disk; a running guest sees the new size at once. Shrinking is refused with INVALID_ARGUMENT."""
     AttachNIC: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.AttachNICRequest, _vm_pb2.VirtualMachine]
-    """Add a network card, while the VM runs if its hypervisor can."""
+    """Add a network card, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the card VIRTIO_NET or E1000E.
+    ALREADY_EXISTS if another card of the cluster has its MAC address.
+    """
     DetachNIC: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.DetachNICRequest, _vm_pb2.VirtualMachine]
-    """Take a network card away."""
+    """Take a network card away; a guest that runs has to let go of it, as with `DetachDisk`."""
     AttachCDROM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.AttachCDROMRequest, _vm_pb2.VirtualMachine]
     """Add a CD-ROM drive to a stopped VM."""
     DetachCDROM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.DetachCDROMRequest, _vm_pb2.VirtualMachine]
     """Take a CD-ROM drive away from a stopped VM."""
     MountISO: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.MountISORequest, _vm_pb2.VirtualMachine]
-    """Put a medium into a drive, in place of the one that is in it."""
+    """Put a medium into a drive, in place of the one that is in it. While a running guest holds the drive's door shut, as
+    it does with a medium that is mounted, it fails with the reason GUEST_DID_NOT_RELEASE.
+    """
     EjectISO: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.EjectISORequest, _vm_pb2.VirtualMachine]
-    """Take the medium out of a drive. Idempotent."""
+    """Take the medium out of a drive; GUEST_DID_NOT_RELEASE as with `MountISO`. Idempotent."""
     ListVMEvents: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ListVMEventsRequest, _vm_service_pb2.ListVMEventsResponse]
     """Read what happened to a VM, newest first."""
     WatchVM: _grpc.UnaryStreamMultiCallable[_vm_service_pb2.WatchVMRequest, _vm_pb2.VirtualMachine]
@@ -123,21 +149,42 @@ class VMServiceStub:
     WatchVMs: _grpc.UnaryStreamMultiCallable[_vm_service_pb2.WatchVMsRequest, _vm_service_pb2.VMUpdate]
     """Send every matching VM now, as ADDED, then each change."""
     PingAgent: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.PingAgentRequest, _vm_service_pb2.PingAgentResponse]
-    """Ask the guest agent whether it is there."""
+    """Ask the guest agent whether it is there. That it does not answer is an answer; a VM that does not run is an error."""
     ExecuteScript: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ExecuteScriptRequest, _vm_service_pb2.ExecuteScriptResponse]
-    """Run a command inside the guest, by its agent."""
+    """Run a command inside the guest, by its agent. A command that fails, or that cannot be started, is an answer. Like all
+    methods that reach into a guest, it fails with reason GUEST_AGENT_ABSENT where no agent is connected, and
+    GUEST_AGENT_SILENT where it does not answer in time; whether the command runs is unknown then.
+    """
     ReadGuestFile: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ReadGuestFileRequest, _vm_service_pb2.ReadGuestFileResponse]
-    """Read a file of the guest, by its agent."""
+    """Read the beginning of a file of the guest, by its agent. That it cannot be read is an answer."""
     WriteGuestFile: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.WriteGuestFileRequest, _vm_service_pb2.WriteGuestFileResponse]
-    """Write a file of the guest, by its agent."""
+    """Write a file of the guest, by its agent; one that is there is replaced. That it cannot be written is an answer. A
+    guest without a POSIX shell takes neither `mode` nor `create_parents`.
+    """
     GuestShutdown: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.GuestShutdownRequest, _vm_service_pb2.GuestShutdownResponse]
-    """Shut down or reboot the guest, by its agent. Returns once the agent has accepted."""
+    """Shut down or reboot the guest, by its agent. Returns once the agent has accepted; one that shuts down is wanted off
+    from then on. Makes an operation. A delay and a message take a guest with a POSIX shell.
+    """
     GetConsoleLog: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.GetConsoleLogRequest, _vm_service_pb2.GetConsoleLogResponse]
     """Read what the guest wrote to its serial console, whether the VM runs or not."""
     TakeOverVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.TakeOverVMRequest, _vm_pb2.VirtualMachine]
     """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
     change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
     """
+    UpdateDisk: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateDiskRequest, _vm_pb2.VirtualMachine]
+    """Replace the ceilings of a disk, while the VM runs or not. Idempotent."""
+    UpdateNIC: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateNICRequest, _vm_pb2.VirtualMachine]
+    """Plug a network card's cable in or out and replace its ceilings, while the VM runs or not. Idempotent."""
+    GetGuestInfo: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.GetGuestInfoRequest, _vm_service_pb2.GetGuestInfoResponse]
+    """Ask the guest agent about the system inside, now. Fails as `ExecuteScript` does where no agent answers."""
+    SetGuestPassword: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.SetGuestPasswordRequest, _empty_pb2.Empty]
+    """Set the password of a user of the guest, by its agent."""
+    SyncGuestTime: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.SyncGuestTimeRequest, _vm_service_pb2.SyncGuestTimeResponse]
+    """Set the guest's clock to its host's, by its agent."""
+    FreezeGuest: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.FreezeGuestRequest, _vm_service_pb2.FreezeGuestResponse]
+    """Have the guest write everything out and hold all further writes, by its agent, until it is thawed or the time is up."""
+    ThawGuest: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.ThawGuestRequest, _vm_service_pb2.ThawGuestResponse]
+    """Let the guest's writes go on, by its agent; fine if none were held."""
 
 @_typing.type_check_only
 class VMServiceAsyncStub(VMServiceStub):
@@ -169,9 +216,12 @@ class VMServiceAsyncStub(VMServiceStub):
     go.
     """
     UpdateVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
-    only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
-    RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
+    """Change the configuration, labels or description. Labels, description and policies change in any state; what the host
+    must know while the VM is STOPPED, CRASHED, RUNNING or PAUSED. One in memory gets more or less CPU and memory at once
+    where its guest and host can; what cannot be done now takes effect at the next start and is named in
+    `VmStatus.pending_changes`. Firmware and first-boot configuration change only while it is off; disks, drives and
+    cards are attached and detached instead. RESOURCE_EXHAUSTED if the node has no room for the larger size, which is
+    kept for the VM at once; what shrinks is given back when it is in effect. Idempotent.
     """
     DeleteVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.DeleteVMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Delete a VM and the disks that were made for it. A running VM needs `force`."""
@@ -179,7 +229,8 @@ class VMServiceAsyncStub(VMServiceStub):
     """Power on, from STOPPED, SUSPENDED or CRASHED."""
     StopVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.StopVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
-    fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+    fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
+    VM: what was saved of its memory is dropped.
     """
     RebootVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.RebootVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Restart the guest, from RUNNING."""
@@ -190,39 +241,61 @@ class VMServiceAsyncStub(VMServiceStub):
     SuspendVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.SuspendVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Save the memory to disk and power off, from RUNNING; `StartVM` continues there."""
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.CreateSnapshotRequest, _vm_pb2.Snapshot]  # type: ignore[assignment]
-    """Save the disks' state, and the memory's if asked for."""
+    """Save the disks' state, and the memory's if asked for, from RUNNING, PAUSED, STOPPED or CRASHED; memory and quiescing
+    need a guest in memory. Only disks in qcow2 format hold snapshots, and memory is saved under BIOS only:
+    SNAPSHOT_UNSUPPORTED tells. The VM is what it was afterwards.
+    """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ListSnapshotsRequest, _vm_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """Read the snapshots of a VM, parents before children."""
     RevertToSnapshot: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.RevertToSnapshotRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Put the VM back to a snapshot; what came after it is lost."""
+    """Put the VM back to a snapshot: configuration, disks and, if it was saved, the running guest; without memory it is
+    off then, unless `start_after_revert`. What came after the snapshot is lost, but for other snapshots.
+    """
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.DeleteSnapshotRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Remove a snapshot and keep the VM's present state."""
+    """Remove a snapshot and keep the VM's present state; its children then build upon its parent."""
     MigrateVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.MigrateVMRequest, _vm_service_pb2.MigrateVMResponse]  # type: ignore[assignment]
     """Move a VM to another node, running (`live`) or stopped. On failure it stays where it was."""
     GetConsole: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.GetConsoleRequest, _vm_pb2.ConsoleInfo]  # type: ignore[assignment]
-    """Say where the graphical console is, while the VM is RUNNING or PAUSED. FAILED_PRECONDITION if it has none."""
+    """Make a one-time entry to a console, while the VM is RUNNING or PAUSED: an address on its host that lets one
+    connection in which knows the secret. FAILED_PRECONDITION if it has no console of that kind.
+    """
     CloneVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.CloneVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Make a new VM from an existing one, with new ids and MAC addresses."""
+    """Make a new VM from one that is STOPPED or CRASHED, or from a template, on the same node: with new ids, MAC addresses
+    and first-boot identity, and with the same labels. FULL copies the disks; LINKED, from a template only, builds
+    upon them. FAILED_PRECONDITION if the source is not off; RESOURCE_EXHAUSTED if its node has no room for one more.
+    After an error nothing is left behind.
+    """
     ConvertToTemplate: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ConvertToTemplateRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Make a stopped VM a template, which can be cloned but not started."""
+    """Make a stopped VM a template, which can be cloned but neither started nor changed, nor deleted while there are linked
+    clones. `UpdateVM` with `spec.template.is_template` false makes it an ordinary VM again. Idempotent.
+    """
     AttachDisk: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.AttachDiskRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Add a disk, while the VM runs if its hypervisor can."""
+    """Add a disk, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the disk on VIRTIO_BLK or VIRTIO_SCSI. With
+    the id of a disk that was detached from this VM, its image is attached again.
+    """
     DetachDisk: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.DetachDiskRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Take a disk away; its image stays."""
+    """Take a disk away; its image stays and is deleted with the VM. A guest that runs has to let go of it: if it does not
+    in time, the call fails with the reason GUEST_DID_NOT_RELEASE and it keeps the disk. The disk that a running VM
+    booted from stays.
+    """
     ResizeDisk: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ResizeDiskRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Grow a disk. Shrinking is refused with INVALID_ARGUMENT."""
+    """Grow a disk; a running guest sees the new size at once. Shrinking is refused with INVALID_ARGUMENT."""
     AttachNIC: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.AttachNICRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Add a network card, while the VM runs if its hypervisor can."""
+    """Add a network card, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the card VIRTIO_NET or E1000E.
+    ALREADY_EXISTS if another card of the cluster has its MAC address.
+    """
     DetachNIC: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.DetachNICRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Take a network card away."""
+    """Take a network card away; a guest that runs has to let go of it, as with `DetachDisk`."""
     AttachCDROM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.AttachCDROMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Add a CD-ROM drive to a stopped VM."""
     DetachCDROM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.DetachCDROMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Take a CD-ROM drive away from a stopped VM."""
     MountISO: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.MountISORequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Put a medium into a drive, in place of the one that is in it."""
+    """Put a medium into a drive, in place of the one that is in it. While a running guest holds the drive's door shut, as
+    it does with a medium that is mounted, it fails with the reason GUEST_DID_NOT_RELEASE.
+    """
     EjectISO: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.EjectISORequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
-    """Take the medium out of a drive. Idempotent."""
+    """Take the medium out of a drive; GUEST_DID_NOT_RELEASE as with `MountISO`. Idempotent."""
     ListVMEvents: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ListVMEventsRequest, _vm_service_pb2.ListVMEventsResponse]  # type: ignore[assignment]
     """Read what happened to a VM, newest first."""
     WatchVM: _aio.UnaryStreamMultiCallable[_vm_service_pb2.WatchVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
@@ -232,21 +305,42 @@ class VMServiceAsyncStub(VMServiceStub):
     WatchVMs: _aio.UnaryStreamMultiCallable[_vm_service_pb2.WatchVMsRequest, _vm_service_pb2.VMUpdate]  # type: ignore[assignment]
     """Send every matching VM now, as ADDED, then each change."""
     PingAgent: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.PingAgentRequest, _vm_service_pb2.PingAgentResponse]  # type: ignore[assignment]
-    """Ask the guest agent whether it is there."""
+    """Ask the guest agent whether it is there. That it does not answer is an answer; a VM that does not run is an error."""
     ExecuteScript: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ExecuteScriptRequest, _vm_service_pb2.ExecuteScriptResponse]  # type: ignore[assignment]
-    """Run a command inside the guest, by its agent."""
+    """Run a command inside the guest, by its agent. A command that fails, or that cannot be started, is an answer. Like all
+    methods that reach into a guest, it fails with reason GUEST_AGENT_ABSENT where no agent is connected, and
+    GUEST_AGENT_SILENT where it does not answer in time; whether the command runs is unknown then.
+    """
     ReadGuestFile: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ReadGuestFileRequest, _vm_service_pb2.ReadGuestFileResponse]  # type: ignore[assignment]
-    """Read a file of the guest, by its agent."""
+    """Read the beginning of a file of the guest, by its agent. That it cannot be read is an answer."""
     WriteGuestFile: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.WriteGuestFileRequest, _vm_service_pb2.WriteGuestFileResponse]  # type: ignore[assignment]
-    """Write a file of the guest, by its agent."""
+    """Write a file of the guest, by its agent; one that is there is replaced. That it cannot be written is an answer. A
+    guest without a POSIX shell takes neither `mode` nor `create_parents`.
+    """
     GuestShutdown: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.GuestShutdownRequest, _vm_service_pb2.GuestShutdownResponse]  # type: ignore[assignment]
-    """Shut down or reboot the guest, by its agent. Returns once the agent has accepted."""
+    """Shut down or reboot the guest, by its agent. Returns once the agent has accepted; one that shuts down is wanted off
+    from then on. Makes an operation. A delay and a message take a guest with a POSIX shell.
+    """
     GetConsoleLog: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.GetConsoleLogRequest, _vm_service_pb2.GetConsoleLogResponse]  # type: ignore[assignment]
     """Read what the guest wrote to its serial console, whether the VM runs or not."""
     TakeOverVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.TakeOverVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
     change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
     """
+    UpdateDisk: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateDiskRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
+    """Replace the ceilings of a disk, while the VM runs or not. Idempotent."""
+    UpdateNIC: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.UpdateNICRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
+    """Plug a network card's cable in or out and replace its ceilings, while the VM runs or not. Idempotent."""
+    GetGuestInfo: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.GetGuestInfoRequest, _vm_service_pb2.GetGuestInfoResponse]  # type: ignore[assignment]
+    """Ask the guest agent about the system inside, now. Fails as `ExecuteScript` does where no agent answers."""
+    SetGuestPassword: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.SetGuestPasswordRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Set the password of a user of the guest, by its agent."""
+    SyncGuestTime: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.SyncGuestTimeRequest, _vm_service_pb2.SyncGuestTimeResponse]  # type: ignore[assignment]
+    """Set the guest's clock to its host's, by its agent."""
+    FreezeGuest: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.FreezeGuestRequest, _vm_service_pb2.FreezeGuestResponse]  # type: ignore[assignment]
+    """Have the guest write everything out and hold all further writes, by its agent, until it is thawed or the time is up."""
+    ThawGuest: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.ThawGuestRequest, _vm_service_pb2.ThawGuestResponse]  # type: ignore[assignment]
+    """Let the guest's writes go on, by its agent; fine if none were held."""
 
 class VMServiceServicer(metaclass=_abc_1.ABCMeta):
     """Virtual machines: life cycle, snapshots, devices, consoles, guests.
@@ -299,9 +393,12 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.UpdateVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Change the configuration, labels or description. What the host must know, such as CPU and memory, can be changed
-        only while the VM is STOPPED or CRASHED; disks, drives and cards are attached and detached instead.
-        RESOURCE_EXHAUSTED if the node has no room for the larger size. Idempotent.
+        """Change the configuration, labels or description. Labels, description and policies change in any state; what the host
+        must know while the VM is STOPPED, CRASHED, RUNNING or PAUSED. One in memory gets more or less CPU and memory at once
+        where its guest and host can; what cannot be done now takes effect at the next start and is named in
+        `VmStatus.pending_changes`. Firmware and first-boot configuration change only while it is off; disks, drives and
+        cards are attached and detached instead. RESOURCE_EXHAUSTED if the node has no room for the larger size, which is
+        kept for the VM at once; what shrinks is given back when it is in effect. Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -327,7 +424,8 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
         """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
-        fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set.
+        fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
+        VM: what was saved of its memory is dropped.
         """
 
     @_abc_1.abstractmethod
@@ -368,7 +466,10 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.CreateSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.Snapshot, _abc.Awaitable[_vm_pb2.Snapshot]]:
-        """Save the disks' state, and the memory's if asked for."""
+        """Save the disks' state, and the memory's if asked for, from RUNNING, PAUSED, STOPPED or CRASHED; memory and quiescing
+        need a guest in memory. Only disks in qcow2 format hold snapshots, and memory is saved under BIOS only:
+        SNAPSHOT_UNSUPPORTED tells. The VM is what it was afterwards.
+        """
 
     @_abc_1.abstractmethod
     def ListSnapshots(
@@ -384,7 +485,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.RevertToSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Put the VM back to a snapshot; what came after it is lost."""
+        """Put the VM back to a snapshot: configuration, disks and, if it was saved, the running guest; without memory it is
+        off then, unless `start_after_revert`. What came after the snapshot is lost, but for other snapshots.
+        """
 
     @_abc_1.abstractmethod
     def DeleteSnapshot(
@@ -392,7 +495,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.DeleteSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Remove a snapshot and keep the VM's present state."""
+        """Remove a snapshot and keep the VM's present state; its children then build upon its parent."""
 
     @_abc_1.abstractmethod
     def MigrateVM(
@@ -408,7 +511,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.GetConsoleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.ConsoleInfo, _abc.Awaitable[_vm_pb2.ConsoleInfo]]:
-        """Say where the graphical console is, while the VM is RUNNING or PAUSED. FAILED_PRECONDITION if it has none."""
+        """Make a one-time entry to a console, while the VM is RUNNING or PAUSED: an address on its host that lets one
+        connection in which knows the secret. FAILED_PRECONDITION if it has no console of that kind.
+        """
 
     @_abc_1.abstractmethod
     def CloneVM(
@@ -416,7 +521,11 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.CloneVMRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Make a new VM from an existing one, with new ids and MAC addresses."""
+        """Make a new VM from one that is STOPPED or CRASHED, or from a template, on the same node: with new ids, MAC addresses
+        and first-boot identity, and with the same labels. FULL copies the disks; LINKED, from a template only, builds
+        upon them. FAILED_PRECONDITION if the source is not off; RESOURCE_EXHAUSTED if its node has no room for one more.
+        After an error nothing is left behind.
+        """
 
     @_abc_1.abstractmethod
     def ConvertToTemplate(
@@ -424,7 +533,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.ConvertToTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Make a stopped VM a template, which can be cloned but not started."""
+        """Make a stopped VM a template, which can be cloned but neither started nor changed, nor deleted while there are linked
+        clones. `UpdateVM` with `spec.template.is_template` false makes it an ordinary VM again. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def AttachDisk(
@@ -432,7 +543,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.AttachDiskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Add a disk, while the VM runs if its hypervisor can."""
+        """Add a disk, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the disk on VIRTIO_BLK or VIRTIO_SCSI. With
+        the id of a disk that was detached from this VM, its image is attached again.
+        """
 
     @_abc_1.abstractmethod
     def DetachDisk(
@@ -440,7 +553,10 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.DetachDiskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Take a disk away; its image stays."""
+        """Take a disk away; its image stays and is deleted with the VM. A guest that runs has to let go of it: if it does not
+        in time, the call fails with the reason GUEST_DID_NOT_RELEASE and it keeps the disk. The disk that a running VM
+        booted from stays.
+        """
 
     @_abc_1.abstractmethod
     def ResizeDisk(
@@ -448,7 +564,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.ResizeDiskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Grow a disk. Shrinking is refused with INVALID_ARGUMENT."""
+        """Grow a disk; a running guest sees the new size at once. Shrinking is refused with INVALID_ARGUMENT."""
 
     @_abc_1.abstractmethod
     def AttachNIC(
@@ -456,7 +572,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.AttachNICRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Add a network card, while the VM runs if its hypervisor can."""
+        """Add a network card, while the VM is STOPPED or CRASHED, or RUNNING or PAUSED and the card VIRTIO_NET or E1000E.
+        ALREADY_EXISTS if another card of the cluster has its MAC address.
+        """
 
     @_abc_1.abstractmethod
     def DetachNIC(
@@ -464,7 +582,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.DetachNICRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Take a network card away."""
+        """Take a network card away; a guest that runs has to let go of it, as with `DetachDisk`."""
 
     @_abc_1.abstractmethod
     def AttachCDROM(
@@ -488,7 +606,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.MountISORequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Put a medium into a drive, in place of the one that is in it."""
+        """Put a medium into a drive, in place of the one that is in it. While a running guest holds the drive's door shut, as
+        it does with a medium that is mounted, it fails with the reason GUEST_DID_NOT_RELEASE.
+        """
 
     @_abc_1.abstractmethod
     def EjectISO(
@@ -496,7 +616,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.EjectISORequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
-        """Take the medium out of a drive. Idempotent."""
+        """Take the medium out of a drive; GUEST_DID_NOT_RELEASE as with `MountISO`. Idempotent."""
 
     @_abc_1.abstractmethod
     def ListVMEvents(
@@ -536,7 +656,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.PingAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_service_pb2.PingAgentResponse, _abc.Awaitable[_vm_service_pb2.PingAgentResponse]]:
-        """Ask the guest agent whether it is there."""
+        """Ask the guest agent whether it is there. That it does not answer is an answer; a VM that does not run is an error."""
 
     @_abc_1.abstractmethod
     def ExecuteScript(
@@ -544,7 +664,10 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.ExecuteScriptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_service_pb2.ExecuteScriptResponse, _abc.Awaitable[_vm_service_pb2.ExecuteScriptResponse]]:
-        """Run a command inside the guest, by its agent."""
+        """Run a command inside the guest, by its agent. A command that fails, or that cannot be started, is an answer. Like all
+        methods that reach into a guest, it fails with reason GUEST_AGENT_ABSENT where no agent is connected, and
+        GUEST_AGENT_SILENT where it does not answer in time; whether the command runs is unknown then.
+        """
 
     @_abc_1.abstractmethod
     def ReadGuestFile(
@@ -552,7 +675,7 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.ReadGuestFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_service_pb2.ReadGuestFileResponse, _abc.Awaitable[_vm_service_pb2.ReadGuestFileResponse]]:
-        """Read a file of the guest, by its agent."""
+        """Read the beginning of a file of the guest, by its agent. That it cannot be read is an answer."""
 
     @_abc_1.abstractmethod
     def WriteGuestFile(
@@ -560,7 +683,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.WriteGuestFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_service_pb2.WriteGuestFileResponse, _abc.Awaitable[_vm_service_pb2.WriteGuestFileResponse]]:
-        """Write a file of the guest, by its agent."""
+        """Write a file of the guest, by its agent; one that is there is replaced. That it cannot be written is an answer. A
+        guest without a POSIX shell takes neither `mode` nor `create_parents`.
+        """
 
     @_abc_1.abstractmethod
     def GuestShutdown(
@@ -568,7 +693,9 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vm_service_pb2.GuestShutdownRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vm_service_pb2.GuestShutdownResponse, _abc.Awaitable[_vm_service_pb2.GuestShutdownResponse]]:
-        """Shut down or reboot the guest, by its agent. Returns once the agent has accepted."""
+        """Shut down or reboot the guest, by its agent. Returns once the agent has accepted; one that shuts down is wanted off
+        from then on. Makes an operation. A delay and a message take a guest with a POSIX shell.
+        """
 
     @_abc_1.abstractmethod
     def GetConsoleLog(
@@ -587,5 +714,61 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
         """Manage a VM that was found on a host (`origin` HOST_DISCOVERED). Until then it is shown and left alone: every other
         change of it is refused with the reason VM_NOT_MANAGED. Idempotent.
         """
+
+    @_abc_1.abstractmethod
+    def UpdateDisk(
+        self,
+        request: _vm_service_pb2.UpdateDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
+        """Replace the ceilings of a disk, while the VM runs or not. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def UpdateNIC(
+        self,
+        request: _vm_service_pb2.UpdateNICRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
+        """Plug a network card's cable in or out and replace its ceilings, while the VM runs or not. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def GetGuestInfo(
+        self,
+        request: _vm_service_pb2.GetGuestInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_service_pb2.GetGuestInfoResponse, _abc.Awaitable[_vm_service_pb2.GetGuestInfoResponse]]:
+        """Ask the guest agent about the system inside, now. Fails as `ExecuteScript` does where no agent answers."""
+
+    @_abc_1.abstractmethod
+    def SetGuestPassword(
+        self,
+        request: _vm_service_pb2.SetGuestPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Set the password of a user of the guest, by its agent."""
+
+    @_abc_1.abstractmethod
+    def SyncGuestTime(
+        self,
+        request: _vm_service_pb2.SyncGuestTimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_service_pb2.SyncGuestTimeResponse, _abc.Awaitable[_vm_service_pb2.SyncGuestTimeResponse]]:
+        """Set the guest's clock to its host's, by its agent."""
+
+    @_abc_1.abstractmethod
+    def FreezeGuest(
+        self,
+        request: _vm_service_pb2.FreezeGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_service_pb2.FreezeGuestResponse, _abc.Awaitable[_vm_service_pb2.FreezeGuestResponse]]:
+        """Have the guest write everything out and hold all further writes, by its agent, until it is thawed or the time is up."""
+
+    @_abc_1.abstractmethod
+    def ThawGuest(
+        self,
+        request: _vm_service_pb2.ThawGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_service_pb2.ThawGuestResponse, _abc.Awaitable[_vm_service_pb2.ThawGuestResponse]]:
+        """Let the guest's writes go on, by its agent; fine if none were held."""
 
 def add_VMServiceServicer_to_server(servicer: VMServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

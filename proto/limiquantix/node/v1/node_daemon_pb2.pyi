@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from limiquantix.compute.v1 import node_pb2 as _node_pb2
+from limiquantix.compute.v1 import vm_pb2 as _vm_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,12 +30,16 @@ class _FirmwareEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Firmware.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     FIRMWARE_BIOS: _Firmware.ValueType  # 0
     FIRMWARE_UEFI: _Firmware.ValueType  # 1
+    FIRMWARE_UEFI_SECURE_BOOT: _Firmware.ValueType  # 100
+    """UEFI that starts signed systems only."""
 
 class Firmware(_Firmware, metaclass=_FirmwareEnumTypeWrapper):
     """What the VM boots with."""
 
 FIRMWARE_BIOS: Firmware.ValueType  # 0
 FIRMWARE_UEFI: Firmware.ValueType  # 1
+FIRMWARE_UEFI_SECURE_BOOT: Firmware.ValueType  # 100
+"""UEFI that starts signed systems only."""
 Global___Firmware: _TypeAlias = Firmware  # noqa: Y015
 
 class _BootDevice:
@@ -53,6 +59,26 @@ BOOT_DEVICE_DISK: BootDevice.ValueType  # 0
 BOOT_DEVICE_CDROM: BootDevice.ValueType  # 1
 BOOT_DEVICE_NETWORK: BootDevice.ValueType  # 2
 Global___BootDevice: _TypeAlias = BootDevice  # noqa: Y015
+
+class _SourceFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SourceFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SourceFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOURCE_FORMAT_UNSPECIFIED: _SourceFormat.ValueType  # 0
+    SOURCE_FORMAT_QCOW2: _SourceFormat.ValueType  # 1
+    SOURCE_FORMAT_RAW: _SourceFormat.ValueType  # 2
+    SOURCE_FORMAT_VMDK: _SourceFormat.ValueType  # 3
+
+class SourceFormat(_SourceFormat, metaclass=_SourceFormatEnumTypeWrapper):
+    """Format of a file that a disk's contents are copied from."""
+
+SOURCE_FORMAT_UNSPECIFIED: SourceFormat.ValueType  # 0
+SOURCE_FORMAT_QCOW2: SourceFormat.ValueType  # 1
+SOURCE_FORMAT_RAW: SourceFormat.ValueType  # 2
+SOURCE_FORMAT_VMDK: SourceFormat.ValueType  # 3
+Global___SourceFormat: _TypeAlias = SourceFormat  # noqa: Y015
 
 class _DiskBus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -110,6 +136,24 @@ NIC_MODEL_RTL8139: NicModel.ValueType  # 2
 NIC_MODEL_E1000E: NicModel.ValueType  # 100
 Global___NicModel: _TypeAlias = NicModel  # noqa: Y015
 
+class _CdromBus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CdromBusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CdromBus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CDROM_BUS_SATA: _CdromBus.ValueType  # 0
+    CDROM_BUS_SCSI: _CdromBus.ValueType  # 1
+    """For guests whose kernel is made for VMs only and has no driver for SATA."""
+
+class CdromBus(_CdromBus, metaclass=_CdromBusEnumTypeWrapper):
+    """Controller a CD-ROM drive hangs on."""
+
+CDROM_BUS_SATA: CdromBus.ValueType  # 0
+CDROM_BUS_SCSI: CdromBus.ValueType  # 1
+"""For guests whose kernel is made for VMs only and has no driver for SATA."""
+Global___CdromBus: _TypeAlias = CdromBus  # noqa: Y015
+
 class _PowerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -137,6 +181,26 @@ POWER_STATE_SUSPENDED: PowerState.ValueType  # 4
 POWER_STATE_CRASHED: PowerState.ValueType  # 5
 """Died without being asked to stop."""
 Global___PowerState: _TypeAlias = PowerState  # noqa: Y015
+
+class _ConsoleType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsoleTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConsoleType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSOLE_TYPE_UNSPECIFIED: _ConsoleType.ValueType  # 0
+    CONSOLE_TYPE_VNC: _ConsoleType.ValueType  # 1
+    CONSOLE_TYPE_SPICE: _ConsoleType.ValueType  # 2
+    CONSOLE_TYPE_SERIAL: _ConsoleType.ValueType  # 3
+
+class ConsoleType(_ConsoleType, metaclass=_ConsoleTypeEnumTypeWrapper):
+    """Kind of console."""
+
+CONSOLE_TYPE_UNSPECIFIED: ConsoleType.ValueType  # 0
+CONSOLE_TYPE_VNC: ConsoleType.ValueType  # 1
+CONSOLE_TYPE_SPICE: ConsoleType.ValueType  # 2
+CONSOLE_TYPE_SERIAL: ConsoleType.ValueType  # 3
+Global___ConsoleType: _TypeAlias = ConsoleType  # noqa: Y015
 
 class _MigrationPhase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -184,6 +248,11 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_NIC_DETACHED: _EventType.ValueType  # 15
     EVENT_TYPE_NODE_OVERLOADED: _EventType.ValueType  # 16
     EVENT_TYPE_NODE_RECOVERED: _EventType.ValueType  # 17
+    EVENT_TYPE_VM_DEFINED: _EventType.ValueType  # 100
+    EVENT_TYPE_VM_REMOVED: _EventType.ValueType  # 101
+    EVENT_TYPE_VM_SUSPENDED: _EventType.ValueType  # 102
+    EVENT_TYPE_EVENTS_MISSED: _EventType.ValueType  # 103
+    """The hypervisor was away, and events may have been missed: read the list of VMs again."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What happened."""
@@ -206,6 +275,11 @@ EVENT_TYPE_NIC_ATTACHED: EventType.ValueType  # 14
 EVENT_TYPE_NIC_DETACHED: EventType.ValueType  # 15
 EVENT_TYPE_NODE_OVERLOADED: EventType.ValueType  # 16
 EVENT_TYPE_NODE_RECOVERED: EventType.ValueType  # 17
+EVENT_TYPE_VM_DEFINED: EventType.ValueType  # 100
+EVENT_TYPE_VM_REMOVED: EventType.ValueType  # 101
+EVENT_TYPE_VM_SUSPENDED: EventType.ValueType  # 102
+EVENT_TYPE_EVENTS_MISSED: EventType.ValueType  # 103
+"""The hypervisor was away, and events may have been missed: read the list of VMs again."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 class _StoragePoolType:
@@ -385,6 +459,7 @@ class NodeInfoResponse(_message.Message):
     STORAGE_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """UUID; empty until the control plane has registered the host."""
     hostname: _builtins.str
@@ -399,6 +474,10 @@ class NodeInfoResponse(_message.Message):
     def network(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkInfo]: ...
     @_builtins.property
     def capabilities(self) -> Global___HypervisorCapabilities: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.HostDevice]:
+        """PCI, USB and mediated devices."""
+
     def __init__(
         self,
         *,
@@ -410,10 +489,11 @@ class NodeInfoResponse(_message.Message):
         storage: _abc.Iterable[Global___StorageInfo] | None = ...,
         network: _abc.Iterable[Global___NetworkInfo] | None = ...,
         capabilities: Global___HypervisorCapabilities | None = ...,
+        devices: _abc.Iterable[_node_pb2.HostDevice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cpu", b"cpu", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cpu", b"cpu", "hostname", b"hostname", "management_ip", b"management_ip", "memory", b"memory", "network", b"network", "node_id", b"node_id", "storage", b"storage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "cpu", b"cpu", "devices", b"devices", "hostname", b"hostname", "management_ip", b"management_ip", "memory", b"memory", "network", b"network", "node_id", b"node_id", "storage", b"storage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -577,6 +657,7 @@ class HypervisorCapabilities(_message.Message):
     MAX_VCPUS_FIELD_NUMBER: _builtins.int
     MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
     supports_live_migration: _builtins.bool
@@ -588,6 +669,10 @@ class HypervisorCapabilities(_message.Message):
     max_memory_bytes: _builtins.int
     accelerator: _builtins.str
     """How guest instructions run: "kvm", "tcg" or "simulated"."""
+    @_builtins.property
+    def machine(self) -> _node_pb2.MachineCapabilities:
+        """What the machines of VMs can have."""
+
     def __init__(
         self,
         *,
@@ -601,10 +686,11 @@ class HypervisorCapabilities(_message.Message):
         max_vcpus: _builtins.int = ...,
         max_memory_bytes: _builtins.int = ...,
         accelerator: _builtins.str = ...,
+        machine: _node_pb2.MachineCapabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "max_memory_bytes", b"max_memory_bytes", "max_vcpus", b"max_vcpus", "name", b"name", "supports_gpu_passthrough", b"supports_gpu_passthrough", "supports_hotplug", b"supports_hotplug", "supports_live_migration", b"supports_live_migration", "supports_nested_virtualization", b"supports_nested_virtualization", "supports_snapshots", b"supports_snapshots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "machine", b"machine", "max_memory_bytes", b"max_memory_bytes", "max_vcpus", b"max_vcpus", "name", b"name", "supports_gpu_passthrough", b"supports_gpu_passthrough", "supports_hotplug", b"supports_hotplug", "supports_live_migration", b"supports_live_migration", "supports_nested_virtualization", b"supports_nested_virtualization", "supports_snapshots", b"supports_snapshots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -717,6 +803,29 @@ class VMSpec(_message.Message):
     GUEST_OS_FIELD_NUMBER: _builtins.int
     CPU_MODEL_FIELD_NUMBER: _builtins.int
     DIRECT_BOOT_FIELD_NUMBER: _builtins.int
+    MAX_VCPUS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    BALLOONING_ENABLED_FIELD_NUMBER: _builtins.int
+    NUMA_FIELD_NUMBER: _builtins.int
+    CPU_FEATURES_FIELD_NUMBER: _builtins.int
+    HUGE_PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
+    WATCHDOG_FIELD_NUMBER: _builtins.int
+    RNG_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    PCI_DEVICES_FIELD_NUMBER: _builtins.int
+    USB_DEVICES_FIELD_NUMBER: _builtins.int
+    VGPU_DEVICES_FIELD_NUMBER: _builtins.int
+    CPU_SHARES_FIELD_NUMBER: _builtins.int
+    CPU_LIMIT_MHZ_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
+    VIDEO_MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    DISPLAYS_FIELD_NUMBER: _builtins.int
+    BOOT_MENU_TIMEOUT_SEC_FIELD_NUMBER: _builtins.int
+    GUEST_OS_OVERRIDES_FIELD_NUMBER: _builtins.int
+    IGNITION_FIELD_NUMBER: _builtins.int
+    SYSPREP_FIELD_NUMBER: _builtins.int
+    IS_TEMPLATE_FIELD_NUMBER: _builtins.int
     cpu_cores: _builtins.int
     """Cores of one socket."""
     cpu_sockets: _builtins.int
@@ -728,9 +837,31 @@ class VMSpec(_message.Message):
     memory_hugepages: _builtins.bool
     firmware: Global___Firmware.ValueType
     guest_os: _builtins.str
-    """What runs inside, such as "debian12"; empty means nothing in particular."""
+    """What runs inside: the family's name in lower case, such as "debian" or "windows_server"; empty means nothing in
+    particular.
+    """
     cpu_model: _builtins.str
     """Empty takes the host's own CPU where guests run on hardware, a baseline model where they are emulated."""
+    max_vcpus: _builtins.int
+    """vCPUs and MiB that the VM may grow to while it runs; 0 means it cannot grow."""
+    max_memory_mib: _builtins.int
+    ballooning_enabled: _builtins.bool
+    """Whether the guest may be asked to give memory back."""
+    huge_page_size: _vm_pb2.HugePagesConfig.PageSize.ValueType
+    """Size of huge pages with `memory_hugepages`."""
+    cpu_shares: _builtins.int
+    """Weight against other VMs of the host, and a ceiling; 0 means none."""
+    cpu_limit_mhz: _builtins.int
+    gpu: _vm_pb2.DisplayConfig.GpuType.ValueType
+    """Graphics card behind the console."""
+    video_memory_mib: _builtins.int
+    """MiB; 0 takes the card's usual memory."""
+    displays: _builtins.int
+    """Number of screens; 0 means 1."""
+    boot_menu_timeout_sec: _builtins.int
+    """Seconds that the firmware shows its menu; 0 shows none."""
+    is_template: _builtins.bool
+    """Its images are not written to any more, and it does not start."""
     @_builtins.property
     def boot_order(self) -> _containers.RepeatedScalarFieldContainer[Global___BootDevice.ValueType]:
         """First entry first. Devices with a `boot_index` come before."""
@@ -749,6 +880,32 @@ class VMSpec(_message.Message):
     def direct_boot(self) -> Global___DirectKernelBoot:
         """Boot a kernel of the host instead of a disk's boot loader."""
 
+    @_builtins.property
+    def numa(self) -> _vm_pb2.NumaConfig: ...
+    @_builtins.property
+    def cpu_features(self) -> _vm_pb2.CpuFeatures: ...
+    @_builtins.property
+    def tpm(self) -> _vm_pb2.TpmConfig: ...
+    @_builtins.property
+    def watchdog(self) -> _vm_pb2.WatchdogConfig: ...
+    @_builtins.property
+    def rng(self) -> _vm_pb2.RngConfig: ...
+    @_builtins.property
+    def serial(self) -> _vm_pb2.SerialPortConfig: ...
+    @_builtins.property
+    def pci_devices(self) -> _containers.RepeatedCompositeFieldContainer[_vm_pb2.PciDevice]: ...
+    @_builtins.property
+    def usb_devices(self) -> _containers.RepeatedCompositeFieldContainer[_vm_pb2.UsbDevice]: ...
+    @_builtins.property
+    def vgpu_devices(self) -> _containers.RepeatedCompositeFieldContainer[_vm_pb2.VgpuDevice]: ...
+    @_builtins.property
+    def guest_os_overrides(self) -> _vm_pb2.GuestOSOverrides: ...
+    @_builtins.property
+    def ignition(self) -> Global___IgnitionConfig:
+        """What the guest is told at its first boot, beside or in place of `cloud_init`."""
+
+    @_builtins.property
+    def sysprep(self) -> Global___SysprepConfig: ...
     def __init__(
         self,
         *,
@@ -767,10 +924,33 @@ class VMSpec(_message.Message):
         guest_os: _builtins.str = ...,
         cpu_model: _builtins.str = ...,
         direct_boot: Global___DirectKernelBoot | None = ...,
+        max_vcpus: _builtins.int = ...,
+        max_memory_mib: _builtins.int = ...,
+        ballooning_enabled: _builtins.bool = ...,
+        numa: _vm_pb2.NumaConfig | None = ...,
+        cpu_features: _vm_pb2.CpuFeatures | None = ...,
+        huge_page_size: _vm_pb2.HugePagesConfig.PageSize.ValueType = ...,
+        tpm: _vm_pb2.TpmConfig | None = ...,
+        watchdog: _vm_pb2.WatchdogConfig | None = ...,
+        rng: _vm_pb2.RngConfig | None = ...,
+        serial: _vm_pb2.SerialPortConfig | None = ...,
+        pci_devices: _abc.Iterable[_vm_pb2.PciDevice] | None = ...,
+        usb_devices: _abc.Iterable[_vm_pb2.UsbDevice] | None = ...,
+        vgpu_devices: _abc.Iterable[_vm_pb2.VgpuDevice] | None = ...,
+        cpu_shares: _builtins.int = ...,
+        cpu_limit_mhz: _builtins.int = ...,
+        gpu: _vm_pb2.DisplayConfig.GpuType.ValueType = ...,
+        video_memory_mib: _builtins.int = ...,
+        displays: _builtins.int = ...,
+        boot_menu_timeout_sec: _builtins.int = ...,
+        guest_os_overrides: _vm_pb2.GuestOSOverrides | None = ...,
+        ignition: Global___IgnitionConfig | None = ...,
+        sysprep: Global___SysprepConfig | None = ...,
+        is_template: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cloud_init", b"cloud_init", "console", b"console", "direct_boot", b"direct_boot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cloud_init", b"cloud_init", "console", b"console", "cpu_features", b"cpu_features", "direct_boot", b"direct_boot", "guest_os_overrides", b"guest_os_overrides", "ignition", b"ignition", "numa", b"numa", "rng", b"rng", "serial", b"serial", "sysprep", b"sysprep", "tpm", b"tpm", "watchdog", b"watchdog"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_order", b"boot_order", "cdroms", b"cdroms", "cloud_init", b"cloud_init", "console", b"console", "cpu_cores", b"cpu_cores", "cpu_model", b"cpu_model", "cpu_sockets", b"cpu_sockets", "cpu_threads_per_core", b"cpu_threads_per_core", "direct_boot", b"direct_boot", "disks", b"disks", "firmware", b"firmware", "guest_os", b"guest_os", "memory_hugepages", b"memory_hugepages", "memory_mib", b"memory_mib", "nics", b"nics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballooning_enabled", b"ballooning_enabled", "boot_menu_timeout_sec", b"boot_menu_timeout_sec", "boot_order", b"boot_order", "cdroms", b"cdroms", "cloud_init", b"cloud_init", "console", b"console", "cpu_cores", b"cpu_cores", "cpu_features", b"cpu_features", "cpu_limit_mhz", b"cpu_limit_mhz", "cpu_model", b"cpu_model", "cpu_shares", b"cpu_shares", "cpu_sockets", b"cpu_sockets", "cpu_threads_per_core", b"cpu_threads_per_core", "direct_boot", b"direct_boot", "disks", b"disks", "displays", b"displays", "firmware", b"firmware", "gpu", b"gpu", "guest_os", b"guest_os", "guest_os_overrides", b"guest_os_overrides", "huge_page_size", b"huge_page_size", "ignition", b"ignition", "is_template", b"is_template", "max_memory_mib", b"max_memory_mib", "max_vcpus", b"max_vcpus", "memory_hugepages", b"memory_hugepages", "memory_mib", b"memory_mib", "nics", b"nics", "numa", b"numa", "pci_devices", b"pci_devices", "rng", b"rng", "serial", b"serial", "sysprep", b"sysprep", "tpm", b"tpm", "usb_devices", b"usb_devices", "vgpu_devices", b"vgpu_devices", "video_memory_mib", b"video_memory_mib", "watchdog", b"watchdog"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -786,10 +966,18 @@ class CloudInitConfig(_message.Message):
     META_DATA_FIELD_NUMBER: _builtins.int
     NETWORK_CONFIG_FIELD_NUMBER: _builtins.int
     VENDOR_DATA_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    SSH_AUTHORIZED_KEYS_FIELD_NUMBER: _builtins.int
     user_data: _builtins.str
     meta_data: _builtins.str
     network_config: _builtins.str
     vendor_data: _builtins.str
+    hostname: _builtins.str
+    """Host name; empty makes one from the VM's name. Letters, digits, hyphens and dots."""
+    @_builtins.property
+    def ssh_authorized_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OpenSSH public keys, one line each without options, that may log in as the image's own user."""
+
     def __init__(
         self,
         *,
@@ -797,14 +985,71 @@ class CloudInitConfig(_message.Message):
         meta_data: _builtins.str = ...,
         network_config: _builtins.str = ...,
         vendor_data: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        ssh_authorized_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["meta_data", b"meta_data", "network_config", b"network_config", "user_data", b"user_data", "vendor_data", b"vendor_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hostname", b"hostname", "meta_data", b"meta_data", "network_config", b"network_config", "ssh_authorized_keys", b"ssh_authorized_keys", "user_data", b"user_data", "vendor_data", b"vendor_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloudInitConfig: _TypeAlias = CloudInitConfig  # noqa: Y015
+
+@_typing.final
+class IgnitionConfig(_message.Message):
+    """Configuration for Fedora CoreOS and its kin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    config: _builtins.str
+    """JSON, at most 256 KiB."""
+    def __init__(
+        self,
+        *,
+        config: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IgnitionConfig: _TypeAlias = IgnitionConfig  # noqa: Y015
+
+@_typing.final
+class SysprepConfig(_message.Message):
+    """Answers for Windows set-up; `unattend_xml` is the whole file, the others fill in what it leaves out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNATTEND_XML_FIELD_NUMBER: _builtins.int
+    PRODUCT_KEY_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    DOMAIN_USER_FIELD_NUMBER: _builtins.int
+    DOMAIN_PASSWORD_FIELD_NUMBER: _builtins.int
+    unattend_xml: _builtins.str
+    product_key: _builtins.str
+    domain: _builtins.str
+    domain_user: _builtins.str
+    domain_password: _builtins.str
+    def __init__(
+        self,
+        *,
+        unattend_xml: _builtins.str = ...,
+        product_key: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        domain_user: _builtins.str = ...,
+        domain_password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "domain_password", b"domain_password", "domain_user", b"domain_user", "product_key", b"product_key", "unattend_xml", b"unattend_xml"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SysprepConfig: _TypeAlias = SysprepConfig  # noqa: Y015
 
 @_typing.final
 class DiskSpec(_message.Message):
@@ -826,6 +1071,10 @@ class DiskSpec(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     DISCARD_FIELD_NUMBER: _builtins.int
     BOOT_INDEX_FIELD_NUMBER: _builtins.int
+    IO_LIMITS_FIELD_NUMBER: _builtins.int
+    SOURCE_FILE_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
+    CLONE_OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     path: _builtins.str
     """Image file to use; empty makes one below the storage path."""
@@ -849,6 +1098,19 @@ class DiskSpec(_message.Message):
     """Whether space that the guest frees goes back to the storage."""
     boot_index: _builtins.int
     """1 boots first; 0 leaves the order to `VMSpec.boot_order`."""
+    source_file: _builtins.str
+    """Image file that a new disk's contents are copied from, which is not needed afterwards. Its header must be that of
+    its stated format and name no other file.
+    """
+    source_format: Global___SourceFormat.ValueType
+    @_builtins.property
+    def io_limits(self) -> Global___DiskIoLimits:
+        """Ceilings for reads and writes apart, and bursts; not together with those above."""
+
+    @_builtins.property
+    def clone_of(self) -> Global___CloneSource:
+        """Disk of another VM on this host that a new image is made from, in place of `backing_file`."""
+
     def __init__(
         self,
         *,
@@ -866,14 +1128,120 @@ class DiskSpec(_message.Message):
         cache: Global___DiskCache.ValueType = ...,
         discard: _builtins.bool = ...,
         boot_index: _builtins.int = ...,
+        io_limits: Global___DiskIoLimits | None = ...,
+        source_file: _builtins.str = ...,
+        source_format: Global___SourceFormat.ValueType = ...,
+        clone_of: Global___CloneSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clone_of", b"clone_of", "io_limits", b"io_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_file", b"backing_file", "boot_index", b"boot_index", "bootable", b"bootable", "bus", b"bus", "cache", b"cache", "discard", b"discard", "format", b"format", "id", b"id", "iops_limit", b"iops_limit", "path", b"path", "pool_id", b"pool_id", "readonly", b"readonly", "size_gib", b"size_gib", "throughput_mbps", b"throughput_mbps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backing_file", b"backing_file", "boot_index", b"boot_index", "bootable", b"bootable", "bus", b"bus", "cache", b"cache", "clone_of", b"clone_of", "discard", b"discard", "format", b"format", "id", b"id", "io_limits", b"io_limits", "iops_limit", b"iops_limit", "path", b"path", "pool_id", b"pool_id", "readonly", b"readonly", "size_gib", b"size_gib", "source_file", b"source_file", "source_format", b"source_format", "throughput_mbps", b"throughput_mbps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiskSpec: _TypeAlias = DiskSpec  # noqa: Y015
+
+@_typing.final
+class CloneSource(_message.Message):
+    """A disk of another VM, which is off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    LINKED_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    disk_id: _builtins.str
+    linked: _builtins.bool
+    """Copy on write; only from a template. Else the contents are copied."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        linked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "linked", b"linked", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneSource: _TypeAlias = CloneSource  # noqa: Y015
+
+@_typing.final
+class DiskIoLimits(_message.Message):
+    """Ceilings of one disk; 0 means none. Rates up to 10^15."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READ_IOPS_FIELD_NUMBER: _builtins.int
+    WRITE_IOPS_FIELD_NUMBER: _builtins.int
+    READ_BYTES_SEC_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_SEC_FIELD_NUMBER: _builtins.int
+    BURST_IOPS_FIELD_NUMBER: _builtins.int
+    BURST_BYTES_FIELD_NUMBER: _builtins.int
+    BURST_DURATION_SEC_FIELD_NUMBER: _builtins.int
+    read_iops: _builtins.int
+    write_iops: _builtins.int
+    read_bytes_sec: _builtins.int
+    """Bytes per second."""
+    write_bytes_sec: _builtins.int
+    """Bytes per second."""
+    burst_iops: _builtins.int
+    """Allowed for `burst_duration_sec`, at least the steady rates."""
+    burst_bytes: _builtins.int
+    """Bytes per second, allowed for `burst_duration_sec`, at least the steady rates."""
+    burst_duration_sec: _builtins.int
+    """0 means 1."""
+    def __init__(
+        self,
+        *,
+        read_iops: _builtins.int = ...,
+        write_iops: _builtins.int = ...,
+        read_bytes_sec: _builtins.int = ...,
+        write_bytes_sec: _builtins.int = ...,
+        burst_iops: _builtins.int = ...,
+        burst_bytes: _builtins.int = ...,
+        burst_duration_sec: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_bytes", b"burst_bytes", "burst_duration_sec", b"burst_duration_sec", "burst_iops", b"burst_iops", "read_bytes_sec", b"read_bytes_sec", "read_iops", b"read_iops", "write_bytes_sec", b"write_bytes_sec", "write_iops", b"write_iops"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskIoLimits: _TypeAlias = DiskIoLimits  # noqa: Y015
+
+@_typing.final
+class NicBandwidth(_message.Message):
+    """Ceilings of one network card; 0 means none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_GUEST_KBPS_FIELD_NUMBER: _builtins.int
+    FROM_GUEST_KBPS_FIELD_NUMBER: _builtins.int
+    BURST_KIB_FIELD_NUMBER: _builtins.int
+    to_guest_kbps: _builtins.int
+    """Kbit/s towards the guest."""
+    from_guest_kbps: _builtins.int
+    """Kbit/s from the guest."""
+    burst_kib: _builtins.int
+    """KiB that may exceed the rates at once; 0 lets the host choose."""
+    def __init__(
+        self,
+        *,
+        to_guest_kbps: _builtins.int = ...,
+        from_guest_kbps: _builtins.int = ...,
+        burst_kib: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_kib", b"burst_kib", "from_guest_kbps", b"from_guest_kbps", "to_guest_kbps", b"to_guest_kbps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NicBandwidth: _TypeAlias = NicBandwidth  # noqa: Y015
 
 @_typing.final
 class NicSpec(_message.Message):
@@ -888,6 +1256,8 @@ class NicSpec(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     BANDWIDTH_MBPS_FIELD_NUMBER: _builtins.int
     BOOT_INDEX_FIELD_NUMBER: _builtins.int
+    LINK_DOWN_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     mac_address: _builtins.str
     """Empty makes one from 52:54:00."""
@@ -900,6 +1270,12 @@ class NicSpec(_message.Message):
     """Mbit/s in each direction; 0 means no ceiling."""
     boot_index: _builtins.int
     """1 boots first; 0 leaves the order to `VMSpec.boot_order`."""
+    link_down: _builtins.bool
+    """The cable is not plugged in."""
+    @_builtins.property
+    def bandwidth(self) -> Global___NicBandwidth:
+        """Ceilings for both directions apart; not together with `bandwidth_mbps`."""
+
     def __init__(
         self,
         *,
@@ -910,10 +1286,12 @@ class NicSpec(_message.Message):
         model: Global___NicModel.ValueType = ...,
         bandwidth_mbps: _builtins.int = ...,
         boot_index: _builtins.int = ...,
+        link_down: _builtins.bool = ...,
+        bandwidth: Global___NicBandwidth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mbps", b"bandwidth_mbps", "boot_index", b"boot_index", "bridge", b"bridge", "id", b"id", "mac_address", b"mac_address", "model", b"model", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth", b"bandwidth", "bandwidth_mbps", b"bandwidth_mbps", "boot_index", b"boot_index", "bridge", b"bridge", "id", b"id", "link_down", b"link_down", "mac_address", b"mac_address", "model", b"model", "network", b"network"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -930,6 +1308,7 @@ class CdromSpec(_message.Message):
     BOOTABLE_FIELD_NUMBER: _builtins.int
     BOOT_INDEX_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     iso_path: _builtins.str
     """Empty is a drive without a medium."""
@@ -939,6 +1318,7 @@ class CdromSpec(_message.Message):
     """1 boots first; 0 leaves the order to `VMSpec.boot_order`."""
     connected: _builtins.bool
     """False keeps the drive but leaves the medium out."""
+    bus: Global___CdromBus.ValueType
     def __init__(
         self,
         *,
@@ -947,10 +1327,11 @@ class CdromSpec(_message.Message):
         bootable: _builtins.bool = ...,
         boot_index: _builtins.int = ...,
         connected: _builtins.bool = ...,
+        bus: Global___CdromBus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_index", b"boot_index", "bootable", b"bootable", "connected", b"connected", "id", b"id", "iso_path", b"iso_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_index", b"boot_index", "bootable", b"bootable", "bus", b"bus", "connected", b"connected", "id", b"id", "iso_path", b"iso_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -958,7 +1339,7 @@ Global___CdromSpec: _TypeAlias = CdromSpec  # noqa: Y015
 
 @_typing.final
 class ConsoleSpec(_message.Message):
-    """Graphical consoles; they listen on the host's loopback address."""
+    """Graphical consoles; they listen on no network, see `OpenConsole`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -969,12 +1350,12 @@ class ConsoleSpec(_message.Message):
     SPICE_PORT_FIELD_NUMBER: _builtins.int
     vnc_enabled: _builtins.bool
     vnc_port: _builtins.int
-    """0 takes a free one."""
+    """A display listens on no port; leave it out."""
     vnc_password: _builtins.str
     """At most 8 characters, which is all that VNC checks; empty makes a random one."""
     spice_enabled: _builtins.bool
     spice_port: _builtins.int
-    """0 takes a free one."""
+    """A display listens on no port; leave it out."""
     def __init__(
         self,
         *,
@@ -1116,6 +1497,17 @@ class ResourceUsage(_message.Message):
     DISK_WRITE_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_RX_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_TX_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_READ_COUNT_FIELD_NUMBER: _builtins.int
+    DISK_WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    NETWORK_RX_PACKETS_FIELD_NUMBER: _builtins.int
+    NETWORK_TX_PACKETS_FIELD_NUMBER: _builtins.int
+    DISK_READ_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    DISK_WRITE_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    NETWORK_RX_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    NETWORK_TX_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    NICS_FIELD_NUMBER: _builtins.int
+    SAMPLED_AT_FIELD_NUMBER: _builtins.int
     cpu_usage_percent: _builtins.float
     """Of all the VM's vCPUs: 0 to 100."""
     cpu_time_ns: _builtins.int
@@ -1126,6 +1518,25 @@ class ResourceUsage(_message.Message):
     disk_write_bytes: _builtins.int
     network_rx_bytes: _builtins.int
     network_tx_bytes: _builtins.int
+    disk_read_count: _builtins.int
+    disk_write_count: _builtins.int
+    network_rx_packets: _builtins.int
+    network_tx_packets: _builtins.int
+    disk_read_bytes_per_sec: _builtins.float
+    """Rates over the time since the reading before; 0 in the first one."""
+    disk_write_bytes_per_sec: _builtins.float
+    network_rx_bytes_per_sec: _builtins.float
+    network_tx_bytes_per_sec: _builtins.float
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskUsage]: ...
+    @_builtins.property
+    def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___NicUsage]:
+        """Those of which the host sees the traffic: on a bridge or a network."""
+
+    @_builtins.property
+    def sampled_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was measured."""
+
     def __init__(
         self,
         *,
@@ -1137,14 +1548,106 @@ class ResourceUsage(_message.Message):
         disk_write_bytes: _builtins.int = ...,
         network_rx_bytes: _builtins.int = ...,
         network_tx_bytes: _builtins.int = ...,
+        disk_read_count: _builtins.int = ...,
+        disk_write_count: _builtins.int = ...,
+        network_rx_packets: _builtins.int = ...,
+        network_tx_packets: _builtins.int = ...,
+        disk_read_bytes_per_sec: _builtins.float = ...,
+        disk_write_bytes_per_sec: _builtins.float = ...,
+        network_rx_bytes_per_sec: _builtins.float = ...,
+        network_tx_bytes_per_sec: _builtins.float = ...,
+        disks: _abc.Iterable[Global___DiskUsage] | None = ...,
+        nics: _abc.Iterable[Global___NicUsage] | None = ...,
+        sampled_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampled_at", b"sampled_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time_ns", b"cpu_time_ns", "cpu_usage_percent", b"cpu_usage_percent", "disk_read_bytes", b"disk_read_bytes", "disk_write_bytes", b"disk_write_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "network_rx_bytes", b"network_rx_bytes", "network_tx_bytes", b"network_tx_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_time_ns", b"cpu_time_ns", "cpu_usage_percent", b"cpu_usage_percent", "disk_read_bytes", b"disk_read_bytes", "disk_read_bytes_per_sec", b"disk_read_bytes_per_sec", "disk_read_count", b"disk_read_count", "disk_write_bytes", b"disk_write_bytes", "disk_write_bytes_per_sec", b"disk_write_bytes_per_sec", "disk_write_count", b"disk_write_count", "disks", b"disks", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "network_rx_bytes", b"network_rx_bytes", "network_rx_bytes_per_sec", b"network_rx_bytes_per_sec", "network_rx_packets", b"network_rx_packets", "network_tx_bytes", b"network_tx_bytes", "network_tx_bytes_per_sec", b"network_tx_bytes_per_sec", "network_tx_packets", b"network_tx_packets", "nics", b"nics", "sampled_at", b"sampled_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResourceUsage: _TypeAlias = ResourceUsage  # noqa: Y015
+
+@_typing.final
+class DiskUsage(_message.Message):
+    """Counters of one disk of a VM, since it started or the disk was attached."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    READ_COUNT_FIELD_NUMBER: _builtins.int
+    WRITE_COUNT_FIELD_NUMBER: _builtins.int
+    disk_id: _builtins.str
+    """As in `DiskSpec`; empty for a disk that something else defined."""
+    target: _builtins.str
+    """Its name to the hypervisor, such as "vda"."""
+    read_bytes: _builtins.int
+    write_bytes: _builtins.int
+    read_count: _builtins.int
+    write_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        disk_id: _builtins.str = ...,
+        target: _builtins.str = ...,
+        read_bytes: _builtins.int = ...,
+        write_bytes: _builtins.int = ...,
+        read_count: _builtins.int = ...,
+        write_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "read_bytes", b"read_bytes", "read_count", b"read_count", "target", b"target", "write_bytes", b"write_bytes", "write_count", b"write_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskUsage: _TypeAlias = DiskUsage  # noqa: Y015
+
+@_typing.final
+class NicUsage(_message.Message):
+    """Counters of one network card of a VM, since it started or the card was attached, as the guest sees them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NIC_ID_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    RX_BYTES_FIELD_NUMBER: _builtins.int
+    TX_BYTES_FIELD_NUMBER: _builtins.int
+    RX_PACKETS_FIELD_NUMBER: _builtins.int
+    TX_PACKETS_FIELD_NUMBER: _builtins.int
+    RX_ERRORS_FIELD_NUMBER: _builtins.int
+    TX_ERRORS_FIELD_NUMBER: _builtins.int
+    nic_id: _builtins.str
+    """As in `NicSpec`; empty for a card that something else defined."""
+    mac_address: _builtins.str
+    rx_bytes: _builtins.int
+    tx_bytes: _builtins.int
+    rx_packets: _builtins.int
+    tx_packets: _builtins.int
+    rx_errors: _builtins.int
+    tx_errors: _builtins.int
+    def __init__(
+        self,
+        *,
+        nic_id: _builtins.str = ...,
+        mac_address: _builtins.str = ...,
+        rx_bytes: _builtins.int = ...,
+        tx_bytes: _builtins.int = ...,
+        rx_packets: _builtins.int = ...,
+        tx_packets: _builtins.int = ...,
+        rx_errors: _builtins.int = ...,
+        tx_errors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac_address", b"mac_address", "nic_id", b"nic_id", "rx_bytes", b"rx_bytes", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NicUsage: _TypeAlias = NicUsage  # noqa: Y015
 
 @_typing.final
 class ListVMsOnNodeResponse(_message.Message):
@@ -1170,7 +1673,7 @@ Global___ListVMsOnNodeResponse: _TypeAlias = ListVMsOnNodeResponse  # noqa: Y015
 
 @_typing.final
 class ConsoleInfoResponse(_message.Message):
-    """Where a console listens."""
+    """Where a console lets one connection in, once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1179,15 +1682,22 @@ class ConsoleInfoResponse(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
     WEBSOCKET_PATH_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """"vnc" or "spice"."""
+    """"vnc", "spice" or "serial"."""
     host: _builtins.str
     """Address on the host."""
     port: _builtins.int
     password: _builtins.str
-    """For the console protocol itself; treat it as a secret."""
+    """A secret, good for this entry only. VNC and SPICE: the password to tell the viewer. Serial: the first line to send,
+    which is answered by the line "OK" and then by the guest.
+    """
     websocket_path: _builtins.str
     """Empty where the daemon offers no WebSocket."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it stops to listen."""
+
     def __init__(
         self,
         *,
@@ -1196,14 +1706,40 @@ class ConsoleInfoResponse(_message.Message):
         port: _builtins.int = ...,
         password: _builtins.str = ...,
         websocket_path: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "password", b"password", "port", b"port", "type", b"type", "websocket_path", b"websocket_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "host", b"host", "password", b"password", "port", b"port", "type", b"type", "websocket_path", b"websocket_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConsoleInfoResponse: _TypeAlias = ConsoleInfoResponse  # noqa: Y015
+
+@_typing.final
+class OpenConsoleRequest(_message.Message):
+    """Which console."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    type: Global___ConsoleType.ValueType
+    """UNSPECIFIED means the VM's display."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        type: Global___ConsoleType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["type", b"type", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenConsoleRequest: _TypeAlias = OpenConsoleRequest  # noqa: Y015
 
 @_typing.final
 class CreateSnapshotRequest(_message.Message):
@@ -1215,11 +1751,21 @@ class CreateSnapshotRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     QUIESCE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_MEMORY_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     name: _builtins.str
+    """For people; unique among the snapshots of a VM."""
     description: _builtins.str
     quiesce: _builtins.bool
     """Freeze the guest's file systems meanwhile; needs the guest agent."""
+    generation: _builtins.int
+    """Generation of the command, see VMIdRequest."""
+    snapshot_id: _builtins.str
+    """UUID that the snapshot gets. A repeated request with the same one finds it and changes nothing."""
+    include_memory: _builtins.bool
+    """Save the guest's memory too, so that reverting continues it."""
     def __init__(
         self,
         *,
@@ -1227,10 +1773,13 @@ class CreateSnapshotRequest(_message.Message):
         name: _builtins.str = ...,
         description: _builtins.str = ...,
         quiesce: _builtins.bool = ...,
+        generation: _builtins.int = ...,
+        snapshot_id: _builtins.str = ...,
+        include_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "quiesce", b"quiesce", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "generation", b"generation", "include_memory", b"include_memory", "name", b"name", "quiesce", b"quiesce", "snapshot_id", b"snapshot_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1248,6 +1797,11 @@ class SnapshotResponse(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     VM_STATE_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
+    MEMORY_INCLUDED_FIELD_NUMBER: _builtins.int
+    QUIESCED_FIELD_NUMBER: _builtins.int
+    FROZEN_FILESYSTEM_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    IS_CURRENT_FIELD_NUMBER: _builtins.int
     snapshot_id: _builtins.str
     name: _builtins.str
     description: _builtins.str
@@ -1255,6 +1809,15 @@ class SnapshotResponse(_message.Message):
     """The VM's state when it was saved."""
     parent_id: _builtins.str
     """UUID of the snapshot it builds upon; empty for the first."""
+    memory_included: _builtins.bool
+    """Whether reverting continues the running guest, not only its disks."""
+    quiesced: _builtins.bool
+    """Whether the guest's file systems were frozen meanwhile, and how many."""
+    frozen_filesystem_count: _builtins.int
+    size_bytes: _builtins.int
+    """What it takes on the host: the saved memory, and what the disks hold for it alone."""
+    is_current: _builtins.bool
+    """Whether the VM's present state builds upon it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1266,10 +1829,15 @@ class SnapshotResponse(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         vm_state: Global___PowerState.ValueType = ...,
         parent_id: _builtins.str = ...,
+        memory_included: _builtins.bool = ...,
+        quiesced: _builtins.bool = ...,
+        frozen_filesystem_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        is_current: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "name", b"name", "parent_id", b"parent_id", "snapshot_id", b"snapshot_id", "vm_state", b"vm_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "frozen_filesystem_count", b"frozen_filesystem_count", "is_current", b"is_current", "memory_included", b"memory_included", "name", b"name", "parent_id", b"parent_id", "quiesced", b"quiesced", "size_bytes", b"size_bytes", "snapshot_id", b"snapshot_id", "vm_state", b"vm_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1283,17 +1851,25 @@ class RevertSnapshotRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    START_AFTER_REVERT_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     snapshot_id: _builtins.str
+    generation: _builtins.int
+    """Generation of the command, see VMIdRequest."""
+    start_after_revert: _builtins.bool
+    """Have the VM run afterwards, also if its memory was not saved, or it was paused."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         snapshot_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        start_after_revert: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot_id", b"snapshot_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "snapshot_id", b"snapshot_id", "start_after_revert", b"start_after_revert", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1307,17 +1883,21 @@ class DeleteSnapshotRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     snapshot_id: _builtins.str
+    generation: _builtins.int
+    """Generation of the command, see VMIdRequest."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         snapshot_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot_id", b"snapshot_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "snapshot_id", b"snapshot_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1353,7 +1933,13 @@ class AttachDiskRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
+    EXISTING_IMAGE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    existing_image: _builtins.bool
+    """The image is there: attach it whatever its size, and make none."""
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     @_builtins.property
     def disk(self) -> Global___DiskSpec: ...
     def __init__(
@@ -1361,10 +1947,12 @@ class AttachDiskRequest(_message.Message):
         *,
         vm_id: _builtins.str = ...,
         disk: Global___DiskSpec | None = ...,
+        existing_image: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "existing_image", b"existing_image", "generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1378,17 +1966,31 @@ class DetachDiskRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     DISK_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    DELETE_IMAGE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     disk_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    force: _builtins.bool
+    """When a running guest does not let go, take the disk out of the definition all the same: the guest keeps it until it
+    is next powered off.
+    """
+    delete_image: _builtins.bool
+    """Also delete the image that was made for it."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         disk_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        force: _builtins.bool = ...,
+        delete_image: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_image", b"delete_image", "disk_id", b"disk_id", "force", b"force", "generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1402,7 +2004,10 @@ class AttachNICRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     NIC_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     @_builtins.property
     def nic(self) -> Global___NicSpec: ...
     def __init__(
@@ -1410,10 +2015,11 @@ class AttachNICRequest(_message.Message):
         *,
         vm_id: _builtins.str = ...,
         nic: Global___NicSpec | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["nic", b"nic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nic", b"nic", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "nic", b"nic", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1427,17 +2033,21 @@ class DetachNICRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     NIC_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     nic_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         nic_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nic_id", b"nic_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "nic_id", b"nic_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1452,21 +2062,25 @@ class ChangeMediaRequest(_message.Message):
     VM_ID_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     ISO_PATH_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     device: _builtins.str
     """Id of the drive."""
     iso_path: _builtins.str
     """Empty takes the medium out."""
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         device: _builtins.str = ...,
         iso_path: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "iso_path", b"iso_path", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "generation", b"generation", "iso_path", b"iso_path", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1630,10 +2244,26 @@ class NodeMetrics(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     VMS_FIELD_NUMBER: _builtins.int
+    MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    STORAGE_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    STORAGE_USED_BYTES_FIELD_NUMBER: _builtins.int
+    LOAD_1M_FIELD_NUMBER: _builtins.int
+    LOAD_5M_FIELD_NUMBER: _builtins.int
+    LOAD_15M_FIELD_NUMBER: _builtins.int
+    VMS_ERROR_FIELD_NUMBER: _builtins.int
     cpu_usage_percent: _builtins.float
     """Of all processors: 0 to 100."""
     memory_used_bytes: _builtins.int
     memory_total_bytes: _builtins.int
+    memory_available_bytes: _builtins.int
+    storage_total_bytes: _builtins.int
+    """The file system of the storage path."""
+    storage_used_bytes: _builtins.int
+    load_1m: _builtins.float
+    load_5m: _builtins.float
+    load_15m: _builtins.float
+    vms_error: _builtins.str
+    """Why `vms` is empty although VMs may run; empty if it is complete."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1641,7 +2271,9 @@ class NodeMetrics(_message.Message):
     @_builtins.property
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkMetrics]: ...
     @_builtins.property
-    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___VMMetrics]: ...
+    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___VMMetrics]:
+        """Those that run or are paused."""
+
     def __init__(
         self,
         *,
@@ -1652,10 +2284,17 @@ class NodeMetrics(_message.Message):
         disks: _abc.Iterable[Global___DiskMetrics] | None = ...,
         networks: _abc.Iterable[Global___NetworkMetrics] | None = ...,
         vms: _abc.Iterable[Global___VMMetrics] | None = ...,
+        memory_available_bytes: _builtins.int = ...,
+        storage_total_bytes: _builtins.int = ...,
+        storage_used_bytes: _builtins.int = ...,
+        load_1m: _builtins.float = ...,
+        load_5m: _builtins.float = ...,
+        load_15m: _builtins.float = ...,
+        vms_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disks", b"disks", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "networks", b"networks", "timestamp", b"timestamp", "vms", b"vms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disks", b"disks", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "networks", b"networks", "storage_total_bytes", b"storage_total_bytes", "storage_used_bytes", b"storage_used_bytes", "timestamp", b"timestamp", "vms", b"vms", "vms_error", b"vms_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1713,6 +2352,7 @@ class NetworkMetrics(_message.Message):
     TX_PACKETS_FIELD_NUMBER: _builtins.int
     RX_ERRORS_FIELD_NUMBER: _builtins.int
     TX_ERRORS_FIELD_NUMBER: _builtins.int
+    IS_PHYSICAL_FIELD_NUMBER: _builtins.int
     interface: _builtins.str
     rx_bytes: _builtins.int
     tx_bytes: _builtins.int
@@ -1720,6 +2360,8 @@ class NetworkMetrics(_message.Message):
     tx_packets: _builtins.int
     rx_errors: _builtins.int
     tx_errors: _builtins.int
+    is_physical: _builtins.bool
+    """Whether there is hardware behind it, and not another interface."""
     def __init__(
         self,
         *,
@@ -1730,10 +2372,11 @@ class NetworkMetrics(_message.Message):
         tx_packets: _builtins.int = ...,
         rx_errors: _builtins.int = ...,
         tx_errors: _builtins.int = ...,
+        is_physical: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface", b"interface", "rx_bytes", b"rx_bytes", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface", b"interface", "is_physical", b"is_physical", "rx_bytes", b"rx_bytes", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1753,6 +2396,7 @@ class VMMetrics(_message.Message):
     DISK_WRITE_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_RX_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_TX_BYTES_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     name: _builtins.str
     cpu_usage_percent: _builtins.float
@@ -1762,6 +2406,10 @@ class VMMetrics(_message.Message):
     disk_write_bytes: _builtins.int
     network_rx_bytes: _builtins.int
     network_tx_bytes: _builtins.int
+    @_builtins.property
+    def usage(self) -> Global___ResourceUsage:
+        """All of it, disk by disk and card by card."""
+
     def __init__(
         self,
         *,
@@ -1773,10 +2421,11 @@ class VMMetrics(_message.Message):
         disk_write_bytes: _builtins.int = ...,
         network_rx_bytes: _builtins.int = ...,
         network_tx_bytes: _builtins.int = ...,
+        usage: Global___ResourceUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disk_read_bytes", b"disk_read_bytes", "disk_write_bytes", b"disk_write_bytes", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "network_rx_bytes", b"network_rx_bytes", "network_tx_bytes", b"network_tx_bytes", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disk_read_bytes", b"disk_read_bytes", "disk_write_bytes", b"disk_write_bytes", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "network_rx_bytes", b"network_rx_bytes", "network_tx_bytes", b"network_tx_bytes", "usage", b"usage", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2827,7 +3476,9 @@ class GetConsoleLogRequest(_message.Message):
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     offset: _builtins.int
-    """Byte to start at: 0, then `next_offset` of the answer before."""
+    """Byte to start at: 0, then `next_offset` of the answer before. From one that is no longer kept, since logs are
+    bounded, the answer begins with the oldest that is: `next_offset` less the length of `data`.
+    """
     max_bytes: _builtins.int
     """At most 1 MiB; 0 means 64 KiB."""
     def __init__(
@@ -2858,7 +3509,7 @@ class GetConsoleLogResponse(_message.Message):
     """Raw bytes as the guest wrote them; empty at the end of the log."""
     next_offset: _builtins.int
     size_bytes: _builtins.int
-    """Length of the whole log now. Smaller than `next_offset` of an earlier answer: it began anew."""
+    """Where the log ends now. Smaller than `next_offset` of an earlier answer: it began anew."""
     def __init__(
         self,
         *,
@@ -2931,6 +3582,43 @@ class ReconfigureVMRequest(_message.Message):
 Global___ReconfigureVMRequest: _TypeAlias = ReconfigureVMRequest  # noqa: Y015
 
 @_typing.final
+class ResizeVMResponse(_message.Message):
+    """What a VM has after its definition was replaced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_COUNT_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    OBSTACLES_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    vcpu_count: _builtins.int
+    """vCPUs and MiB that it runs with now; of a VM that is off, those of the definition."""
+    memory_mib: _builtins.int
+    @_builtins.property
+    def obstacles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why that is not what was asked for, one sentence for each thing."""
+
+    @_builtins.property
+    def status(self) -> Global___VMStatusResponse:
+        """The VM as it is now."""
+
+    def __init__(
+        self,
+        *,
+        vcpu_count: _builtins.int = ...,
+        memory_mib: _builtins.int = ...,
+        obstacles: _abc.Iterable[_builtins.str] | None = ...,
+        status: Global___VMStatusResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_mib", b"memory_mib", "obstacles", b"obstacles", "status", b"status", "vcpu_count", b"vcpu_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeVMResponse: _TypeAlias = ResizeVMResponse  # noqa: Y015
+
+@_typing.final
 class DirectKernelBoot(_message.Message):
     """A kernel to boot straight away."""
 
@@ -2958,3 +3646,771 @@ class DirectKernelBoot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DirectKernelBoot: _TypeAlias = DirectKernelBoot  # noqa: Y015
+
+@_typing.final
+class ResizeDiskRequest(_message.Message):
+    """Which disk, and its new size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    SIZE_GIB_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    disk_id: _builtins.str
+    size_gib: _builtins.int
+    """GiB, not less than now."""
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        size_gib: _builtins.int = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "generation", b"generation", "size_gib", b"size_gib", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeDiskRequest: _TypeAlias = ResizeDiskRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDiskRequest(_message.Message):
+    """Which disk, and its ceilings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    IO_LIMITS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    disk_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    @_builtins.property
+    def io_limits(self) -> Global___DiskIoLimits:
+        """Absent means none."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        io_limits: Global___DiskIoLimits | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["io_limits", b"io_limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "generation", b"generation", "io_limits", b"io_limits", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDiskRequest: _TypeAlias = UpdateDiskRequest  # noqa: Y015
+
+@_typing.final
+class UpdateNICRequest(_message.Message):
+    """The card as it should be; only `link_down` and the ceilings may differ from what it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    @_builtins.property
+    def nic(self) -> Global___NicSpec: ...
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        nic: Global___NicSpec | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nic", b"nic"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "nic", b"nic", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateNICRequest: _TypeAlias = UpdateNICRequest  # noqa: Y015
+
+@_typing.final
+class AttachCDROMRequest(_message.Message):
+    """What to add."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    CDROM_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    @_builtins.property
+    def cdrom(self) -> Global___CdromSpec: ...
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        cdrom: Global___CdromSpec | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cdrom", b"cdrom", "generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachCDROMRequest: _TypeAlias = AttachCDROMRequest  # noqa: Y015
+
+@_typing.final
+class DetachCDROMRequest(_message.Message):
+    """What to take away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    CDROM_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    cdrom_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        cdrom_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cdrom_id", b"cdrom_id", "generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachCDROMRequest: _TypeAlias = DetachCDROMRequest  # noqa: Y015
+
+@_typing.final
+class GuestRequest(_message.Message):
+    """Whose guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestRequest: _TypeAlias = GuestRequest  # noqa: Y015
+
+@_typing.final
+class PingGuestAgentResponse(_message.Message):
+    """An agent that answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    uptime_seconds: _builtins.int
+    """How long the guest's system has been up; 0 if it does not say."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        uptime_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PingGuestAgentResponse: _TypeAlias = PingGuestAgentResponse  # noqa: Y015
+
+@_typing.final
+class GetGuestInfoRequest(_message.Message):
+    """Whose system."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGuestInfoRequest: _TypeAlias = GetGuestInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetGuestInfoResponse(_message.Message):
+    """What the guest says of itself; nobody vouches for it. Texts hold no control, formatting or bidirectional characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OS_NAME_FIELD_NUMBER: _builtins.int
+    OS_VERSION_FIELD_NUMBER: _builtins.int
+    KERNEL_VERSION_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    FILE_SYSTEMS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    os_name: _builtins.str
+    os_version: _builtins.str
+    kernel_version: _builtins.str
+    hostname: _builtins.str
+    agent_version: _builtins.str
+    uptime_seconds: _builtins.int
+    frozen: _builtins.bool
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestInterface]:
+        """At most 256."""
+
+    @_builtins.property
+    def file_systems(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestFileSystem]:
+        """At most 1,024."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestUser]:
+        """At most 256."""
+
+    def __init__(
+        self,
+        *,
+        os_name: _builtins.str = ...,
+        os_version: _builtins.str = ...,
+        kernel_version: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        agent_version: _builtins.str = ...,
+        uptime_seconds: _builtins.int = ...,
+        interfaces: _abc.Iterable[Global___GuestInterface] | None = ...,
+        file_systems: _abc.Iterable[Global___GuestFileSystem] | None = ...,
+        users: _abc.Iterable[Global___GuestUser] | None = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "file_systems", b"file_systems", "frozen", b"frozen", "hostname", b"hostname", "interfaces", b"interfaces", "kernel_version", b"kernel_version", "os_name", b"os_name", "os_version", b"os_version", "uptime_seconds", b"uptime_seconds", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGuestInfoResponse: _TypeAlias = GetGuestInfoResponse  # noqa: Y015
+
+@_typing.final
+class GuestInterface(_message.Message):
+    """A network interface as the guest has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    IP_ADDRESSES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    mac_address: _builtins.str
+    @_builtins.property
+    def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Without prefix length; at most 256 for all interfaces together."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        mac_address: _builtins.str = ...,
+        ip_addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_addresses", b"ip_addresses", "mac_address", b"mac_address", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestInterface: _TypeAlias = GuestInterface  # noqa: Y015
+
+@_typing.final
+class GuestFileSystem(_message.Message):
+    """A file system that is mounted; sizes are 0 where the guest does not tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_POINT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    mount_point: _builtins.str
+    type: _builtins.str
+    device: _builtins.str
+    total_bytes: _builtins.int
+    used_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        mount_point: _builtins.str = ...,
+        type: _builtins.str = ...,
+        device: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "mount_point", b"mount_point", "total_bytes", b"total_bytes", "type", b"type", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestFileSystem: _TypeAlias = GuestFileSystem  # noqa: Y015
+
+@_typing.final
+class GuestUser(_message.Message):
+    """Somebody who is logged in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LOGGED_IN_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def logged_in_at(self) -> _timestamp_pb2.Timestamp:
+        """By the guest's clock."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        logged_in_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logged_in_at", b"logged_in_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logged_in_at", b"logged_in_at", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestUser: _TypeAlias = GuestUser  # noqa: Y015
+
+@_typing.final
+class ExecuteInGuestRequest(_message.Message):
+    """What to run. It holds 64 KiB at most, without the input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_EXIT_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    command: _builtins.str
+    working_directory: _builtins.str
+    input: _builtins.bytes
+    """Becomes its standard input; at most 1 MiB."""
+    timeout_seconds: _builtins.int
+    """Seconds, at most 3,600; 0 means 30. What still runs then is killed."""
+    wait_for_exit: _builtins.bool
+    """False returns as soon as the command runs, and no limit holds."""
+    @_builtins.property
+    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        command: _builtins.str = ...,
+        args: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        input: _builtins.bytes = ...,
+        timeout_seconds: _builtins.int = ...,
+        wait_for_exit: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "environment", b"environment", "input", b"input", "timeout_seconds", b"timeout_seconds", "vm_id", b"vm_id", "wait_for_exit", b"wait_for_exit", "working_directory", b"working_directory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecuteInGuestRequest: _TypeAlias = ExecuteInGuestRequest  # noqa: Y015
+
+@_typing.final
+class ExecuteInGuestResponse(_message.Message):
+    """How it ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    STDOUT_CUT_FIELD_NUMBER: _builtins.int
+    STDERR_CUT_FIELD_NUMBER: _builtins.int
+    TIMED_OUT_FIELD_NUMBER: _builtins.int
+    KILLED_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    exit_code: _builtins.int
+    """128 and the signal's number for one that a signal ended; absent if it was not waited for, or ran out of time."""
+    stdout: _builtins.bytes
+    """At most 1 MiB."""
+    stderr: _builtins.bytes
+    """At most 1 MiB."""
+    stdout_cut: _builtins.bool
+    """There was more."""
+    stderr_cut: _builtins.bool
+    timed_out: _builtins.bool
+    killed: _builtins.bool
+    """Of one that ran out of time: the guest ended it."""
+    duration_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        exit_code: _builtins.int | None = ...,
+        stdout: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        stdout_cut: _builtins.bool = ...,
+        stderr_cut: _builtins.bool = ...,
+        timed_out: _builtins.bool = ...,
+        killed: _builtins.bool = ...,
+        duration_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "duration_ms", b"duration_ms", "exit_code", b"exit_code", "killed", b"killed", "stderr", b"stderr", "stderr_cut", b"stderr_cut", "stdout", b"stdout", "stdout_cut", b"stdout_cut", "timed_out", b"timed_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+
+Global___ExecuteInGuestResponse: _TypeAlias = ExecuteInGuestResponse  # noqa: Y015
+
+@_typing.final
+class ReadGuestFileRequest(_message.Message):
+    """Which file, and how much of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    path: _builtins.str
+    max_bytes: _builtins.int
+    """0 means 1 MiB, which is also the most."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "path", b"path", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadGuestFileRequest: _TypeAlias = ReadGuestFileRequest  # noqa: Y015
+
+@_typing.final
+class ReadGuestFileResponse(_message.Message):
+    """Its beginning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    size_bytes: _builtins.int
+    """Bytes that the file has."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadGuestFileResponse: _TypeAlias = ReadGuestFileResponse  # noqa: Y015
+
+@_typing.final
+class WriteGuestFileRequest(_message.Message):
+    """What to write, and where."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    CREATE_PARENTS_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    path: _builtins.str
+    data: _builtins.bytes
+    mode: _builtins.int
+    """POSIX permission bits; 0 means 0644."""
+    create_parents: _builtins.bool
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        mode: _builtins.int = ...,
+        create_parents: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_parents", b"create_parents", "data", b"data", "mode", b"mode", "path", b"path", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteGuestFileRequest: _TypeAlias = WriteGuestFileRequest  # noqa: Y015
+
+@_typing.final
+class ShutdownGuestRequest(_message.Message):
+    """How to shut down."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    REBOOT_FIELD_NUMBER: _builtins.int
+    DELAY_SECONDS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    reboot: _builtins.bool
+    delay_seconds: _builtins.int
+    message: _builtins.str
+    generation: _builtins.int
+    """As in `VMIdRequest`."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        reboot: _builtins.bool = ...,
+        delay_seconds: _builtins.int = ...,
+        message: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_seconds", b"delay_seconds", "generation", b"generation", "message", b"message", "reboot", b"reboot", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShutdownGuestRequest: _TypeAlias = ShutdownGuestRequest  # noqa: Y015
+
+@_typing.final
+class SetGuestPasswordRequest(_message.Message):
+    """Whose password, and which."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    user: _builtins.str
+    password: _builtins.str
+    """A secret; never logged."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        user: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "user", b"user", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetGuestPasswordRequest: _TypeAlias = SetGuestPasswordRequest  # noqa: Y015
+
+@_typing.final
+class SyncGuestTimeResponse(_message.Message):
+    """The clock as it was before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AHEAD_SECONDS_FIELD_NUMBER: _builtins.int
+    ahead_seconds: _builtins.float
+    """Seconds that it was ahead of the host's; negative if it was behind."""
+    def __init__(
+        self,
+        *,
+        ahead_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead_seconds", b"ahead_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncGuestTimeResponse: _TypeAlias = SyncGuestTimeResponse  # noqa: Y015
+
+@_typing.final
+class FreezeGuestRequest(_message.Message):
+    """Whose writes, and for how long at most."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    THAW_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    thaw_after_seconds: _builtins.int
+    """Seconds after which the guest is thawed whatever happens, at most 60; 0 means 10."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        thaw_after_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thaw_after_seconds", b"thaw_after_seconds", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeGuestRequest: _TypeAlias = FreezeGuestRequest  # noqa: Y015
+
+@_typing.final
+class FreezeGuestResponse(_message.Message):
+    """What holds still."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_SYSTEM_COUNT_FIELD_NUMBER: _builtins.int
+    THAWS_AT_FIELD_NUMBER: _builtins.int
+    file_system_count: _builtins.int
+    @_builtins.property
+    def thaws_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        file_system_count: _builtins.int = ...,
+        thaws_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["thaws_at", b"thaws_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_system_count", b"file_system_count", "thaws_at", b"thaws_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeGuestResponse: _TypeAlias = FreezeGuestResponse  # noqa: Y015
+
+@_typing.final
+class ThawGuestResponse(_message.Message):
+    """What was let go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_SYSTEM_COUNT_FIELD_NUMBER: _builtins.int
+    file_system_count: _builtins.int
+    """0 if nothing was frozen."""
+    def __init__(
+        self,
+        *,
+        file_system_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_system_count", b"file_system_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawGuestResponse: _TypeAlias = ThawGuestResponse  # noqa: Y015
+
+@_typing.final
+class SettleDevicesRequest(_message.Message):
+    """All devices that the VM is to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    NICS_FIELD_NUMBER: _builtins.int
+    CDROMS_FIELD_NUMBER: _builtins.int
+    UNWANTED_DISK_IDS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    generation: _builtins.int
+    """See `VMIdRequest.generation`."""
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskSpec]: ...
+    @_builtins.property
+    def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___NicSpec]: ...
+    @_builtins.property
+    def cdroms(self) -> _containers.RepeatedCompositeFieldContainer[Global___CdromSpec]: ...
+    @_builtins.property
+    def unwanted_disk_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Disks whose images are to be deleted; not among those above."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        disks: _abc.Iterable[Global___DiskSpec] | None = ...,
+        nics: _abc.Iterable[Global___NicSpec] | None = ...,
+        cdroms: _abc.Iterable[Global___CdromSpec] | None = ...,
+        unwanted_disk_ids: _abc.Iterable[_builtins.str] | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cdroms", b"cdroms", "disks", b"disks", "generation", b"generation", "nics", b"nics", "unwanted_disk_ids", b"unwanted_disk_ids", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleDevicesRequest: _TypeAlias = SettleDevicesRequest  # noqa: Y015

@@ -278,15 +278,105 @@ class NodeDaemonServiceStub(object):
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetConsoleLogRequest.SerializeToString,
                 response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetConsoleLogResponse.FromString,
                 _registered_method=True)
+        self.OpenConsole = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/OpenConsole',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.OpenConsoleRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ConsoleInfoResponse.FromString,
+                _registered_method=True)
         self.ReconfigureVM = channel.unary_unary(
                 '/limiquantix.node.v1.NodeDaemonService/ReconfigureVM',
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ResizeVM = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ResizeVM',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ResizeVMResponse.FromString,
+                _registered_method=True)
         self.SuspendVM = channel.unary_unary(
                 '/limiquantix.node.v1.NodeDaemonService/SuspendVM',
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ResizeDisk = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ResizeDisk',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ResizeDiskRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UpdateDisk = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/UpdateDisk',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateDiskRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UpdateNIC = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/UpdateNIC',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateNICRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.AttachCDROM = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/AttachCDROM',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.AttachCDROMRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.DetachCDROM = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/DetachCDROM',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.DetachCDROMRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.SettleDevices = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/SettleDevices',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SettleDevicesRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.PingGuestAgent = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/PingGuestAgent',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.PingGuestAgentResponse.FromString,
+                _registered_method=True)
+        self.GetGuestInfo = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/GetGuestInfo',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetGuestInfoRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetGuestInfoResponse.FromString,
+                _registered_method=True)
+        self.ExecuteInGuest = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ExecuteInGuest',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ExecuteInGuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ExecuteInGuestResponse.FromString,
+                _registered_method=True)
+        self.ReadGuestFile = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ReadGuestFile',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReadGuestFileRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReadGuestFileResponse.FromString,
+                _registered_method=True)
+        self.WriteGuestFile = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/WriteGuestFile',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.WriteGuestFileRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ShutdownGuest = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ShutdownGuest',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ShutdownGuestRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.SetGuestPassword = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/SetGuestPassword',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SetGuestPasswordRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.SyncGuestTime = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/SyncGuestTime',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SyncGuestTimeResponse.FromString,
+                _registered_method=True)
+        self.FreezeGuest = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/FreezeGuest',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.FreezeGuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.FreezeGuestResponse.FromString,
+                _registered_method=True)
+        self.ThawGuest = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ThawGuest',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ThawGuestResponse.FromString,
                 _registered_method=True)
 
 
@@ -388,7 +478,7 @@ class NodeDaemonServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetConsole(self, request, context):
-        """Say where the VM's console listens, while it is RUNNING or PAUSED.
+        """Make a one-time entry to the VM's display, VNC before SPICE, while it is RUNNING or PAUSED; see `OpenConsole`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,35 +513,37 @@ class NodeDaemonServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AttachDisk(self, request, context):
-        """Add a disk.
+        """Add a disk, also to a running VM unless it is on SATA or IDE; an image that is not there is made. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachDisk(self, request, context):
-        """Take a disk away; its image stays.
+        """Take a disk away; its image stays, unless asked otherwise. Waits until a running guest has let go of it; if it does
+        not, the call fails with the reason GUEST_DID_NOT_RELEASE. The boot disk of a running VM stays. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachNIC(self, request, context):
-        """Add a network card.
+        """Add a network card. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachNIC(self, request, context):
-        """Take a network card away.
+        """Take a network card away; waits as `DetachDisk` does. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ChangeMedia(self, request, context):
-        """Put a medium into a CD-ROM drive, or take it out.
+        """Put a medium into a CD-ROM drive, or take it out. GUEST_DID_NOT_RELEASE while the guest holds the door shut.
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -479,14 +571,16 @@ class NodeDaemonServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamMetrics(self, request, context):
-        """Send measures of the host and its VMs at an interval.
+        """Send measures of the host and its VMs at an interval. All streams share one reading; a slow reader gets the newest
+        and misses those between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEvents(self, request, context):
-        """Send what happens on the host, as the hypervisor tells it.
+        """Send what happens to VMs on the host from now on, as the hypervisor tells it, and nothing while nothing happens.
+        RESOURCE_EXHAUSTED ends a stream whose reader falls too far behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -632,6 +726,15 @@ class NodeDaemonServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenConsole(self, request, context):
+        """Make a one-time entry to one of the VM's consoles, while it is RUNNING or PAUSED. It listens on the host's loopback
+        address until `expires_at`, or until one connection has presented the secret, which is then joined to the console.
+        RESOURCE_EXHAUSTED where too many entries or consoles are open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReconfigureVM(self, request, context):
         """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
         Idempotent.
@@ -640,9 +743,132 @@ class NodeDaemonServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeVM(self, request, context):
+        """Replace the definition of a VM whether it runs or not, and give one that runs as much of its new CPU and memory at
+        once as can be; the answer says what it has then and why that is not all. The rest, and whatever else changed, takes
+        effect when it is started next. Not of a SUSPENDED VM. Images are made and grown only while it is off. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SuspendVM(self, request, context):
         """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
         running: a VM that is saved already is a wrong state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeDisk(self, request, context):
+        """Grow a disk and its image; a running guest sees it at once. Shrinking is refused. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDisk(self, request, context):
+        """Replace the ceilings of a disk, running or not. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateNIC(self, request, context):
+        """Plug a network card's cable in or out, and replace its ceilings. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachCDROM(self, request, context):
+        """Add a CD-ROM drive to a VM that is off. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachCDROM(self, request, context):
+        """Take a CD-ROM drive away from a VM that is off. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleDevices(self, request, context):
+        """Make a VM's disks, cards and drives these and no others, after changes of which the caller does not know what became
+        of them. Images of disks are there already and stay, but for those named. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PingGuestAgent(self, request, context):
+        """Ask the agent inside a guest whether it is there. Like all methods on guests, it fails with reason GUEST_AGENT_ABSENT
+        where no agent is connected, GUEST_AGENT_SILENT where it does not answer in time, GUEST_AGENT_REFUSED where it refuses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGuestInfo(self, request, context):
+        """Ask the agent about the system inside.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecuteInGuest(self, request, context):
+        """Run a program inside a guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadGuestFile(self, request, context):
+        """Read the beginning of a file of a guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteGuestFile(self, request, context):
+        """Replace a file of a guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShutdownGuest(self, request, context):
+        """Have the agent shut the guest down or reboot it; returns once it took that in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetGuestPassword(self, request, context):
+        """Set the password of a user of a guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SyncGuestTime(self, request, context):
+        """Set a guest's clock to the host's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeGuest(self, request, context):
+        """Hold all writes of a guest, until it is thawed or the time is up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ThawGuest(self, request, context):
+        """Let a guest's writes go on; fine if none were held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -886,15 +1112,105 @@ def add_NodeDaemonServiceServicer_to_server(servicer, server):
                     request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetConsoleLogRequest.FromString,
                     response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetConsoleLogResponse.SerializeToString,
             ),
+            'OpenConsole': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenConsole,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.OpenConsoleRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ConsoleInfoResponse.SerializeToString,
+            ),
             'ReconfigureVM': grpc.unary_unary_rpc_method_handler(
                     servicer.ReconfigureVM,
                     request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
+            'ResizeVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVM,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ResizeVMResponse.SerializeToString,
+            ),
             'SuspendVM': grpc.unary_unary_rpc_method_handler(
                     servicer.SuspendVM,
                     request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ResizeDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeDisk,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ResizeDiskRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UpdateDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDisk,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateDiskRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UpdateNIC': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNIC,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateNICRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'AttachCDROM': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachCDROM,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.AttachCDROMRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'DetachCDROM': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachCDROM,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.DetachCDROMRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'SettleDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleDevices,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SettleDevicesRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'PingGuestAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.PingGuestAgent,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.PingGuestAgentResponse.SerializeToString,
+            ),
+            'GetGuestInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGuestInfo,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetGuestInfoRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetGuestInfoResponse.SerializeToString,
+            ),
+            'ExecuteInGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExecuteInGuest,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ExecuteInGuestRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ExecuteInGuestResponse.SerializeToString,
+            ),
+            'ReadGuestFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadGuestFile,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReadGuestFileRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReadGuestFileResponse.SerializeToString,
+            ),
+            'WriteGuestFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteGuestFile,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.WriteGuestFileRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ShutdownGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShutdownGuest,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ShutdownGuestRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'SetGuestPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGuestPassword,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SetGuestPasswordRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'SyncGuestTime': grpc.unary_unary_rpc_method_handler(
+                    servicer.SyncGuestTime,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SyncGuestTimeResponse.SerializeToString,
+            ),
+            'FreezeGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeGuest,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.FreezeGuestRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.FreezeGuestResponse.SerializeToString,
+            ),
+            'ThawGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ThawGuest,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ThawGuestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2185,6 +2501,33 @@ class NodeDaemonService(object):
             _registered_method=True)
 
     @staticmethod
+    def OpenConsole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/OpenConsole',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.OpenConsoleRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ConsoleInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReconfigureVM(request,
             target,
             options=(),
@@ -2212,6 +2555,33 @@ class NodeDaemonService(object):
             _registered_method=True)
 
     @staticmethod
+    def ResizeVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ResizeVM',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReconfigureVMRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ResizeVMResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SuspendVM(request,
             target,
             options=(),
@@ -2228,6 +2598,438 @@ class NodeDaemonService(object):
             '/limiquantix.node.v1.NodeDaemonService/SuspendVM',
             limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ResizeDisk',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ResizeDiskRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/UpdateDisk',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateDiskRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNIC(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/UpdateNIC',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateNICRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachCDROM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/AttachCDROM',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.AttachCDROMRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachCDROM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/DetachCDROM',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.DetachCDROMRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/SettleDevices',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SettleDevicesRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PingGuestAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/PingGuestAgent',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.PingGuestAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGuestInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/GetGuestInfo',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetGuestInfoRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GetGuestInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteInGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ExecuteInGuest',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ExecuteInGuestRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ExecuteInGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadGuestFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ReadGuestFile',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReadGuestFileRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ReadGuestFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteGuestFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/WriteGuestFile',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.WriteGuestFileRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShutdownGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ShutdownGuest',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ShutdownGuestRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGuestPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/SetGuestPassword',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SetGuestPasswordRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SyncGuestTime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/SyncGuestTime',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SyncGuestTimeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/FreezeGuest',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.FreezeGuestRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.FreezeGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ThawGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ThawGuest',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ThawGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,7 +71,7 @@ class NodeDaemonServiceStub:
     ListVMs: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _node_daemon_pb2.ListVMsOnNodeResponse]
     """Read the state of every VM on the host, also of those that something else defined."""
     GetConsole: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _node_daemon_pb2.ConsoleInfoResponse]
-    """Say where the VM's console listens, while it is RUNNING or PAUSED."""
+    """Make a one-time entry to the VM's display, VNC before SPICE, while it is RUNNING or PAUSED; see `OpenConsole`."""
     CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.CreateSnapshotRequest, _node_daemon_pb2.SnapshotResponse]
     """Save the VM's state."""
     RevertSnapshot: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.RevertSnapshotRequest, _empty_pb2.Empty]
@@ -81,15 +81,19 @@ class NodeDaemonServiceStub:
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _node_daemon_pb2.ListSnapshotsResponse]
     """Read the snapshots of a VM, parents before children."""
     AttachDisk: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachDiskRequest, _empty_pb2.Empty]
-    """Add a disk."""
+    """Add a disk, also to a running VM unless it is on SATA or IDE; an image that is not there is made. Idempotent."""
     DetachDisk: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachDiskRequest, _empty_pb2.Empty]
-    """Take a disk away; its image stays."""
+    """Take a disk away; its image stays, unless asked otherwise. Waits until a running guest has let go of it; if it does
+    not, the call fails with the reason GUEST_DID_NOT_RELEASE. The boot disk of a running VM stays. Idempotent.
+    """
     AttachNIC: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachNICRequest, _empty_pb2.Empty]
-    """Add a network card."""
+    """Add a network card. Idempotent."""
     DetachNIC: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachNICRequest, _empty_pb2.Empty]
-    """Take a network card away."""
+    """Take a network card away; waits as `DetachDisk` does. Idempotent."""
     ChangeMedia: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ChangeMediaRequest, _empty_pb2.Empty]
-    """Put a medium into a CD-ROM drive, or take it out."""
+    """Put a medium into a CD-ROM drive, or take it out. GUEST_DID_NOT_RELEASE while the guest holds the door shut.
+    Idempotent.
+    """
     PrepareMigration: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.PrepareMigrationRequest, _node_daemon_pb2.MigrationToken]
     """Get ready, on the target, for a VM that is about to arrive."""
     ReceiveMigration: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationToken, _empty_pb2.Empty]
@@ -97,9 +101,13 @@ class NodeDaemonServiceStub:
     MigrateVM: _grpc.UnaryStreamMultiCallable[_node_daemon_pb2.MigrateVMRequest, _node_daemon_pb2.MigrationProgress]
     """Send a VM away, on the source, and report progress. On failure it stays."""
     StreamMetrics: _grpc.UnaryStreamMultiCallable[_node_daemon_pb2.StreamMetricsRequest, _node_daemon_pb2.NodeMetrics]
-    """Send measures of the host and its VMs at an interval."""
+    """Send measures of the host and its VMs at an interval. All streams share one reading; a slow reader gets the newest
+    and misses those between.
+    """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_empty_pb2.Empty, _node_daemon_pb2.NodeEvent]
-    """Send what happens on the host, as the hypervisor tells it."""
+    """Send what happens to VMs on the host from now on, as the hypervisor tells it, and nothing while nothing happens.
+    RESOURCE_EXHAUSTED ends a stream whose reader falls too far behind.
+    """
     DownloadImage: _grpc.UnaryStreamMultiCallable[_node_daemon_pb2.DownloadImageOnNodeRequest, _node_daemon_pb2.DownloadProgress]
     """Fetch an image into the storage and report progress. Goes on if the caller leaves."""
     GetDownloadStatus: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GetDownloadStatusRequest, _node_daemon_pb2.DownloadProgress]
@@ -140,14 +148,60 @@ class NodeDaemonServiceStub:
     """Read all ports of this host."""
     GetConsoleLog: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GetConsoleLogRequest, _node_daemon_pb2.GetConsoleLogResponse]
     """Read what the guest wrote to its serial console, whether the VM runs or not."""
+    OpenConsole: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.OpenConsoleRequest, _node_daemon_pb2.ConsoleInfoResponse]
+    """Make a one-time entry to one of the VM's consoles, while it is RUNNING or PAUSED. It listens on the host's loopback
+    address until `expires_at`, or until one connection has presented the secret, which is then joined to the console.
+    RESOURCE_EXHAUSTED where too many entries or consoles are open.
+    """
     ReconfigureVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ReconfigureVMRequest, _empty_pb2.Empty]
     """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
     Idempotent.
+    """
+    ResizeVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ReconfigureVMRequest, _node_daemon_pb2.ResizeVMResponse]
+    """Replace the definition of a VM whether it runs or not, and give one that runs as much of its new CPU and memory at
+    once as can be; the answer says what it has then and why that is not all. The rest, and whatever else changed, takes
+    effect when it is started next. Not of a SUSPENDED VM. Images are made and grown only while it is off. Idempotent.
     """
     SuspendVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]
     """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
     running: a VM that is saved already is a wrong state.
     """
+    ResizeDisk: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ResizeDiskRequest, _empty_pb2.Empty]
+    """Grow a disk and its image; a running guest sees it at once. Shrinking is refused. Idempotent."""
+    UpdateDisk: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.UpdateDiskRequest, _empty_pb2.Empty]
+    """Replace the ceilings of a disk, running or not. Idempotent."""
+    UpdateNIC: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.UpdateNICRequest, _empty_pb2.Empty]
+    """Plug a network card's cable in or out, and replace its ceilings. Idempotent."""
+    AttachCDROM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachCDROMRequest, _empty_pb2.Empty]
+    """Add a CD-ROM drive to a VM that is off. Idempotent."""
+    DetachCDROM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachCDROMRequest, _empty_pb2.Empty]
+    """Take a CD-ROM drive away from a VM that is off. Idempotent."""
+    SettleDevices: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.SettleDevicesRequest, _empty_pb2.Empty]
+    """Make a VM's disks, cards and drives these and no others, after changes of which the caller does not know what became
+    of them. Images of disks are there already and stay, but for those named. Idempotent.
+    """
+    PingGuestAgent: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.PingGuestAgentResponse]
+    """Ask the agent inside a guest whether it is there. Like all methods on guests, it fails with reason GUEST_AGENT_ABSENT
+    where no agent is connected, GUEST_AGENT_SILENT where it does not answer in time, GUEST_AGENT_REFUSED where it refuses.
+    """
+    GetGuestInfo: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GetGuestInfoRequest, _node_daemon_pb2.GetGuestInfoResponse]
+    """Ask the agent about the system inside."""
+    ExecuteInGuest: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ExecuteInGuestRequest, _node_daemon_pb2.ExecuteInGuestResponse]
+    """Run a program inside a guest."""
+    ReadGuestFile: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ReadGuestFileRequest, _node_daemon_pb2.ReadGuestFileResponse]
+    """Read the beginning of a file of a guest."""
+    WriteGuestFile: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.WriteGuestFileRequest, _empty_pb2.Empty]
+    """Replace a file of a guest."""
+    ShutdownGuest: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.ShutdownGuestRequest, _empty_pb2.Empty]
+    """Have the agent shut the guest down or reboot it; returns once it took that in."""
+    SetGuestPassword: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.SetGuestPasswordRequest, _empty_pb2.Empty]
+    """Set the password of a user of a guest."""
+    SyncGuestTime: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.SyncGuestTimeResponse]
+    """Set a guest's clock to the host's."""
+    FreezeGuest: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.FreezeGuestRequest, _node_daemon_pb2.FreezeGuestResponse]
+    """Hold all writes of a guest, until it is thawed or the time is up."""
+    ThawGuest: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.ThawGuestResponse]
+    """Let a guest's writes go on; fine if none were held."""
 
 @_typing.type_check_only
 class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
@@ -191,7 +245,7 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     ListVMs: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _node_daemon_pb2.ListVMsOnNodeResponse]  # type: ignore[assignment]
     """Read the state of every VM on the host, also of those that something else defined."""
     GetConsole: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _node_daemon_pb2.ConsoleInfoResponse]  # type: ignore[assignment]
-    """Say where the VM's console listens, while it is RUNNING or PAUSED."""
+    """Make a one-time entry to the VM's display, VNC before SPICE, while it is RUNNING or PAUSED; see `OpenConsole`."""
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.CreateSnapshotRequest, _node_daemon_pb2.SnapshotResponse]  # type: ignore[assignment]
     """Save the VM's state."""
     RevertSnapshot: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.RevertSnapshotRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -201,15 +255,19 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _node_daemon_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """Read the snapshots of a VM, parents before children."""
     AttachDisk: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachDiskRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Add a disk."""
+    """Add a disk, also to a running VM unless it is on SATA or IDE; an image that is not there is made. Idempotent."""
     DetachDisk: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachDiskRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Take a disk away; its image stays."""
+    """Take a disk away; its image stays, unless asked otherwise. Waits until a running guest has let go of it; if it does
+    not, the call fails with the reason GUEST_DID_NOT_RELEASE. The boot disk of a running VM stays. Idempotent.
+    """
     AttachNIC: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachNICRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Add a network card."""
+    """Add a network card. Idempotent."""
     DetachNIC: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachNICRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Take a network card away."""
+    """Take a network card away; waits as `DetachDisk` does. Idempotent."""
     ChangeMedia: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ChangeMediaRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Put a medium into a CD-ROM drive, or take it out."""
+    """Put a medium into a CD-ROM drive, or take it out. GUEST_DID_NOT_RELEASE while the guest holds the door shut.
+    Idempotent.
+    """
     PrepareMigration: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.PrepareMigrationRequest, _node_daemon_pb2.MigrationToken]  # type: ignore[assignment]
     """Get ready, on the target, for a VM that is about to arrive."""
     ReceiveMigration: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationToken, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -217,9 +275,13 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     MigrateVM: _aio.UnaryStreamMultiCallable[_node_daemon_pb2.MigrateVMRequest, _node_daemon_pb2.MigrationProgress]  # type: ignore[assignment]
     """Send a VM away, on the source, and report progress. On failure it stays."""
     StreamMetrics: _aio.UnaryStreamMultiCallable[_node_daemon_pb2.StreamMetricsRequest, _node_daemon_pb2.NodeMetrics]  # type: ignore[assignment]
-    """Send measures of the host and its VMs at an interval."""
+    """Send measures of the host and its VMs at an interval. All streams share one reading; a slow reader gets the newest
+    and misses those between.
+    """
     StreamEvents: _aio.UnaryStreamMultiCallable[_empty_pb2.Empty, _node_daemon_pb2.NodeEvent]  # type: ignore[assignment]
-    """Send what happens on the host, as the hypervisor tells it."""
+    """Send what happens to VMs on the host from now on, as the hypervisor tells it, and nothing while nothing happens.
+    RESOURCE_EXHAUSTED ends a stream whose reader falls too far behind.
+    """
     DownloadImage: _aio.UnaryStreamMultiCallable[_node_daemon_pb2.DownloadImageOnNodeRequest, _node_daemon_pb2.DownloadProgress]  # type: ignore[assignment]
     """Fetch an image into the storage and report progress. Goes on if the caller leaves."""
     GetDownloadStatus: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GetDownloadStatusRequest, _node_daemon_pb2.DownloadProgress]  # type: ignore[assignment]
@@ -260,14 +322,60 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     """Read all ports of this host."""
     GetConsoleLog: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GetConsoleLogRequest, _node_daemon_pb2.GetConsoleLogResponse]  # type: ignore[assignment]
     """Read what the guest wrote to its serial console, whether the VM runs or not."""
+    OpenConsole: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.OpenConsoleRequest, _node_daemon_pb2.ConsoleInfoResponse]  # type: ignore[assignment]
+    """Make a one-time entry to one of the VM's consoles, while it is RUNNING or PAUSED. It listens on the host's loopback
+    address until `expires_at`, or until one connection has presented the secret, which is then joined to the console.
+    RESOURCE_EXHAUSTED where too many entries or consoles are open.
+    """
     ReconfigureVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ReconfigureVMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
     Idempotent.
+    """
+    ResizeVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ReconfigureVMRequest, _node_daemon_pb2.ResizeVMResponse]  # type: ignore[assignment]
+    """Replace the definition of a VM whether it runs or not, and give one that runs as much of its new CPU and memory at
+    once as can be; the answer says what it has then and why that is not all. The rest, and whatever else changed, takes
+    effect when it is started next. Not of a SUSPENDED VM. Images are made and grown only while it is off. Idempotent.
     """
     SuspendVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
     running: a VM that is saved already is a wrong state.
     """
+    ResizeDisk: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ResizeDiskRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Grow a disk and its image; a running guest sees it at once. Shrinking is refused. Idempotent."""
+    UpdateDisk: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.UpdateDiskRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Replace the ceilings of a disk, running or not. Idempotent."""
+    UpdateNIC: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.UpdateNICRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Plug a network card's cable in or out, and replace its ceilings. Idempotent."""
+    AttachCDROM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachCDROMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Add a CD-ROM drive to a VM that is off. Idempotent."""
+    DetachCDROM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachCDROMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Take a CD-ROM drive away from a VM that is off. Idempotent."""
+    SettleDevices: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.SettleDevicesRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Make a VM's disks, cards and drives these and no others, after changes of which the caller does not know what became
+    of them. Images of disks are there already and stay, but for those named. Idempotent.
+    """
+    PingGuestAgent: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.PingGuestAgentResponse]  # type: ignore[assignment]
+    """Ask the agent inside a guest whether it is there. Like all methods on guests, it fails with reason GUEST_AGENT_ABSENT
+    where no agent is connected, GUEST_AGENT_SILENT where it does not answer in time, GUEST_AGENT_REFUSED where it refuses.
+    """
+    GetGuestInfo: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GetGuestInfoRequest, _node_daemon_pb2.GetGuestInfoResponse]  # type: ignore[assignment]
+    """Ask the agent about the system inside."""
+    ExecuteInGuest: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ExecuteInGuestRequest, _node_daemon_pb2.ExecuteInGuestResponse]  # type: ignore[assignment]
+    """Run a program inside a guest."""
+    ReadGuestFile: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ReadGuestFileRequest, _node_daemon_pb2.ReadGuestFileResponse]  # type: ignore[assignment]
+    """Read the beginning of a file of a guest."""
+    WriteGuestFile: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.WriteGuestFileRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Replace a file of a guest."""
+    ShutdownGuest: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.ShutdownGuestRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Have the agent shut the guest down or reboot it; returns once it took that in."""
+    SetGuestPassword: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.SetGuestPasswordRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Set the password of a user of a guest."""
+    SyncGuestTime: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.SyncGuestTimeResponse]  # type: ignore[assignment]
+    """Set a guest's clock to the host's."""
+    FreezeGuest: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.FreezeGuestRequest, _node_daemon_pb2.FreezeGuestResponse]  # type: ignore[assignment]
+    """Hold all writes of a guest, until it is thawed or the time is up."""
+    ThawGuest: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.ThawGuestResponse]  # type: ignore[assignment]
+    """Let a guest's writes go on; fine if none were held."""
 
 class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs on every host; the control plane is its caller.
@@ -386,7 +494,7 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.VMIdRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_daemon_pb2.ConsoleInfoResponse, _abc.Awaitable[_node_daemon_pb2.ConsoleInfoResponse]]:
-        """Say where the VM's console listens, while it is RUNNING or PAUSED."""
+        """Make a one-time entry to the VM's display, VNC before SPICE, while it is RUNNING or PAUSED; see `OpenConsole`."""
 
     @_abc_1.abstractmethod
     def CreateSnapshot(
@@ -426,7 +534,7 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.AttachDiskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Add a disk."""
+        """Add a disk, also to a running VM unless it is on SATA or IDE; an image that is not there is made. Idempotent."""
 
     @_abc_1.abstractmethod
     def DetachDisk(
@@ -434,7 +542,9 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.DetachDiskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Take a disk away; its image stays."""
+        """Take a disk away; its image stays, unless asked otherwise. Waits until a running guest has let go of it; if it does
+        not, the call fails with the reason GUEST_DID_NOT_RELEASE. The boot disk of a running VM stays. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def AttachNIC(
@@ -442,7 +552,7 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.AttachNICRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Add a network card."""
+        """Add a network card. Idempotent."""
 
     @_abc_1.abstractmethod
     def DetachNIC(
@@ -450,7 +560,7 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.DetachNICRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Take a network card away."""
+        """Take a network card away; waits as `DetachDisk` does. Idempotent."""
 
     @_abc_1.abstractmethod
     def ChangeMedia(
@@ -458,7 +568,9 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.ChangeMediaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Put a medium into a CD-ROM drive, or take it out."""
+        """Put a medium into a CD-ROM drive, or take it out. GUEST_DID_NOT_RELEASE while the guest holds the door shut.
+        Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def PrepareMigration(
@@ -490,7 +602,9 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_daemon_pb2.StreamMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_daemon_pb2.NodeMetrics], _abc.AsyncIterator[_node_daemon_pb2.NodeMetrics]]:
-        """Send measures of the host and its VMs at an interval."""
+        """Send measures of the host and its VMs at an interval. All streams share one reading; a slow reader gets the newest
+        and misses those between.
+        """
 
     @_abc_1.abstractmethod
     def StreamEvents(
@@ -498,7 +612,9 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _empty_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_daemon_pb2.NodeEvent], _abc.AsyncIterator[_node_daemon_pb2.NodeEvent]]:
-        """Send what happens on the host, as the hypervisor tells it."""
+        """Send what happens to VMs on the host from now on, as the hypervisor tells it, and nothing while nothing happens.
+        RESOURCE_EXHAUSTED ends a stream whose reader falls too far behind.
+        """
 
     @_abc_1.abstractmethod
     def DownloadImage(
@@ -661,6 +777,17 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         """Read what the guest wrote to its serial console, whether the VM runs or not."""
 
     @_abc_1.abstractmethod
+    def OpenConsole(
+        self,
+        request: _node_daemon_pb2.OpenConsoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.ConsoleInfoResponse, _abc.Awaitable[_node_daemon_pb2.ConsoleInfoResponse]]:
+        """Make a one-time entry to one of the VM's consoles, while it is RUNNING or PAUSED. It listens on the host's loopback
+        address until `expires_at`, or until one connection has presented the secret, which is then joined to the console.
+        RESOURCE_EXHAUSTED where too many entries or consoles are open.
+        """
+
+    @_abc_1.abstractmethod
     def ReconfigureVM(
         self,
         request: _node_daemon_pb2.ReconfigureVMRequest,
@@ -668,6 +795,17 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Replace the definition of a VM that is not running. New disks are made, disks no longer named are kept as files.
         Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def ResizeVM(
+        self,
+        request: _node_daemon_pb2.ReconfigureVMRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.ResizeVMResponse, _abc.Awaitable[_node_daemon_pb2.ResizeVMResponse]]:
+        """Replace the definition of a VM whether it runs or not, and give one that runs as much of its new CPU and memory at
+        once as can be; the answer says what it has then and why that is not all. The rest, and whatever else changed, takes
+        effect when it is started next. Not of a SUSPENDED VM. Images are made and grown only while it is off. Idempotent.
         """
 
     @_abc_1.abstractmethod
@@ -679,5 +817,137 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         """Saves the guest's memory to disk and ends its process; StartVM continues where it was. Idempotent only while it is
         running: a VM that is saved already is a wrong state.
         """
+
+    @_abc_1.abstractmethod
+    def ResizeDisk(
+        self,
+        request: _node_daemon_pb2.ResizeDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Grow a disk and its image; a running guest sees it at once. Shrinking is refused. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def UpdateDisk(
+        self,
+        request: _node_daemon_pb2.UpdateDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Replace the ceilings of a disk, running or not. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def UpdateNIC(
+        self,
+        request: _node_daemon_pb2.UpdateNICRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Plug a network card's cable in or out, and replace its ceilings. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def AttachCDROM(
+        self,
+        request: _node_daemon_pb2.AttachCDROMRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Add a CD-ROM drive to a VM that is off. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def DetachCDROM(
+        self,
+        request: _node_daemon_pb2.DetachCDROMRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Take a CD-ROM drive away from a VM that is off. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def SettleDevices(
+        self,
+        request: _node_daemon_pb2.SettleDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Make a VM's disks, cards and drives these and no others, after changes of which the caller does not know what became
+        of them. Images of disks are there already and stay, but for those named. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def PingGuestAgent(
+        self,
+        request: _node_daemon_pb2.GuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.PingGuestAgentResponse, _abc.Awaitable[_node_daemon_pb2.PingGuestAgentResponse]]:
+        """Ask the agent inside a guest whether it is there. Like all methods on guests, it fails with reason GUEST_AGENT_ABSENT
+        where no agent is connected, GUEST_AGENT_SILENT where it does not answer in time, GUEST_AGENT_REFUSED where it refuses.
+        """
+
+    @_abc_1.abstractmethod
+    def GetGuestInfo(
+        self,
+        request: _node_daemon_pb2.GetGuestInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.GetGuestInfoResponse, _abc.Awaitable[_node_daemon_pb2.GetGuestInfoResponse]]:
+        """Ask the agent about the system inside."""
+
+    @_abc_1.abstractmethod
+    def ExecuteInGuest(
+        self,
+        request: _node_daemon_pb2.ExecuteInGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.ExecuteInGuestResponse, _abc.Awaitable[_node_daemon_pb2.ExecuteInGuestResponse]]:
+        """Run a program inside a guest."""
+
+    @_abc_1.abstractmethod
+    def ReadGuestFile(
+        self,
+        request: _node_daemon_pb2.ReadGuestFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.ReadGuestFileResponse, _abc.Awaitable[_node_daemon_pb2.ReadGuestFileResponse]]:
+        """Read the beginning of a file of a guest."""
+
+    @_abc_1.abstractmethod
+    def WriteGuestFile(
+        self,
+        request: _node_daemon_pb2.WriteGuestFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Replace a file of a guest."""
+
+    @_abc_1.abstractmethod
+    def ShutdownGuest(
+        self,
+        request: _node_daemon_pb2.ShutdownGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Have the agent shut the guest down or reboot it; returns once it took that in."""
+
+    @_abc_1.abstractmethod
+    def SetGuestPassword(
+        self,
+        request: _node_daemon_pb2.SetGuestPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Set the password of a user of a guest."""
+
+    @_abc_1.abstractmethod
+    def SyncGuestTime(
+        self,
+        request: _node_daemon_pb2.GuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.SyncGuestTimeResponse, _abc.Awaitable[_node_daemon_pb2.SyncGuestTimeResponse]]:
+        """Set a guest's clock to the host's."""
+
+    @_abc_1.abstractmethod
+    def FreezeGuest(
+        self,
+        request: _node_daemon_pb2.FreezeGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.FreezeGuestResponse, _abc.Awaitable[_node_daemon_pb2.FreezeGuestResponse]]:
+        """Hold all writes of a guest, until it is thawed or the time is up."""
+
+    @_abc_1.abstractmethod
+    def ThawGuest(
+        self,
+        request: _node_daemon_pb2.GuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.ThawGuestResponse, _abc.Awaitable[_node_daemon_pb2.ThawGuestResponse]]:
+        """Let a guest's writes go on; fine if none were held."""
 
 def add_NodeDaemonServiceServicer_to_server(servicer: NodeDaemonServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

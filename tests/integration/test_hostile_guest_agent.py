@@ -1,0 +1,181 @@
+"""Agents that hang, flood, lie and babble, in a real guest: what that costs the host, and that it ends with them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from controlplane.cli.dev.guest_image import build_guest_image
+from hypervisor.errors import GuestAgentAbsent, GuestAgentRefused, GuestAgentSilent
+from hypervisor.guests import GuestCommand
+from hypervisor.libvirt.backend import LibvirtHypervisor
+from hypervisor.types import Accelerator, CpuTopology, DirectBoot, PowerState, VmConfig
+from tests.support.private_libvirt_host import (
+    TEST_CACHE_DIR,
+    eventually,
+    private_libvirt,
+    skip_unless_private_libvirt,
+)
+
+pytest.importorskip("libvirt")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PORT = "/dev/virtio-ports/org.qemu.guest_agent.0"
+START_AGENT = f"qemu-ga -d -m virtio-serial -p {PORT} -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log"
+MEMORY_BOUND_BYTES = 64 * 2**20
+"""More than the 10 MiB libvirt buffers and what a busy test process grows by anyway; a flood is 1 GB."""
+
+
+@dataclass
+class Guest:
+    """A real guest and its agent, to be set against us."""
+
+    backend: LibvirtHypervisor
+    vm_id: str
+    libvirtd: psutil.Process
+
+    async def up(self) -> None:
+        async def look() -> bool | None:
+            try:
+                await self.backend.guests.ping(self.vm_id)  # type: ignore[union-attr]
+            except (GuestAgentAbsent, GuestAgentSilent, GuestAgentRefused):
+                return None
+            return True
+
+        await eventually(look, "an answer of the agent", 60)
+
+    async def replace_agent(self, script: str, lasting_s: float) -> None:
+        """Put something else in the agent's place for a while; returns when it is there."""
+        whole = (
+            f"sleep 0.3; kill $(pidof qemu-ga); sleep 0.2; ({script}) & bad=$!; sleep {lasting_s}; "
+            f"kill -KILL $bad $(pidof head tr cat sed); sleep 0.3; {START_AGENT}"
+        )
+        command = GuestCommand("setsid", ("sh", "-c", whole), waits=False)
+        await self.backend.guests.execute(self.vm_id, command)  # type: ignore[union-attr]
+        await asyncio.sleep(1.0)  # part of the scene: what the guest does by its own clock
+
+    async def outcome(self) -> tuple[str, float]:
+        """Ask once; returns what came of it and how long it took."""
+        began_s = time.monotonic()
+        try:
+            await self.backend.guests.ping(self.vm_id)  # type: ignore[union-attr]
+        except (GuestAgentSilent, GuestAgentRefused, GuestAgentAbsent) as error:
+            return type(error).__name__, time.monotonic() - began_s
+        return "answered", time.monotonic() - began_s
+
+    def memory_bytes(self) -> int:
+        return psutil.Process().memory_info().rss + self.libvirtd.memory_info().rss
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guest]:
+    directory = tmp_path_factory.mktemp("hostile")
+    await skip_unless_private_libvirt(directory)
+    image = await asyncio.to_thread(build_guest_image, TEST_CACHE_DIR / "guest", print)
+    if not image.has_agent:
+        pytest.skip("the guest image was made without the agent")
+    async with private_libvirt(directory / "libvirt") as libvirt:
+        backend = LibvirtHypervisor(libvirt.uri, directory / "console", Accelerator.TCG)
+        await backend.open()
+        boot = DirectBoot(image.kernel, image.initrd, image.kernel_arguments)
+        config = VmConfig(str(uuid.uuid4()), "hostile", CpuTopology(), 128, direct_boot=boot)
+        await backend.create(config)
+        await backend.start(config.vm_id)
+        found = Guest(backend, config.vm_id, libvirtd_of_this_process())
+        await found.up()
+        yield found
+        await backend.force_stop(config.vm_id)
+        await backend.delete(config.vm_id)
+        await backend.close()
+
+
+def libvirtd_of_this_process() -> psutil.Process:
+    for process in psutil.Process().children(recursive=True):
+        if process.name() == "libvirtd":
+            return process
+    raise AssertionError("no libvirtd of this test")
+
+
+async def test_agent_that_hangs_holds_up_nothing_else_and_is_heard_again(guest: Guest) -> None:
+    hang = "p=$(pidof qemu-ga); sleep 0.3; kill -STOP $p; sleep 8; kill -CONT $p"
+    await guest.backend.guests.execute(  # type: ignore[union-attr]
+        guest.vm_id, GuestCommand("setsid", ("sh", "-c", hang), waits=False)
+    )
+    await asyncio.sleep(0.6)  # until the guest's own clock has stopped it
+    asking = asyncio.create_task(guest.outcome())
+    await asyncio.sleep(0)
+
+    began_s = time.monotonic()
+    await guest.backend.pause(guest.vm_id)
+    await guest.backend.resume(guest.vm_id)
+    assert [vm.state for vm in await guest.backend.list()] == [PowerState.RUNNING]
+    other = VmConfig(str(uuid.uuid4()), "other", CpuTopology(), 16)
+    await guest.backend.create(other)
+    await guest.backend.start(other.vm_id)
+    await guest.backend.force_stop(other.vm_id)
+    await guest.backend.delete(other.vm_id)
+    assert time.monotonic() - began_s < 4
+
+    outcome, took_s = await asking
+    assert outcome == "GuestAgentSilent"
+    assert took_s < 8
+    # Known to be silent, it is tried by one at a time; nobody else queues behind that.
+    outcomes = sorted(await asyncio.gather(*(guest.outcome() for _ in range(20))), key=lambda each: each[1])
+    assert {outcome for outcome, _ in outcomes[:-1]} == {"GuestAgentSilent"}
+    assert outcomes[-2][1] < 1
+    await guest.up()
+    assert (await guest.backend.guests.system(guest.vm_id)).hostname == "limiquantix-guest"  # type: ignore[union-attr]
+
+
+async def test_agent_that_floods_without_a_newline_costs_bounded_memory_and_its_successor_is_heard(
+    guest: Guest,
+) -> None:
+    before_bytes = guest.memory_bytes()
+    await guest.replace_agent(f"head -c 1000000000 /dev/zero | tr '\\000' a >{PORT}", lasting_s=2.5)
+    peak_bytes = 0
+    for _ in range(2):
+        outcome, took_s = await guest.outcome()
+        peak_bytes = max(peak_bytes, guest.memory_bytes())
+        assert outcome in {"GuestAgentSilent", "GuestAgentAbsent", "GuestAgentRefused"}
+        assert took_s < 8
+    assert peak_bytes - before_bytes < MEMORY_BOUND_BYTES
+    assert (await guest.backend.status(guest.vm_id)).state is PowerState.RUNNING
+    await guest.up()
+
+
+async def test_agent_that_lies_about_ids_and_answers_twice_is_not_believed(guest: Guest) -> None:
+    liar = f"while read -r line; do echo '{{\"return\": 7}}'; echo '{{\"return\": 8}}'; done <>{PORT} >&0"
+    await guest.replace_agent(liar, lasting_s=2.5)
+    outcome, took_s = await guest.outcome()
+    assert outcome in {"GuestAgentSilent", "GuestAgentRefused"}
+    assert took_s < 8
+    await guest.up()
+    assert (await guest.backend.guests.system(guest.vm_id)).kernel_version  # type: ignore[union-attr]
+
+
+async def test_agent_that_synchronises_and_then_babbles_is_refused_or_cleaned(guest: Guest) -> None:
+    """It answers with the id it was asked for, and to everything else with a list of strange interfaces, twice."""
+    name = "\\u202eeth0\\u001b[31m" + "x" * 1000
+    babble = f'{{"return": [{{"name": "{name}", "ip-addresses": [{{"ip-address": "<script>"}}, 7]}}, 7]}}'
+    script = (
+        "while read -r line; do case $line in "
+        '*guest-sync*) id=${line##*:}; id=${id%%\\}*}; echo "{\\"return\\": $id}";; '
+        f"*) echo '{babble}'; echo '{babble}';; esac; done <>{PORT} >&0"
+    )
+    await guest.replace_agent(script, lasting_s=2.5)
+    agents = guest.backend.guests
+    assert agents is not None
+    for ask in (agents.ping, agents.system, agents.freeze, agents.sync_time):
+        with pytest.raises((GuestAgentRefused, GuestAgentSilent)):
+            await ask(guest.vm_id)
+    found = await agents.interfaces(guest.vm_id)
+    assert [dataclasses.astuple(nic) for nic in found] == [("\ufffdeth0\ufffd[31m" + "x" * 245, "", ())]
+    await guest.up()
