@@ -49,8 +49,6 @@ LATER = {
     7: "high availability: nothing declares a host dead and acts on it yet; a silent one only gets no new VMs",
     8: "balancing: comes after live migration; the calls it needs are UNIMPLEMENTED until then",
     9: "drain: needs live migration; UNIMPLEMENTED until then",
-    16: "disk and network counters: come with the metrics stream; CPU and memory are measured and tested now",
-    17: "event streams: UNIMPLEMENTED until then",
 }
 
 
