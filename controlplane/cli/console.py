@@ -85,8 +85,9 @@ def _attach(host: str, port: int, secret: str) -> None:
         answer = _first_line(line)
         if answer != b"OK":
             raise click.ClickException(f"the console refused: {answer.decode(errors='replace')}")
-        click.echo("connected; Ctrl-] leaves", err=True)
         with _raw_terminal():
+            # Only now: keys typed before the terminal is raw would wait for the end of their line, or be dropped.
+            click.echo("connected; Ctrl-] leaves\r", err=True)
             _relay(line)
     click.echo("\nleft the console", err=True)
 
