@@ -175,8 +175,8 @@ class Hypervisor(ABC):
         """
 
     @abstractmethod
-    async def status(self, vm_id: str) -> VmStatus:
-        """Say what the VM is now."""
+    async def status(self, vm_id: str, *, with_memory: bool = True) -> VmStatus:
+        """Say what the VM is now; what its guest uses of its memory takes longer, and is 0 if not asked for."""
 
     @abstractmethod
     async def list(self) -> Sequence[VmStatus]:

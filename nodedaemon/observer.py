@@ -76,8 +76,8 @@ class VmObserver:
         """The newest change count given out: whatever is read from here on is at least as new."""
         return self._changes.position
 
-    async def read(self, vm_id: str) -> ObservedVm:
-        """Read one VM.
+    async def read(self, vm_id: str, *, with_memory: bool = False) -> ObservedVm:
+        """Read one VM; what its guest uses of its memory only if asked for.
 
         Raises:
             NotFound, Unavailable: as the hypervisor says.
@@ -87,20 +87,20 @@ class VmObserver:
             for _ in range(_MAX_READS):
                 began_at, generation = self._changes.position, self._generations.get(vm_id, 0)
                 async with asyncio.timeout(READ_DEADLINE_S):
-                    status = await self._hypervisor.status(vm_id)
+                    status = await self._hypervisor.status(vm_id, with_memory=with_memory)
                 change = self._changes.observe(vm_id, status.state, began_at)
                 if change is not None:
                     return self._observed(status, change, generation)
         raise _restless(vm_id)
 
     async def read_or_gone(self, vm_id: str) -> ObservedVm | GoneVm:
-        """Read one VM, or give its absence a count; otherwise like `read`."""
+        """Read one VM without its memory, or give its absence a count; otherwise like `read`."""
         for _ in range(_MAX_READS):
             began_at, generation = self._changes.position, self._generations.get(vm_id, 0)
             try:
                 with hypervisor_errors(vm_id):
                     async with asyncio.timeout(READ_DEADLINE_S):
-                        status = await self._hypervisor.status(vm_id)
+                        status = await self._hypervisor.status(vm_id, with_memory=False)
                 change = self._changes.observe(vm_id, status.state, began_at)
                 if change is not None:
                     return self._observed(status, change, generation)

@@ -203,11 +203,11 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         return Empty()
 
     async def GetVMStatus(self, request: pb.VMIdRequest, context: Any) -> pb.VMStatusResponse:
-        """Say what the VM is now."""
+        """Say what the VM is now, and what it uses unless only its state is asked for."""
         vm_id = vm_id_of(request)
-        observed = await self._observer.read(vm_id)
+        observed = await self._observer.read(vm_id, with_memory=not request.state_only)
         status = to_status(observed)
-        if observed.status.state in _IN_MEMORY:
+        if not request.state_only and observed.status.state in _IN_MEMORY:
             usage = self._metrics.newest(vm_id, STATUS_USAGE_AGE_S)
             if usage is not None:
                 add_device_usage(status.resource_usage, usage)

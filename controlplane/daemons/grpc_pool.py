@@ -121,7 +121,8 @@ class GrpcNodeDaemon(GrpcDeviceCalls, GrpcGuestCalls):
         return await self._call(self._stub.ListSnapshots, _vm(vm_id), self._timeouts.query_s)
 
     async def vm_status(self, vm_id: str) -> node_v1.VMStatusResponse:
-        return await self._call(self._stub.GetVMStatus, _vm(vm_id), self._timeouts.query_s)
+        request = node_v1.VMIdRequest(vm_id=vm_id, state_only=True)
+        return await self._call(self._stub.GetVMStatus, request, self._timeouts.query_s)
 
     async def open_console(self, request: node_v1.OpenConsoleRequest) -> node_v1.ConsoleInfoResponse:
         return await self._call(self._stub.OpenConsole, request, self._timeouts.query_s)

@@ -297,9 +297,11 @@ class LibvirtHypervisor(Hypervisor):
 
     # looking
 
-    async def status(self, vm_id: str) -> VmStatus:
+    async def status(self, vm_id: str, *, with_memory: bool = True) -> VmStatus:
         """See `Hypervisor`."""
         status = await self._visits.look(vm_id, self._inventory.read_one)
+        if not with_memory:
+            return status
 
         def read_memory(connection: Any) -> GuestMemory:
             return self._inventory.read_guest_memory_of(self._operations.find(connection, vm_id))

@@ -311,7 +311,7 @@ class MockHypervisor(Hypervisor):
         await self._host.save()
         self._host.lose_answer(lost)
 
-    async def status(self, vm_id: str) -> VmStatus:
+    async def status(self, vm_id: str, *, with_memory: bool = True) -> VmStatus:
         """Say what the VM is now."""
         await self._host.strike(Operation.STATUS, vm_id)
         return self._host.status(self._host.vm(vm_id))

@@ -704,21 +704,25 @@ class VMIdRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    STATE_ONLY_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     generation: _builtins.int
     """Generation of the command. One older than the newest that this host took for the VM is refused with ABORTED and
     the reason STALE_GENERATION, also after a restart and after the VM was deleted; a newer one ends an older command
     that only waits for the guest. 0 is not checked.
     """
+    state_only: _builtins.bool
+    """For GetVMStatus: the state is enough, so that the guest's memory need not be asked for; usage is then incomplete."""
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         generation: _builtins.int = ...,
+        state_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "state_only", b"state_only", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
