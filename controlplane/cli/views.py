@@ -218,6 +218,12 @@ def console_fields(console: Document) -> Fields:
     ]
 
 
+def is_template(vm: Document) -> bool:
+    """Tell whether an answer's VM is a template."""
+    role: Any = vm.get("spec", {}).get("template", {})
+    return bool(role.get("isTemplate"))
+
+
 def vm_state(vm: Document) -> str:
     """Return the power state's name."""
     return str(vm.get("status", {}).get("state", "UNKNOWN"))

@@ -28,7 +28,7 @@ from controlplane.cli.output import print_document
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import session_of
 from controlplane.cli.terminal_text import one_line
-from controlplane.cli.views import node_name, vm_state
+from controlplane.cli.views import is_template, node_name, vm_state
 from limiquantix.errors import ApiError
 
 MAX_REQUEST_ID_CHARS = 128
@@ -164,7 +164,8 @@ def print_changed(context: click.Context, client: ApiClient, changed: Document) 
         return
     where = node_name(changed, hostname_of(client, changed))
     place = f" on {one_line(where)}" if where else ""
-    click.echo(f"VM {one_line(str(changed.get('name', '')))} ({changed.get('id', '')}) is {vm_state(changed)}{place}")
+    state = "a template" if is_template(changed) else vm_state(changed)
+    click.echo(f"VM {one_line(str(changed.get('name', '')))} ({changed.get('id', '')}) is {state}{place}")
     if waiting_changes := pending_text(changed):
         click.echo(f"at its next start: {one_line(waiting_changes)}")
 

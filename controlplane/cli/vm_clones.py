@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import click
 
@@ -12,7 +11,7 @@ from controlplane.cli.lookup import connect, list_nodes, list_vms, vm_id_of
 from controlplane.cli.output import print_document, print_table
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiCommand, ApiGroup, session_of
-from controlplane.cli.views import VM_COLUMNS, vm_row
+from controlplane.cli.views import VM_COLUMNS, is_template, vm_row
 from controlplane.cli.vm_changes import (
     Asking,
     ask,
@@ -147,9 +146,3 @@ def list_templates(context: click.Context, project: str) -> None:
         return
     now = datetime.now(UTC)
     print_table(VM_COLUMNS, [vm_row(each, hostnames, now, wide=False) for each in found])
-
-
-def is_template(vm: Document) -> bool:
-    """Tell whether an answer's VM is a template."""
-    role: Any = vm.get("spec", {}).get("template", {})
-    return bool(role.get("isTemplate"))
