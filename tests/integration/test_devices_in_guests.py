@@ -233,11 +233,12 @@ async def test_card_on_a_bridge_stays_within_its_bandwidth_in_both_directions(
     await bandwidths.settle(vm_id)
     limited = [await transfer(guest, sends=sends) for sends in (True, False)]
     for fast_s, slow_s in zip(unlimited, limited, strict=True):
-        assert fast_s < 2 < slow_s, "2 MiB at half a MiB/s"
+        # 2 MiB at half a MiB/s, of which a burst and what the ends buffer take no time.
+        assert slow_s > max(1.0, 2 * fast_s)
 
     await devices.update_nic(vm_id, nic)
     await bandwidths.settle(vm_id)
-    assert await transfer(guest, sends=True) < 2
+    assert await transfer(guest, sends=True) < limited[0]
     assert shaping_devices() == []
 
     await devices.update_nic(vm_id, replace(nic, bandwidth=NicBandwidth(from_guest_bytes_s=MIB)))
