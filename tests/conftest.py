@@ -20,9 +20,9 @@ settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
 # pytest-timeout raises in the main thread, which does nothing for a test whose main thread is stuck in C, waits for
-# other threads as it ends, or hands the exception to a task nobody awaits. Past this, the process says where each of
-# its threads is and ends; pytest-xdist names the test and goes on in a new process.
-_STUCK_AFTER_S = 200.0
+# other threads as it ends, or hands the exception to a task nobody awaits. So much later, the process says where each
+# of its threads is and ends; pytest-xdist names the test and goes on in a new process.
+_STUCK_GRACE_S = 80.0
 _REAL_STDERR = pytest.StashKey[int]()
 
 _WITH_CLUSTERS = "tests/e2e/"
@@ -72,4 +72,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 def _end_the_process_when_stuck(item: pytest.Item) -> None:
-    faulthandler.dump_traceback_later(_STUCK_AFTER_S, exit=True, file=item.config.stash[_REAL_STDERR])
+    mark = item.get_closest_marker("timeout")
+    timeout_s = float(mark.args[0] if mark is not None else item.config.getini("timeout"))
+    stderr = item.config.stash[_REAL_STDERR]
+    faulthandler.dump_traceback_later(timeout_s + _STUCK_GRACE_S, exit=True, file=stderr)
