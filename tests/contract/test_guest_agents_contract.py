@@ -30,7 +30,7 @@ from hypervisor.types import (
     PowerState,
     VmConfig,
 )
-from tests.support.private_libvirt_host import TEST_CACHE_DIR, eventually
+from tests.support.private_libvirt_host import TEST_CACHE_DIR, eventually, leave_out
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -83,7 +83,7 @@ def mock_guest(directory: Path) -> tuple[Hypervisor, VmConfig, str]:
 def real_guest(directory: Path, uri: str) -> tuple[Hypervisor, VmConfig, str]:
     image = build_guest_image(TEST_CACHE_DIR / "guest", print)
     if not image.has_agent:
-        pytest.skip("the guest image was made without the agent")
+        leave_out("the guest image was made without the agent")
     backend = create_hypervisor(
         HypervisorSettings(
             Backend.LIBVIRT,

@@ -81,7 +81,9 @@ async def test_vm_with_secure_boot_and_tpm_starts_and_leaves_nothing_when_delete
     "family", [family for family in GuestFamily if family is not GuestFamily.MACOS], ids=lambda family: family.value
 )
 async def test_vm_of_every_guest_family_is_defined(backend: Hypervisor, host: BackendHost, family: GuestFamily) -> None:
-    await backend.create(having(host.config(with_console=True), guest=family))
+    config = having(host.config(with_console=True), guest=family)
+    await backend.create(config)
+    assert (await backend.status(config.vm_id)).state is PowerState.STOPPED
 
 
 @pytest.mark.parametrize(

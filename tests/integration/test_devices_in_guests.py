@@ -31,7 +31,7 @@ from hypervisor.types import (
 )
 from nodedaemon.nic_bandwidth import NicBandwidths
 from tests.support.linux_guest import LinuxGuest, linux_config
-from tests.support.private_libvirt_host import eventually, private_libvirt, skip_unless_private_libvirt
+from tests.support.private_libvirt_host import eventually, leave_out, private_libvirt, skip_unless_private_libvirt
 
 MIB = 2**20
 DRIVE = CdromConfig(str(uuid.uuid4()), bus=DiskBus.SCSI)
@@ -89,7 +89,7 @@ async def guest(hypervisor: Hypervisor, vm_id: str) -> LinuxGuest:
 def bridge() -> Iterator[str]:
     """A bridge with the address 10.231.77.1/24, of this test alone."""
     if shutil.which("tc") is None:
-        pytest.skip("tc (package iproute2) is not installed")
+        leave_out("tc (package iproute2) is not installed")
     name = f"lqt{uuid.uuid4().hex[:8]}"
     run("ip", "link", "add", name, "type", "bridge")
     try:

@@ -21,6 +21,7 @@ from hypervisor.types import Accelerator, CpuTopology, DirectBoot, PowerState, V
 from tests.support.private_libvirt_host import (
     TEST_CACHE_DIR,
     eventually,
+    leave_out,
     private_libvirt,
     skip_unless_private_libvirt,
 )
@@ -81,7 +82,7 @@ async def guest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guest
     await skip_unless_private_libvirt(directory)
     image = await asyncio.to_thread(build_guest_image, TEST_CACHE_DIR / "guest", print)
     if not image.has_agent:
-        pytest.skip("the guest image was made without the agent")
+        leave_out("the guest image was made without the agent")
     async with private_libvirt(directory / "libvirt") as libvirt:
         backend = LibvirtHypervisor(libvirt.uri, directory / "console", Accelerator.TCG)
         await backend.open()
