@@ -140,6 +140,12 @@ class NodeSpec(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    STORAGE_DOMAINS_FIELD_NUMBER: _builtins.int
+    BRIDGES_FIELD_NUMBER: _builtins.int
+    HOST_NETWORKS_FIELD_NUMBER: _builtins.int
+    SUPPORTS_LIVE_MIGRATION_FIELD_NUMBER: _builtins.int
+    supports_live_migration: _builtins.bool
+    """Whether VMs can be moved to and from it while they run."""
     @_builtins.property
     def cpu(self) -> Global___CpuInfo: ...
     @_builtins.property
@@ -164,6 +170,18 @@ class NodeSpec(_message.Message):
     def machine(self) -> Global___MachineCapabilities:
         """What the machines of its VMs can have; absent if the host did not say."""
 
+    @_builtins.property
+    def storage_domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___StorageDomain]:
+        """Storage it keeps VMs on. Hosts that tell of the same id share it."""
+
+    @_builtins.property
+    def bridges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Bridges that cards of VMs can be plugged into."""
+
+    @_builtins.property
+    def host_networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Virtual networks of the host's hypervisor."""
+
     def __init__(
         self,
         *,
@@ -177,14 +195,50 @@ class NodeSpec(_message.Message):
         agent: Global___AgentConfig | None = ...,
         devices: _abc.Iterable[Global___HostDevice] | None = ...,
         machine: Global___MachineCapabilities | None = ...,
+        storage_domains: _abc.Iterable[Global___StorageDomain] | None = ...,
+        bridges: _abc.Iterable[_builtins.str] | None = ...,
+        host_networks: _abc.Iterable[_builtins.str] | None = ...,
+        supports_live_migration: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "machine", b"machine", "memory", b"memory", "role", b"role", "scheduling", b"scheduling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "devices", b"devices", "gpus", b"gpus", "machine", b"machine", "memory", b"memory", "network", b"network", "role", b"role", "scheduling", b"scheduling", "storage", b"storage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "bridges", b"bridges", "cpu", b"cpu", "devices", b"devices", "gpus", b"gpus", "host_networks", b"host_networks", "machine", b"machine", "memory", b"memory", "network", b"network", "role", b"role", "scheduling", b"scheduling", "storage", b"storage", "storage_domains", b"storage_domains", "supports_live_migration", b"supports_live_migration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeSpec: _TypeAlias = NodeSpec  # noqa: Y015
+
+@_typing.final
+class StorageDomain(_message.Message):
+    """A place where a host keeps disks of VMs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID that lies in the storage itself, so that two hosts that mount the same one tell the same."""
+    path: _builtins.str
+    """Where the host has it."""
+    total_bytes: _builtins.int
+    free_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "id", b"id", "path", b"path", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageDomain: _TypeAlias = StorageDomain  # noqa: Y015
 
 @_typing.final
 class HostDevice(_message.Message):

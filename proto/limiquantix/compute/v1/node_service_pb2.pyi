@@ -136,12 +136,17 @@ class RegisterNodeRequest(_message.Message):
     SYSTEM_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    STORAGE_DOMAINS_FIELD_NUMBER: _builtins.int
+    BRIDGES_FIELD_NUMBER: _builtins.int
+    HOST_NETWORKS_FIELD_NUMBER: _builtins.int
+    SUPPORTS_LIVE_MIGRATION_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Identifies the host."""
     management_ip: _builtins.str
     """IPv4 or IPv6 address."""
     agent_endpoint: _builtins.str
     """"host:port" at which the control plane reaches the daemon; empty means port 9090 of `management_ip`."""
+    supports_live_migration: _builtins.bool
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64; limits as in `CreateVMRequest.labels`."""
@@ -172,6 +177,18 @@ class RegisterNodeRequest(_message.Message):
     def machine(self) -> _node_pb2.MachineCapabilities:
         """What the machines of its VMs can have."""
 
+    @_builtins.property
+    def storage_domains(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.StorageDomain]:
+        """Storage it keeps VMs on. Hosts that tell of the same id share it."""
+
+    @_builtins.property
+    def bridges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Bridges that cards of VMs can be plugged into."""
+
+    @_builtins.property
+    def host_networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Virtual networks of the host's hypervisor."""
+
     def __init__(
         self,
         *,
@@ -188,10 +205,14 @@ class RegisterNodeRequest(_message.Message):
         system: _node_pb2.SystemInfo | None = ...,
         devices: _abc.Iterable[_node_pb2.HostDevice] | None = ...,
         machine: _node_pb2.MachineCapabilities | None = ...,
+        storage_domains: _abc.Iterable[_node_pb2.StorageDomain] | None = ...,
+        bridges: _abc.Iterable[_builtins.str] | None = ...,
+        host_networks: _abc.Iterable[_builtins.str] | None = ...,
+        supports_live_migration: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_info", b"cpu_info", "machine", b"machine", "memory_info", b"memory_info", "role", b"role", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoint", b"agent_endpoint", "cpu_info", b"cpu_info", "devices", b"devices", "hostname", b"hostname", "labels", b"labels", "machine", b"machine", "management_ip", b"management_ip", "memory_info", b"memory_info", "network_devices", b"network_devices", "role", b"role", "storage_devices", b"storage_devices", "system", b"system", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoint", b"agent_endpoint", "bridges", b"bridges", "cpu_info", b"cpu_info", "devices", b"devices", "host_networks", b"host_networks", "hostname", b"hostname", "labels", b"labels", "machine", b"machine", "management_ip", b"management_ip", "memory_info", b"memory_info", "network_devices", b"network_devices", "role", b"role", "storage_devices", b"storage_devices", "storage_domains", b"storage_domains", "supports_live_migration", b"supports_live_migration", "system", b"system", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

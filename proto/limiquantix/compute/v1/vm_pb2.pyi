@@ -1979,6 +1979,10 @@ class PlacementPolicy(_message.Message):
     ANTI_AFFINITY_VMS_FIELD_NUMBER: _builtins.int
     AFFINITY_VMS_FIELD_NUMBER: _builtins.int
     REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
+    VM_RULES_FIELD_NUMBER: _builtins.int
+    NODE_RULES_FIELD_NUMBER: _builtins.int
+    TOLERATIONS_FIELD_NUMBER: _builtins.int
+    SPREAD_RULES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def preferred_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Chosen when they fit."""
@@ -2001,6 +2005,22 @@ class PlacementPolicy(_message.Message):
     def required_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that a node must have, with these values."""
 
+    @_builtins.property
+    def vm_rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___VmAffinityRule]:
+        """Rules about other VMs, by label or id."""
+
+    @_builtins.property
+    def node_rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeLabelRule]:
+        """Rules about labels of nodes, beyond `required_labels`."""
+
+    @_builtins.property
+    def tolerations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Toleration]:
+        """Taints of nodes that the VM is put up with."""
+
+    @_builtins.property
+    def spread_rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpreadRule]:
+        """How evenly VMs like this one are spread."""
+
     def __init__(
         self,
         *,
@@ -2010,14 +2030,270 @@ class PlacementPolicy(_message.Message):
         anti_affinity_vms: _abc.Iterable[_builtins.str] | None = ...,
         affinity_vms: _abc.Iterable[_builtins.str] | None = ...,
         required_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        vm_rules: _abc.Iterable[Global___VmAffinityRule] | None = ...,
+        node_rules: _abc.Iterable[Global___NodeLabelRule] | None = ...,
+        tolerations: _abc.Iterable[Global___Toleration] | None = ...,
+        spread_rules: _abc.Iterable[Global___SpreadRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_vms", b"affinity_vms", "anti_affinity_vms", b"anti_affinity_vms", "excluded_nodes", b"excluded_nodes", "preferred_nodes", b"preferred_nodes", "required_labels", b"required_labels", "required_nodes", b"required_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_vms", b"affinity_vms", "anti_affinity_vms", b"anti_affinity_vms", "excluded_nodes", b"excluded_nodes", "node_rules", b"node_rules", "preferred_nodes", b"preferred_nodes", "required_labels", b"required_labels", "required_nodes", b"required_nodes", "spread_rules", b"spread_rules", "tolerations", b"tolerations", "vm_rules", b"vm_rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlacementPolicy: _TypeAlias = PlacementPolicy  # noqa: Y015
+
+@_typing.final
+class VmAffinityRule(_message.Message):
+    """The VM keeps near to certain other VMs of its project, or away from them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[VmAffinityRule._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: VmAffinityRule._Kind.ValueType  # 0
+        TOGETHER: VmAffinityRule._Kind.ValueType  # 1
+        APART: VmAffinityRule._Kind.ValueType  # 2
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Where the others shall be, seen from this VM."""
+
+    KIND_UNSPECIFIED: VmAffinityRule.Kind.ValueType  # 0
+    TOGETHER: VmAffinityRule.Kind.ValueType  # 1
+    APART: VmAffinityRule.Kind.ValueType  # 2
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KIND_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    VM_IDS_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_KEY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    kind: Global___VmAffinityRule.Kind.ValueType
+    topology_key: _builtins.str
+    """Label of nodes that makes a place: "rack" means nodes with the same value of that label; empty means one host. A
+    node without the label is no such place.
+    """
+    weight: _builtins.int
+    """0: must hold. 1 to 100: is preferred, the more the higher."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Which others: those with all of these labels."""
+
+    @_builtins.property
+    def vm_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which others: these. With labels too, both sorts are meant."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___VmAffinityRule.Kind.ValueType = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        vm_ids: _abc.Iterable[_builtins.str] | None = ...,
+        topology_key: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "labels", b"labels", "topology_key", b"topology_key", "vm_ids", b"vm_ids", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VmAffinityRule: _TypeAlias = VmAffinityRule  # noqa: Y015
+
+@_typing.final
+class NodeLabelRule(_message.Message):
+    """The VM keeps to nodes with certain labels, or away from them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Operator:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[NodeLabelRule._Operator.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OPERATOR_UNSPECIFIED: NodeLabelRule._Operator.ValueType  # 0
+        IN: NodeLabelRule._Operator.ValueType  # 1
+        """The label has one of `values`."""
+        NOT_IN: NodeLabelRule._Operator.ValueType  # 2
+        """The label is absent or has none of `values`."""
+        EXISTS: NodeLabelRule._Operator.ValueType  # 3
+        DOES_NOT_EXIST: NodeLabelRule._Operator.ValueType  # 4
+
+    class Operator(_Operator, metaclass=_OperatorEnumTypeWrapper):
+        """Which nodes."""
+
+    OPERATOR_UNSPECIFIED: NodeLabelRule.Operator.ValueType  # 0
+    IN: NodeLabelRule.Operator.ValueType  # 1
+    """The label has one of `values`."""
+    NOT_IN: NodeLabelRule.Operator.ValueType  # 2
+    """The label is absent or has none of `values`."""
+    EXISTS: NodeLabelRule.Operator.ValueType  # 3
+    DOES_NOT_EXIST: NodeLabelRule.Operator.ValueType  # 4
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    operator: Global___NodeLabelRule.Operator.ValueType
+    weight: _builtins.int
+    """0: must hold. 1 to 100: is preferred, the more the higher."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: Global___NodeLabelRule.Operator.ValueType = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operator", b"operator", "values", b"values", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeLabelRule: _TypeAlias = NodeLabelRule  # noqa: Y015
+
+@_typing.final
+class Toleration(_message.Message):
+    """A taint of nodes that a VM is put up with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Effect:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Toleration._Effect.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ANY: Toleration._Effect.ValueType  # 0
+        NO_SCHEDULE: Toleration._Effect.ValueType  # 1
+        PREFER_NO_SCHEDULE: Toleration._Effect.ValueType  # 2
+        NO_EXECUTE: Toleration._Effect.ValueType  # 3
+
+    class Effect(_Effect, metaclass=_EffectEnumTypeWrapper):
+        """Which effects."""
+
+    ANY: Toleration.Effect.ValueType  # 0
+    NO_SCHEDULE: Toleration.Effect.ValueType  # 1
+    PREFER_NO_SCHEDULE: Toleration.Effect.ValueType  # 2
+    NO_EXECUTE: Toleration.Effect.ValueType  # 3
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    STAYS_SEC_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key of the taint; empty means every taint."""
+    value: _builtins.str
+    """Value of the taint; absent means whatever it is."""
+    effect: Global___Toleration.Effect.ValueType
+    stays_sec: _builtins.int
+    """Seconds that the VM stays on a node that gets such a NO_EXECUTE taint; absent means for ever."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str | None = ...,
+        effect: Global___Toleration.Effect.ValueType = ...,
+        stays_sec: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stays_sec", b"_stays_sec", "_value", b"_value", "stays_sec", b"stays_sec", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stays_sec", b"_stays_sec", "_value", b"_value", "effect", b"effect", "key", b"key", "stays_sec", b"stays_sec", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__stays_sec: _TypeAlias = _typing.Literal["stays_sec"]  # noqa: Y015
+    _WhichOneofArgType__stays_sec: _TypeAlias = _typing.Literal["_stays_sec", b"_stays_sec"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stays_sec) -> _WhichOneofReturnType__stays_sec | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___Toleration: _TypeAlias = Toleration  # noqa: Y015
+
+@_typing.final
+class SpreadRule(_message.Message):
+    """VMs of a sort are spread evenly over failure domains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOPOLOGY_KEY_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MAX_SKEW_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    topology_key: _builtins.str
+    """Label of nodes that makes a domain, such as "zone" or "rack"; empty means one host."""
+    max_skew: _builtins.int
+    """By how many VMs the fullest domain may exceed the emptiest; 0 means 1."""
+    weight: _builtins.int
+    """0: must hold. 1 to 100: is preferred, the more the higher."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Which VMs of the project are counted: those with all of these labels. Empty means all of this VM's own labels."""
+
+    def __init__(
+        self,
+        *,
+        topology_key: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_skew: _builtins.int = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "max_skew", b"max_skew", "topology_key", b"topology_key", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpreadRule: _TypeAlias = SpreadRule  # noqa: Y015
 
 @_typing.final
 class MigrationConfig(_message.Message):

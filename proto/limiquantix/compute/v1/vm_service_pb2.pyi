@@ -56,6 +56,7 @@ class CreateVMRequest(_message.Message):
     START_ON_CREATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique within the project. Used as it is on the host too, which is why some characters are refused."""
     project_id: _builtins.str
@@ -69,6 +70,8 @@ class CreateVMRequest(_message.Message):
     """
     node_id: _builtins.str
     """UUID of the node to use, if it fits; empty lets the scheduler choose."""
+    validate_only: _builtins.bool
+    """Do everything but make the VM: the answer is the VM as it would be, with the node that it would be on."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64. Keys: letters, digits and ._/- inside, at most 128 characters. Values: at most 255 printable
@@ -90,10 +93,11 @@ class CreateVMRequest(_message.Message):
         start_on_create: _builtins.bool = ...,
         template_id: _builtins.str = ...,
         node_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "labels", b"labels", "name", b"name", "node_id", b"node_id", "project_id", b"project_id", "spec", b"spec", "start_on_create", b"start_on_create", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "labels", b"labels", "name", b"name", "node_id", b"node_id", "project_id", b"project_id", "spec", b"spec", "start_on_create", b"start_on_create", "template_id", b"template_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,6 +599,10 @@ class MigrateVMRequest(_message.Message):
     LIVE_FIELD_NUMBER: _builtins.int
     MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
     BANDWIDTH_MBPS_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
+    AUTO_CONVERGE_FIELD_NUMBER: _builtins.int
+    SHARED_STORAGE_ONLY_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     target_node_id: _builtins.str
     """UUID; empty lets the scheduler choose."""
@@ -603,6 +611,14 @@ class MigrateVMRequest(_message.Message):
     """Milliseconds that the guest may stand still; 0 takes the VM's setting."""
     bandwidth_mbps: _builtins.int
     """Mbit/s; 0 takes the VM's setting."""
+    post_copy: _builtins.bool
+    """Whether the memory is switched over before all of it is there; absent takes the VM's setting."""
+    auto_converge: _builtins.bool
+    """Whether the guest is slowed down when it writes faster than the network carries; absent takes the VM's setting."""
+    shared_storage_only: _builtins.bool
+    """Refuse rather than copy disks, if the nodes share no storage."""
+    validate_only: _builtins.bool
+    """Do everything but move: `forecast` tells what it would take."""
     def __init__(
         self,
         *,
@@ -611,12 +627,23 @@ class MigrateVMRequest(_message.Message):
         live: _builtins.bool = ...,
         max_downtime_ms: _builtins.int = ...,
         bandwidth_mbps: _builtins.int = ...,
+        post_copy: _builtins.bool | None = ...,
+        auto_converge: _builtins.bool | None = ...,
+        shared_storage_only: _builtins.bool = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_converge", b"_auto_converge", "_post_copy", b"_post_copy", "auto_converge", b"auto_converge", "post_copy", b"post_copy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_mbps", b"bandwidth_mbps", "live", b"live", "max_downtime_ms", b"max_downtime_ms", "target_node_id", b"target_node_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_converge", b"_auto_converge", "_post_copy", b"_post_copy", "auto_converge", b"auto_converge", "bandwidth_mbps", b"bandwidth_mbps", "live", b"live", "max_downtime_ms", b"max_downtime_ms", "post_copy", b"post_copy", "shared_storage_only", b"shared_storage_only", "target_node_id", b"target_node_id", "validate_only", b"validate_only", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__auto_converge: _TypeAlias = _typing.Literal["auto_converge"]  # noqa: Y015
+    _WhichOneofArgType__auto_converge: _TypeAlias = _typing.Literal["_auto_converge", b"_auto_converge"]  # noqa: Y015
+    _WhichOneofReturnType__post_copy: _TypeAlias = _typing.Literal["post_copy"]  # noqa: Y015
+    _WhichOneofArgType__post_copy: _TypeAlias = _typing.Literal["_post_copy", b"_post_copy"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_converge) -> _WhichOneofReturnType__auto_converge | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__post_copy) -> _WhichOneofReturnType__post_copy | None: ...
 
 Global___MigrateVMRequest: _TypeAlias = MigrateVMRequest  # noqa: Y015
 
@@ -628,23 +655,74 @@ class MigrateVMResponse(_message.Message):
 
     VM_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def vm(self) -> _vm_pb2.VirtualMachine: ...
     @_builtins.property
     def stats(self) -> Global___MigrationStats: ...
+    @_builtins.property
+    def forecast(self) -> Global___MigrationPrediction:
+        """What was expected before it began."""
+
     def __init__(
         self,
         *,
         vm: _vm_pb2.VirtualMachine | None = ...,
         stats: Global___MigrationStats | None = ...,
+        forecast: Global___MigrationPrediction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats", "vm", b"vm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "stats", b"stats", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "stats", b"stats", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrateVMResponse: _TypeAlias = MigrateVMResponse  # noqa: Y015
+
+@_typing.final
+class MigrationPrediction(_message.Message):
+    """What a migration is expected to take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    DIRTY_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    CONVERGES_FIELD_NUMBER: _builtins.int
+    target_node_id: _builtins.str
+    duration_ms: _builtins.int
+    downtime_ms: _builtins.int
+    """Milliseconds that the guest will stand still."""
+    memory_bytes: _builtins.int
+    disk_bytes: _builtins.int
+    """0 where the nodes share storage."""
+    dirty_bytes_per_sec: _builtins.int
+    bandwidth_bytes_per_sec: _builtins.int
+    converges: _builtins.bool
+    """Whether the passes over the memory come to an end without post-copy or slowing the guest down."""
+    def __init__(
+        self,
+        *,
+        target_node_id: _builtins.str = ...,
+        duration_ms: _builtins.int = ...,
+        downtime_ms: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        dirty_bytes_per_sec: _builtins.int = ...,
+        bandwidth_bytes_per_sec: _builtins.int = ...,
+        converges: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_sec", b"bandwidth_bytes_per_sec", "converges", b"converges", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_bytes", b"disk_bytes", "downtime_ms", b"downtime_ms", "duration_ms", b"duration_ms", "memory_bytes", b"memory_bytes", "target_node_id", b"target_node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationPrediction: _TypeAlias = MigrationPrediction  # noqa: Y015
 
 @_typing.final
 class MigrationStats(_message.Message):

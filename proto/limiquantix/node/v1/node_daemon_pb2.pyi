@@ -202,6 +202,28 @@ CONSOLE_TYPE_SPICE: ConsoleType.ValueType  # 2
 CONSOLE_TYPE_SERIAL: ConsoleType.ValueType  # 3
 Global___ConsoleType: _TypeAlias = ConsoleType  # noqa: Y015
 
+class _MigrationRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MigrationRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MigrationRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MIGRATION_ROLE_UNSPECIFIED: _MigrationRole.ValueType  # 0
+    MIGRATION_ROLE_SOURCE: _MigrationRole.ValueType  # 1
+    """The VM leaves it."""
+    MIGRATION_ROLE_TARGET: _MigrationRole.ValueType  # 2
+    """The VM arrives at it."""
+
+class MigrationRole(_MigrationRole, metaclass=_MigrationRoleEnumTypeWrapper):
+    """What the host that answers is in a migration."""
+
+MIGRATION_ROLE_UNSPECIFIED: MigrationRole.ValueType  # 0
+MIGRATION_ROLE_SOURCE: MigrationRole.ValueType  # 1
+"""The VM leaves it."""
+MIGRATION_ROLE_TARGET: MigrationRole.ValueType  # 2
+"""The VM arrives at it."""
+Global___MigrationRole: _TypeAlias = MigrationRole  # noqa: Y015
+
 class _MigrationPhase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -2098,18 +2120,39 @@ class PrepareMigrationRequest(_message.Message):
 
     VM_ID_FIELD_NUMBER: _builtins.int
     SOURCE_NODE_URI_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_ID_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     source_node_uri: _builtins.str
     """Hypervisor URI of the source."""
+    generation: _builtins.int
+    """Generation of the command, see `VMIdRequest.generation`; the target refuses older ones from then on."""
+    source_node_id: _builtins.str
+    """UUIDs of the nodes between which it moves; the token holds for these alone."""
+    target_node_id: _builtins.str
+    storage: _builtins.bool
+    """The hosts share no storage: make room for its disks."""
+    @_builtins.property
+    def definition(self) -> Global___CreateVMOnNodeRequest:
+        """The VM as it is defined."""
+
     def __init__(
         self,
         *,
         vm_id: _builtins.str = ...,
         source_node_uri: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        definition: Global___CreateVMOnNodeRequest | None = ...,
+        source_node_id: _builtins.str = ...,
+        target_node_id: _builtins.str = ...,
+        storage: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source_node_uri", b"source_node_uri", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "generation", b"generation", "source_node_id", b"source_node_id", "source_node_uri", b"source_node_uri", "storage", b"storage", "target_node_id", b"target_node_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2124,9 +2167,19 @@ class MigrationToken(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     VM_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_URI_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_ID_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Secret."""
     vm_id: _builtins.str
+    target_node_uri: _builtins.str
+    """Hypervisor URI at which the source reaches the target."""
+    generation: _builtins.int
+    """What the token is tied to."""
+    source_node_id: _builtins.str
+    target_node_id: _builtins.str
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -2135,10 +2188,14 @@ class MigrationToken(_message.Message):
         token: _builtins.str = ...,
         vm_id: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        target_node_uri: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        source_node_id: _builtins.str = ...,
+        target_node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "token", b"token", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "generation", b"generation", "source_node_id", b"source_node_id", "target_node_id", b"target_node_id", "target_node_uri", b"target_node_uri", "token", b"token", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2154,12 +2211,32 @@ class MigrateVMRequest(_message.Message):
     TARGET_NODE_URI_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     STORAGE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MBPS_FIELD_NUMBER: _builtins.int
+    AUTO_CONVERGE_FIELD_NUMBER: _builtins.int
+    POST_COPY_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     target_node_uri: _builtins.str
     """Hypervisor URI of the target."""
     live: _builtins.bool
     storage: _builtins.bool
     """Copy the disks too, where the hosts share no storage."""
+    generation: _builtins.int
+    """Generation of the command, see `VMIdRequest.generation`."""
+    max_downtime_ms: _builtins.int
+    """Milliseconds that the guest may stand still; 0 leaves it to the hypervisor."""
+    bandwidth_mbps: _builtins.int
+    """Mbit/s; 0 means no ceiling."""
+    auto_converge: _builtins.bool
+    """Slow the guest down when it dirties memory faster than the network carries it."""
+    post_copy: _builtins.bool
+    """Switch over when one pass did not suffice, and fetch the remaining memory on demand."""
+    compression: _builtins.bool
+    target_node_id: _builtins.str
+    """UUID of the node that it goes to."""
     def __init__(
         self,
         *,
@@ -2167,14 +2244,141 @@ class MigrateVMRequest(_message.Message):
         target_node_uri: _builtins.str = ...,
         live: _builtins.bool = ...,
         storage: _builtins.bool = ...,
+        generation: _builtins.int = ...,
+        max_downtime_ms: _builtins.int = ...,
+        bandwidth_mbps: _builtins.int = ...,
+        auto_converge: _builtins.bool = ...,
+        post_copy: _builtins.bool = ...,
+        compression: _builtins.bool = ...,
+        target_node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["live", b"live", "storage", b"storage", "target_node_uri", b"target_node_uri", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_converge", b"auto_converge", "bandwidth_mbps", b"bandwidth_mbps", "compression", b"compression", "generation", b"generation", "live", b"live", "max_downtime_ms", b"max_downtime_ms", "post_copy", b"post_copy", "storage", b"storage", "target_node_id", b"target_node_id", "target_node_uri", b"target_node_uri", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrateVMRequest: _TypeAlias = MigrateVMRequest  # noqa: Y015
+
+@_typing.final
+class MigrationRequest(_message.Message):
+    """Which migration, seen by one of its two hosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    generation: _builtins.int
+    """Generation of the command, see `VMIdRequest.generation`."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationRequest: _TypeAlias = MigrationRequest  # noqa: Y015
+
+@_typing.final
+class EndMigrationRequest(_message.Message):
+    """How a migration ended, for one of its two hosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    STORAGE_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    generation: _builtins.int
+    """Generation of the command, see `VMIdRequest.generation`."""
+    role: Global___MigrationRole.ValueType
+    moved: _builtins.bool
+    """Whether the VM is on the target now. The source removes its copies of the disks then, if they were copied; the
+    target, if not, what it prepared. A host that finds the VM alive where it should not be refuses and removes nothing.
+    """
+    storage: _builtins.bool
+    """Whether the disks were copied."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        role: Global___MigrationRole.ValueType = ...,
+        moved: _builtins.bool = ...,
+        storage: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "moved", b"moved", "role", b"role", "storage", b"storage", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndMigrationRequest: _TypeAlias = EndMigrationRequest  # noqa: Y015
+
+@_typing.final
+class MigrationForecastRequest(_message.Message):
+    """What a migration of a VM would take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    SAMPLE_SEC_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    sample_sec: _builtins.int
+    """Measure for so long how fast its guest writes to its memory; 0 means 1 second."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        sample_sec: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_sec", b"sample_sec", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationForecastRequest: _TypeAlias = MigrationForecastRequest  # noqa: Y015
+
+@_typing.final
+class MigrationForecast(_message.Message):
+    """What the source measured of a VM: what a forecast of its migration is made from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DIRTY_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Memory that would be sent in the first pass."""
+    dirty_bytes_per_sec: _builtins.int
+    """How fast its guest writes to memory; absent if it was not measured, 0 if it is off."""
+    disk_bytes: _builtins.int
+    """What its disks hold."""
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        dirty_bytes_per_sec: _builtins.int | None = ...,
+        disk_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec", "dirty_bytes_per_sec", b"dirty_bytes_per_sec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dirty_bytes_per_sec: _TypeAlias = _typing.Literal["dirty_bytes_per_sec"]  # noqa: Y015
+    _WhichOneofArgType__dirty_bytes_per_sec: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dirty_bytes_per_sec) -> _WhichOneofReturnType__dirty_bytes_per_sec | None: ...
+
+Global___MigrationForecast: _TypeAlias = MigrationForecast  # noqa: Y015
 
 @_typing.final
 class MigrationProgress(_message.Message):
@@ -2188,6 +2392,13 @@ class MigrationProgress(_message.Message):
     DATA_REMAINING_BYTES_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    ELAPSED_MS_FIELD_NUMBER: _builtins.int
+    DISK_TRANSFERRED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_PAGE_COUNT_FIELD_NUMBER: _builtins.int
+    DIRTY_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
+    PASS_COUNT_FIELD_NUMBER: _builtins.int
+    IS_POST_COPY_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     percent_complete: _builtins.int
     data_transferred_bytes: _builtins.int
@@ -2195,6 +2406,20 @@ class MigrationProgress(_message.Message):
     phase: Global___MigrationPhase.ValueType
     error: _builtins.str
     """Only with FAILED."""
+    downtime_ms: _builtins.int
+    """Milliseconds that the guest stood still, as the hypervisor measured; with COMPLETE."""
+    elapsed_ms: _builtins.int
+    """Milliseconds since it began."""
+    disk_transferred_bytes: _builtins.int
+    """Of `data_transferred_bytes`, what was of disks."""
+    memory_page_count: _builtins.int
+    """Pages of memory that were sent, those sent again included."""
+    dirty_bytes_per_sec: _builtins.int
+    """How fast the guest writes to memory now."""
+    pass_count: _builtins.int
+    """Passes over the memory that were begun."""
+    is_post_copy: _builtins.bool
+    """The remaining memory is fetched on demand: there is no way back to the source."""
     def __init__(
         self,
         *,
@@ -2204,10 +2429,17 @@ class MigrationProgress(_message.Message):
         data_remaining_bytes: _builtins.int = ...,
         phase: Global___MigrationPhase.ValueType = ...,
         error: _builtins.str = ...,
+        downtime_ms: _builtins.int = ...,
+        elapsed_ms: _builtins.int = ...,
+        disk_transferred_bytes: _builtins.int = ...,
+        memory_page_count: _builtins.int = ...,
+        dirty_bytes_per_sec: _builtins.int = ...,
+        pass_count: _builtins.int = ...,
+        is_post_copy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_remaining_bytes", b"data_remaining_bytes", "data_transferred_bytes", b"data_transferred_bytes", "error", b"error", "percent_complete", b"percent_complete", "phase", b"phase", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_remaining_bytes", b"data_remaining_bytes", "data_transferred_bytes", b"data_transferred_bytes", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_transferred_bytes", b"disk_transferred_bytes", "downtime_ms", b"downtime_ms", "elapsed_ms", b"elapsed_ms", "error", b"error", "is_post_copy", b"is_post_copy", "memory_page_count", b"memory_page_count", "pass_count", b"pass_count", "percent_complete", b"percent_complete", "phase", b"phase", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -313,6 +313,26 @@ class NodeDaemonServiceStub(object):
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateNICRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.GetMigration = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/GetMigration',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationProgress.FromString,
+                _registered_method=True)
+        self.CancelMigration = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/CancelMigration',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.EndMigration = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/EndMigration',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.EndMigrationRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ForecastMigration = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ForecastMigration',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationForecastRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationForecast.FromString,
+                _registered_method=True)
         self.AttachCDROM = channel.unary_unary(
                 '/limiquantix.node.v1.NodeDaemonService/AttachCDROM',
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.AttachCDROMRequest.SerializeToString,
@@ -781,6 +801,35 @@ class NodeDaemonServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMigration(self, request, context):
+        """Tell how far a migration is that this host sends; the last one of the VM, if none is under way. NOT_FOUND if this
+        daemon knows of none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMigration(self, request, context):
+        """Stop sending a VM; it runs on here. Idempotent; FAILED_PRECONDITION once the remaining memory is fetched on demand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndMigration(self, request, context):
+        """Tidy up after a migration, on each of its two hosts. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForecastMigration(self, request, context):
+        """Measure what a migration of a VM would have to carry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AttachCDROM(self, request, context):
         """Add a CD-ROM drive to a VM that is off. Idempotent.
         """
@@ -1146,6 +1195,26 @@ def add_NodeDaemonServiceServicer_to_server(servicer, server):
                     servicer.UpdateNIC,
                     request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateNICRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'GetMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMigration,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationProgress.SerializeToString,
+            ),
+            'CancelMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMigration,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'EndMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndMigration,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.EndMigrationRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ForecastMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForecastMigration,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationForecastRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationForecast.SerializeToString,
             ),
             'AttachCDROM': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachCDROM,
@@ -2679,6 +2748,114 @@ class NodeDaemonService(object):
             '/limiquantix.node.v1.NodeDaemonService/UpdateNIC',
             limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.UpdateNICRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/GetMigration',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/CancelMigration',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/EndMigration',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.EndMigrationRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForecastMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ForecastMigration',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationForecastRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.MigrationForecast.FromString,
             options,
             channel_credentials,
             insecure,

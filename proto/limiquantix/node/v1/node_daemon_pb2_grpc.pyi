@@ -172,6 +172,16 @@ class NodeDaemonServiceStub:
     """Replace the ceilings of a disk, running or not. Idempotent."""
     UpdateNIC: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.UpdateNICRequest, _empty_pb2.Empty]
     """Plug a network card's cable in or out, and replace its ceilings. Idempotent."""
+    GetMigration: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationRequest, _node_daemon_pb2.MigrationProgress]
+    """Tell how far a migration is that this host sends; the last one of the VM, if none is under way. NOT_FOUND if this
+    daemon knows of none.
+    """
+    CancelMigration: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationRequest, _empty_pb2.Empty]
+    """Stop sending a VM; it runs on here. Idempotent; FAILED_PRECONDITION once the remaining memory is fetched on demand."""
+    EndMigration: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.EndMigrationRequest, _empty_pb2.Empty]
+    """Tidy up after a migration, on each of its two hosts. Idempotent."""
+    ForecastMigration: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationForecastRequest, _node_daemon_pb2.MigrationForecast]
+    """Measure what a migration of a VM would have to carry."""
     AttachCDROM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachCDROMRequest, _empty_pb2.Empty]
     """Add a CD-ROM drive to a VM that is off. Idempotent."""
     DetachCDROM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachCDROMRequest, _empty_pb2.Empty]
@@ -346,6 +356,16 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     """Replace the ceilings of a disk, running or not. Idempotent."""
     UpdateNIC: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.UpdateNICRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Plug a network card's cable in or out, and replace its ceilings. Idempotent."""
+    GetMigration: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationRequest, _node_daemon_pb2.MigrationProgress]  # type: ignore[assignment]
+    """Tell how far a migration is that this host sends; the last one of the VM, if none is under way. NOT_FOUND if this
+    daemon knows of none.
+    """
+    CancelMigration: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Stop sending a VM; it runs on here. Idempotent; FAILED_PRECONDITION once the remaining memory is fetched on demand."""
+    EndMigration: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.EndMigrationRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Tidy up after a migration, on each of its two hosts. Idempotent."""
+    ForecastMigration: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.MigrationForecastRequest, _node_daemon_pb2.MigrationForecast]  # type: ignore[assignment]
+    """Measure what a migration of a VM would have to carry."""
     AttachCDROM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.AttachCDROMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Add a CD-ROM drive to a VM that is off. Idempotent."""
     DetachCDROM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.DetachCDROMRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -841,6 +861,40 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Plug a network card's cable in or out, and replace its ceilings. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def GetMigration(
+        self,
+        request: _node_daemon_pb2.MigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.MigrationProgress, _abc.Awaitable[_node_daemon_pb2.MigrationProgress]]:
+        """Tell how far a migration is that this host sends; the last one of the VM, if none is under way. NOT_FOUND if this
+        daemon knows of none.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelMigration(
+        self,
+        request: _node_daemon_pb2.MigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Stop sending a VM; it runs on here. Idempotent; FAILED_PRECONDITION once the remaining memory is fetched on demand."""
+
+    @_abc_1.abstractmethod
+    def EndMigration(
+        self,
+        request: _node_daemon_pb2.EndMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Tidy up after a migration, on each of its two hosts. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ForecastMigration(
+        self,
+        request: _node_daemon_pb2.MigrationForecastRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.MigrationForecast, _abc.Awaitable[_node_daemon_pb2.MigrationForecast]]:
+        """Measure what a migration of a VM would have to carry."""
 
     @_abc_1.abstractmethod
     def AttachCDROM(
