@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 import uvloop
@@ -13,17 +13,23 @@ import uvloop
 from benchmarks.api import LARGE, SMALL, ApiEffort, measure_api
 from benchmarks.claims import ClaimEffort, measure_claims
 from benchmarks.creates import CreateEffort, measure_creates
+from benchmarks.decisions import DecisionEffort, measure_decisions
 from benchmarks.lifecycle import measure_lifecycle
 from benchmarks.machine import observe_machine
 from benchmarks.measurement import Section
 from benchmarks.memory import measure_memory
 from benchmarks.metrics import MetricsEffort, measure_metrics
+from benchmarks.migrations import measure_migrations
 from benchmarks.operations import measure_operations
+from benchmarks.packing import PackingEffort, measure_packing
 from benchmarks.report import to_json, to_text
 from benchmarks.watching import WatchEffort, measure_watching
 from controlplane.cli.dev.stack import ClusterFailed, HypervisorChoice
 
-PARTS = ("lifecycle", "operations", "api", "scale", "claims", "creates", "watches", "metrics", "memory")
+PARTS = (
+    *("lifecycle", "operations", "api", "scale", "claims", "creates", "watches", "metrics", "memory"),
+    *("migrations", "decisions", "packing"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,11 @@ class Effort:
     creates: CreateEffort
     watches: WatchEffort
     metrics: MetricsEffort
+    migration_pairs: int
     memory_vm_count: int
     memory_hypervisors: tuple[HypervisorChoice, ...]
+    decisions: DecisionEffort
+    packing: PackingEffort
 
 
 FULL = Effort(
@@ -51,8 +60,11 @@ FULL = Effort(
     creates=CreateEffort(round_count=5, stretch_s=1.0),
     watches=WatchEffort(round_count=5),
     metrics=MetricsEffort(round_count=20, mock_vm_count=100, real_vm_count=10, idle_vm_count=20, idle_s=30),
+    migration_pairs=5,
     memory_vm_count=100,
     memory_hypervisors=(HypervisorChoice.MOCK, HypervisorChoice.LIBVIRT),
+    decisions=DecisionEffort(round_count=5, decision_count=2000),
+    packing=PackingEffort(seed_count=5, node_count=24),
 )
 QUICK = Effort(
     lifecycle_pairs=5,
@@ -63,8 +75,11 @@ QUICK = Effort(
     creates=CreateEffort(round_count=1, stretch_s=0.5),
     watches=WatchEffort(round_count=1),
     metrics=MetricsEffort(round_count=5, mock_vm_count=100, real_vm_count=5, idle_vm_count=10, idle_s=5),
+    migration_pairs=2,
     memory_vm_count=20,
     memory_hypervisors=(HypervisorChoice.MOCK,),
+    decisions=DecisionEffort(round_count=2, decision_count=1000),
+    packing=PackingEffort(seed_count=2, node_count=10),
 )
 
 
@@ -72,14 +87,17 @@ QUICK = Effort(
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS))
 @click.option("--quick", is_flag=True, help="Fewer pairs and VMs: a bit over a minute, and less to rely on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def main(parts: Sequence[str], quick: bool, as_json: bool) -> None:
+@click.option("--migrations", "migration_pairs", type=click.IntRange(1), help="Pairs of live migrations. Default: 5.")
+def main(parts: Sequence[str], quick: bool, as_json: bool, migration_pairs: int | None) -> None:
     """Measure the product against what it stands on, all of it or the PARTS named.
 
     Example: python -m benchmarks --quick lifecycle
     """
     machine = observe_machine()
     try:
-        sections = uvloop.run(_measure(parts or PARTS, QUICK if quick else FULL))
+        effort = QUICK if quick else FULL
+        effort = replace(effort, migration_pairs=migration_pairs or effort.migration_pairs)
+        sections = uvloop.run(_measure(parts or PARTS, effort))
     except ClusterFailed as error:
         raise click.ClickException(str(error)) from error
     except asyncio.CancelledError:
@@ -101,7 +119,10 @@ async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
         "creates": lambda: measure_creates(effort.creates),
         "watches": lambda: measure_watching(effort.watches),
         "metrics": lambda: measure_metrics(effort.metrics),
+        "migrations": lambda: measure_migrations(effort.migration_pairs),
         "memory": lambda: measure_memory(effort.memory_vm_count, effort.memory_hypervisors),
+        "decisions": lambda: measure_decisions(effort.decisions),
+        "packing": lambda: measure_packing(effort.packing),
     }
     return [await measures[part]() for part in PARTS if part in parts]
 

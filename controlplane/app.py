@@ -19,6 +19,8 @@ import structlog
 import uvloop
 from sqlalchemy.exc import DBAPIError
 
+from controlplane.api.alert_servicer import AlertServicer
+from controlplane.api.balancing_servicer import BalancingServicer
 from controlplane.api.checks import CHECKS
 from controlplane.api.http.application import build_application
 from controlplane.api.http.connect import ServiceApplication
@@ -26,51 +28,83 @@ from controlplane.api.http.endpoints import routes, version
 from controlplane.api.http.server import HttpServer
 from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.operation_servicer import OperationServicer
+from controlplane.api.placement_servicer import PlacementServicer
 from controlplane.api.unfilled import FolderServicer
 from controlplane.api.vm_servicer import VmServicer, VmServices
 from controlplane.config import (
     ConfigFileUnusable,
     ControlPlaneConfig,
     DatabaseSettings,
+    DrsSettings,
     TlsSettings,
     is_loopback,
     load_config,
 )
 from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
+from controlplane.domain.migration import MigrationRules
 from controlplane.domain.node import CapacityPolicy
+from controlplane.drs.snapshot import BalanceConfig
 from controlplane.events.compaction import CompactionConfig, EventLogCompactor
 from controlplane.events.hub import EventHub
 from controlplane.events.waking_store import WakingStore
 from controlplane.events.watch import Watches
-from controlplane.operations.catalogue import WORKFLOWS
+from controlplane.operations.catalogue import with_scheduler
 from controlplane.operations.desk import OperationDesk
+from controlplane.operations.moves import Moves
 from controlplane.operations.news import OperationNews
+from controlplane.operations.node_drain import DrainNode
 from controlplane.operations.runner import RetryPolicy, Runner
 from controlplane.operations.worker import OperationWorker, WorkerConfig
+from controlplane.reconcile.evictor import Evictor
 from controlplane.reconcile.keeper import Keeper
 from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.alert_watch import AlertWatch, Thresholds
+from controlplane.services.alerts import AlertService
+from controlplane.services.balancer import Balancer
+from controlplane.services.balancing import BalancingConfig, BalancingService
+from controlplane.services.balancing_costs import HostMeter
+from controlplane.services.balancing_loads import FeedUsage, LoadConfig, LoadReader
+from controlplane.services.balancing_moves import BalancingMoves
 from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
 from controlplane.services.metrics import MetricsService
 from controlplane.services.metrics_feeds import MetricsFeeds
+from controlplane.services.migrations import MigrationService
+from controlplane.services.moves import VmMoves
+from controlplane.services.node_life import NodeLifeService
 from controlplane.services.nodes import NodeService
+from controlplane.services.opinions import PlacementOpinions
+from controlplane.services.placement import NodeMemory
+from controlplane.services.targets import target_chooser
 from controlplane.services.vm_calls import VmAccess
 from controlplane.services.watches import WatchService
 from controlplane.state.engine import SWITCH_INTERVAL_S, StoreLimits
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
-from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, operation_service_pb2, vm_service_pb2
+from limiquantix.compute.v1 import (
+    alert_service_pb2,
+    balancing_service_pb2,
+    folder_service_pb2,
+    node_service_pb2,
+    operation_service_pb2,
+    placement_service_pb2,
+    vm_service_pb2,
+)
+from limiquantix.compute.v1.alert_service_pb2_grpc import add_AlertServiceServicer_to_server
+from limiquantix.compute.v1.balancing_service_pb2_grpc import add_BalancingServiceServicer_to_server
 from limiquantix.compute.v1.folder_service_pb2_grpc import add_FolderServiceServicer_to_server
 from limiquantix.compute.v1.node_service_pb2_grpc import add_NodeServiceServicer_to_server
 from limiquantix.compute.v1.operation_service_pb2_grpc import add_OperationServiceServicer_to_server
+from limiquantix.compute.v1.placement_service_pb2_grpc import add_PlacementServiceServicer_to_server
 from limiquantix.compute.v1.vm_service_pb2_grpc import add_VMServiceServicer_to_server
 from limiquantix.errors import ApiError
 from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import AddressInUse, RpcServer, TlsFiles
 from telemetry.logs import LogFormat, configure_logging
 from telemetry.metrics import RpcMetrics, build_registry
+from telemetry.overload import OverloadRules
 
 _log = structlog.get_logger(__name__)
 
@@ -102,38 +136,63 @@ class ControlPlane:
         )
         self._daemons = GrpcDaemonPool(CallTimeouts(), _tls_files(config.nodes.tls))
         news = OperationNews()
-        runner = Runner(store, self._daemons, WORKFLOWS, utc_now, RetryPolicy(), news.changed)
+        scheduler = SchedulerConfig(config.scheduler.strategy)
+        rules = MigrationRules(
+            node_units=config.migrations.node_units,
+            cluster_units=config.migrations.cluster_units,
+            patience_s=config.migrations.patience_s,
+            confirmation_s=config.migrations.confirmation_s,
+            bandwidth_mbps=config.migrations.bandwidth_mbps,
+        )
+        memory = NodeMemory()
+        choose = target_chooser(scheduler, memory)
+        # What moves VMs needs the desk, and the desk all workflows: so a drain asks for it when it begins.
+        workflows = with_scheduler(choose, rules).with_(DrainNode(lambda: self._moves))
+        runner = Runner(store, self._daemons, workflows, utc_now, RetryPolicy(), news.changed)
         worker_config = WorkerConfig(
             lease_s=config.operations.lease_s,
             renewal_interval_s=config.operations.lease_s / RENEWALS_PER_LEASE,
             kept_days=config.operations.kept_days,
         )
         self._worker = OperationWorker(store, runner, news, utc_now, worker_config, socket.gethostname())
-        desk = OperationDesk(store, WORKFLOWS, self._worker, news, utc_now)
+        desk = OperationDesk(store, workflows, self._worker, news, utc_now)
+        access = VmAccess(store, self._daemons, desk)
+        migrations = MigrationService(access, choose, rules)
+        self._moves: Moves = VmMoves(migrations, desk)
         self._keeper = Keeper(store, desk, utc_now)
+        self._evictor = Evictor(store, self._moves, utc_now)
         policy = CapacityPolicy(
             cpu_overcommit_ratio=config.scheduler.cpu_overcommit_ratio,
             memory_overcommit_ratio=config.scheduler.memory_overcommit_ratio,
             reserved_cores=config.scheduler.reserved_cores,
             reserved_memory_bytes=config.scheduler.reserved_memory_mib * 2**20,
         )
-        self._heartbeats = HeartbeatService(
-            store, utc_now, HeartbeatConfig(interval_s=config.nodes.heartbeat_interval_s)
+        heartbeat_config = HeartbeatConfig(
+            interval_s=config.nodes.heartbeat_interval_s,
+            overload=OverloadRules(
+                cpu_percent=config.nodes.overload_cpu_percent,
+                memory_percent=config.nodes.overload_memory_percent,
+                measure_count=config.nodes.overload_heartbeat_count,
+            ),
         )
+        self._heartbeats = HeartbeatService(store, utc_now, heartbeat_config)
         self._feeds = MetricsFeeds(self._daemons)
         metrics = MetricsService(store, self._feeds)
         # Documented methods that this version does not fill are inherited and answer UNIMPLEMENTED, hence the ignores;
         # tests/contract/test_filled_methods.py lists them.
-        vm_servicer = VmServicer(  # type: ignore[abstract]
+        vm_servicer = VmServicer(
             VmServices.of(
-                VmAccess(store, self._daemons, desk),
-                SchedulerConfig(config.scheduler.strategy),
+                access,
+                scheduler,
                 utc_now,
                 watches,
                 event_lists,
                 metrics,
+                migrations,
+                memory,
             )
         )
+        placement_servicer = PlacementServicer(PlacementOpinions(store, scheduler, utc_now, memory))
         node_servicer = NodeServicer(  # type: ignore[abstract]
             NodeService(store, policy, utc_now),
             self._heartbeats,
@@ -141,14 +200,19 @@ class ControlPlane:
             watches,
             event_lists,
             metrics,
+            NodeLifeService(store, desk, policy, utc_now, heartbeat_config.patience),
         )
         folder_servicer = FolderServicer()  # type: ignore[abstract]
         operation_servicer = OperationServicer(desk)
+        balancing_servicer, alert_servicer = self._balancing(config, migrations, desk)
         served = (
             (vm_service_pb2.DESCRIPTOR.services_by_name["VMService"], vm_servicer),
             (node_service_pb2.DESCRIPTOR.services_by_name["NodeService"], node_servicer),
             (folder_service_pb2.DESCRIPTOR.services_by_name["FolderService"], folder_servicer),
             (operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"], operation_servicer),
+            (balancing_service_pb2.DESCRIPTOR.services_by_name["BalancingService"], balancing_servicer),
+            (alert_service_pb2.DESCRIPTOR.services_by_name["AlertService"], alert_servicer),
+            (placement_service_pb2.DESCRIPTOR.services_by_name["PlacementService"], placement_servicer),
         )
         names = [descriptor.full_name for descriptor, _ in served]
         registry = build_registry()
@@ -159,6 +223,9 @@ class ControlPlane:
             add_NodeServiceServicer_to_server(node_servicer, server)
             add_FolderServiceServicer_to_server(folder_servicer, server)
             add_OperationServiceServicer_to_server(operation_servicer, server)
+            add_BalancingServiceServicer_to_server(balancing_servicer, server)
+            add_AlertServiceServicer_to_server(alert_servicer, server)
+            add_PlacementServiceServicer_to_server(placement_servicer, server)
 
         self._rpc = RpcServer(pipeline, names, add_services, _tls_files(config.grpc.tls))
         self._http = HttpServer(
@@ -170,6 +237,18 @@ class ControlPlane:
             )
         )
         self._background: asyncio.Task[None] | None = None
+
+    def _balancing(
+        self, config: ControlPlaneConfig, migrations: MigrationService, desk: OperationDesk
+    ) -> tuple[BalancingServicer, AlertServicer]:
+        store, settings = self._store, config.drs
+        alerts = AlertService(store, utc_now)
+        loads = LoadReader(store, FeedUsage(self._feeds), _load_config(config), HostMeter(self._daemons))
+        service = BalancingService(store, loads, _balancing_config(settings), utc_now)
+        moves = BalancingMoves(store, service, migrations, desk, utc_now, copies_disks=settings.copies_disks)
+        watch = AlertWatch(store, alerts, Thresholds(settings.cpu_threshold_percent, settings.memory_threshold_percent))
+        self._balancer = Balancer(store, service, moves, watch, alerts, utc_now)
+        return BalancingServicer(service, moves), AlertServicer(alerts)
 
     async def start(self) -> Addresses:
         """Listen and serve.
@@ -199,7 +278,15 @@ class ControlPlane:
 
     async def _run_in_background(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for work in (self._heartbeats, self._worker, self._keeper, self._hub, self._compactor):
+            for work in (
+                self._heartbeats,
+                self._worker,
+                self._keeper,
+                self._evictor,
+                self._balancer,
+                self._hub,
+                self._compactor,
+            ):
                 group.create_task(work.run(), name=type(work).__name__)
 
     async def stop(self) -> None:
@@ -223,6 +310,36 @@ class ControlPlane:
 def utc_now() -> datetime:
     """The wall clock, with its zone."""
     return datetime.now(UTC)
+
+
+def _load_config(config: ControlPlaneConfig) -> LoadConfig:
+    return LoadConfig(
+        hold_s=config.drs.hold_s,
+        node_cool_down_s=config.drs.node_cool_down_s,
+        copies_disks=config.drs.copies_disks,
+        bandwidth_mbps=config.migrations.bandwidth_mbps,
+    )
+
+
+def _balancing_config(settings: DrsSettings) -> BalancingConfig:
+    return BalancingConfig(
+        is_enabled=settings.enabled,
+        interval_s=settings.interval_s,
+        automation=settings.automation,
+        max_concurrent_moves=settings.max_concurrent_moves,
+        planner=BalanceConfig(
+            cpu_threshold_percent=settings.cpu_threshold_percent,
+            memory_threshold_percent=settings.memory_threshold_percent,
+            min_gain_points=settings.min_gain_points,
+            min_difference_points=settings.min_difference_points,
+            hysteresis_points=settings.hysteresis_points,
+            max_moves=settings.max_moves,
+            hold_s=settings.hold_s,
+            node_cool_down_s=settings.node_cool_down_s,
+            cluster_cool_down_s=settings.cluster_cool_down_s,
+            headroom_failures=settings.headroom_failures,
+        ),
+    )
 
 
 def _tls_files(settings: TlsSettings) -> TlsFiles | None:

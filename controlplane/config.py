@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from controlplane.domain.recommendation import Automation
 from controlplane.scheduler.scores import Strategy
 
 DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/controlplane.yaml")
@@ -119,6 +120,10 @@ class NodeSettings(_Section):
     """What is expected of node daemons, and how they are called."""
 
     heartbeat_interval_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    overload_cpu_percent: Annotated[float, Field(gt=0, le=100)] = 90.0
+    overload_memory_percent: Annotated[float, Field(gt=0, le=100)] = 95.0
+    overload_heartbeat_count: Annotated[int, Field(ge=1, le=1000)] = 3
+    """How many heartbeats in a row must tell of a load above a limit, or well below both, to be believed."""
     tls: TlsSettings = TlsSettings()
 
 
@@ -129,6 +134,46 @@ class OperationSettings(_Section):
     """How long a process may be silent before others take its operations over."""
     kept_days: Annotated[float, Field(ge=0.01, le=3650)] = 7.0
     """How long operations are kept after they ended, and request ids are remembered."""
+
+
+class MigrationSettings(_Section):
+    """Migration of VMs: how many at once, in units (1 with shared storage, 2 with disks), and how long to wait."""
+
+    node_units: Annotated[int, Field(ge=1, le=1000)] = 2
+    cluster_units: Annotated[int, Field(ge=1, le=100_000)] = 8
+    patience_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    """How long hosts that do not answer are asked where a VM is, before that is left to be settled when they do."""
+    confirmation_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    """How long the source is asked whether it let go of a VM that runs at the target."""
+    bandwidth_mbps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    """What the network is taken to carry, in forecasts, where hosts do not tell the speed of their cards."""
+
+
+class DrsSettings(_Section):
+    """Balancing: how even the load of nodes shall be, and what is done about it without being asked.
+
+    Points are percent of a node. The planner's own documentation says what exactly each number is compared with.
+    """
+
+    enabled: bool = True
+    interval_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    automation: Automation = Automation.PARTIAL
+    cpu_threshold_percent: Annotated[float, Field(gt=0, le=100)] = 80.0
+    memory_threshold_percent: Annotated[float, Field(gt=0, le=100)] = 85.0
+    min_gain_points: Annotated[float, Field(gt=0, le=100)] = 1.0
+    min_difference_points: Annotated[float, Field(ge=0, le=100)] = 5.0
+    hysteresis_points: Annotated[float, Field(ge=0, le=100)] = 5.0
+    """How much larger a difference must be before anything is begun, so that noise moves nothing."""
+    max_moves: Annotated[int, Field(ge=1, le=1000)] = 20
+    max_concurrent_moves: Annotated[int, Field(ge=1, le=100)] = 2
+    hold_s: Annotated[float, Field(ge=0, le=604_800)] = 3600.0
+    """How long a VM stays where it is after it was moved, or after somebody refused to have it moved."""
+    node_cool_down_s: Annotated[float, Field(ge=0, le=604_800)] = 300.0
+    cluster_cool_down_s: Annotated[float, Field(ge=0, le=604_800)] = 0.0
+    headroom_failures: Annotated[int, Field(ge=0, le=8)] = 1
+    """How many nodes may fail with room for their VMs elsewhere, which no move may take away."""
+    copies_disks: bool = False
+    """Whether VMs are moved too whose disks would have to be copied."""
 
 
 class EventSettings(_Section):
@@ -158,6 +203,8 @@ class ControlPlaneConfig(BaseSettings):
     scheduler: SchedulerSettings = SchedulerSettings()
     nodes: NodeSettings = NodeSettings()
     operations: OperationSettings = OperationSettings()
+    migrations: MigrationSettings = MigrationSettings()
+    drs: DrsSettings = DrsSettings()
     events: EventSettings = EventSettings()
     log: LogSettings = LogSettings()
 

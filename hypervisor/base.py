@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from hypervisor.devices import Devices
 from hypervisor.guests import GuestAgents
 from hypervisor.host_devices import HostDevices
+from hypervisor.migration import Migration
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
@@ -66,6 +67,11 @@ class Hypervisor(ABC):
     @abstractmethod
     def statistics(self) -> Statistics | None:
         """What VMs use."""
+
+    @property
+    @abstractmethod
+    def migration(self) -> Migration | None:
+        """Moving VMs to other hosts."""
 
     @abstractmethod
     async def open(self) -> None:

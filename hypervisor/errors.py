@@ -127,6 +127,14 @@ class CannotQuiesce(HypervisorError):
     """The guest's file systems cannot be brought to rest: no agent answers, or it cannot freeze them."""
 
 
+class MigrationRefused(HypervisorError):
+    """The VM cannot be moved so, or not taken in here; nothing was begun. The message says what stands in the way."""
+
+
+class MigrationFailed(HypervisorError):
+    """The VM is not moved and stays where it was, as it was; or what was asked of its migration comes too late."""
+
+
 class ConsoleAbsent(HypervisorError):
     """The VM has no console of that kind, or is not running."""
 

@@ -24,6 +24,7 @@ class Backend(enum.Enum):
 class HypervisorSettings:
     """Which backend, and what each needs; what the chosen one does not need is ignored.
 
+    `peer_uri` and `pki_path` are how other hosts' libvirt and this one's reach each other, see `PeerSettings`.
     `accelerator` None lets libvirt's backend find out whether KVM is usable.
     """
 
@@ -31,6 +32,8 @@ class HypervisorSettings:
     libvirt_uri: str = "qemu:///system"
     console_log_dir: Path = Path("/var/log/limiquantix/console")
     accelerator: Accelerator | None = None
+    peer_uri: str = ""
+    pki_path: Path | None = None
     mock: MockSettings = field(default_factory=MockSettings)
 
 
@@ -45,8 +48,10 @@ def create_hypervisor(settings: HypervisorSettings) -> Hypervisor:
     try:
         # Imported only here: the mock must work on machines without libvirt.
         from hypervisor.libvirt.backend import LibvirtHypervisor  # noqa: PLC0415
+        from hypervisor.libvirt.migration import PeerSettings  # noqa: PLC0415
     except ImportError as error:
         raise Unavailable(
             f"the libvirt backend needs libvirt-python ({error}); install it with: pip install 'limiquantix[libvirt]'"
         ) from error
-    return LibvirtHypervisor(settings.libvirt_uri, settings.console_log_dir, settings.accelerator)
+    peers = PeerSettings(settings.peer_uri, settings.pki_path)
+    return LibvirtHypervisor(settings.libvirt_uri, settings.console_log_dir, settings.accelerator, peers=peers)

@@ -271,6 +271,11 @@ class EventKind(enum.Enum):
     CRASHED = "crashed"
     REBOOTED = "rebooted"
     REMOVED = "removed"
+    ARRIVING = "arriving"
+    """Its memory is being sent to this host; it stands still here and may be gone again."""
+    MIGRATED_IN = "migrated_in"
+    MIGRATED_OUT = "migrated_out"
+    """It was handed over to another host, and is most likely gone from here."""
     RESYNC = "resync"
     """Events may have been missed (the backend was restarted): read the whole list again. Carries no VM."""
 
@@ -316,7 +321,10 @@ class Accelerator(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What this backend on this host can do."""
+    """What this backend on this host can do.
+
+    `host_networks` are its virtual networks that are active. `bridges` None are those of the machine itself.
+    """
 
     name: str
     version: str
@@ -327,6 +335,8 @@ class Capabilities:
     supports_snapshots: bool = False
     supports_hotplug: bool = False
     abilities: Abilities = BASIC
+    host_networks: tuple[str, ...] = ()
+    bridges: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

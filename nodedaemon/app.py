@@ -39,7 +39,8 @@ from nodedaemon.reporter import Reporter
 from nodedaemon.servicer import SERVICE, NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
-from telemetry.host import UsageSampler
+from nodedaemon.vm_migrations import MigrationSettings
+from telemetry.host import UsageSampler, read_host_facts
 from telemetry.logs import LogFormat, configure_logging
 from telemetry.metrics import RpcMetrics, build_registry, start_metrics_server
 
@@ -140,7 +141,8 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     boot_number = await asyncio.to_thread(next_boot_number, config.node.data_dir, time.time())
     generations = await open_generations(config.node.data_dir)
     stack.push_async_callback(generations.close)
-    hypervisor = create_hypervisor(_hypervisor_settings(config))
+    management_ip = (await asyncio.to_thread(read_host_facts)).management_ip
+    hypervisor = create_hypervisor(_hypervisor_settings(config, management_ip))
     await hypervisor.open()
     stack.push_async_callback(hypervisor.close)
 
@@ -157,15 +159,22 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
         hostname=config.node.hostname or socket.gethostname(),
         labels=config.node.labels,
         node_id=config.node.id,
+        storage_root=paths.root,
     )
     actors = VmActors(config.limits.concurrent_operations, config.limits.queued_operations_per_vm)
     stack.push_async_callback(actors.close, STOP_GRACE_S)
     # The generated stub calls every method abstract; those not overridden answer UNIMPLEMENTED.
     servicer = NodeDaemonServicer(  # type: ignore[abstract]
-        hypervisor, observer, Commands(actors, generations), DiskImages(paths), paths, report
+        hypervisor,
+        observer,
+        Commands(actors, generations),
+        DiskImages(paths),
+        paths,
+        report,
+        MigrationSettings(config.node.data_dir / "migrations", config.node.data_dir / "console"),
     )
-
     stack.push_async_callback(servicer.close)
+    await servicer.migrations.start()
     registry = build_registry()
     host, _ = split_address(config.server.listen_address)
     metrics_address = join_address(host, config.server.metrics_port)
@@ -241,18 +250,23 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks, timeout=_CLOSE_DEADLINE_S)
 
 
-def _hypervisor_settings(config: NodeConfig) -> HypervisorSettings:
+def _hypervisor_settings(config: NodeConfig, management_ip: str) -> HypervisorSettings:
     mock, accelerator = config.hypervisor.mock, config.hypervisor.accelerator
     return HypervisorSettings(
         backend=Backend(config.hypervisor.backend),
         libvirt_uri=config.hypervisor.libvirt_uri,
         console_log_dir=config.node.data_dir / "console",
         accelerator=None if accelerator == "auto" else Accelerator(accelerator),
+        peer_uri=config.migration.peer_uri(management_ip),
+        pki_path=config.migration.pki_path,
         mock=MockSettings(
             vcpu_count=mock.vcpu_count,
             memory_mib=mock.memory_mib,
             boot_s=mock.boot_secs,
             shutdown_s=mock.shutdown_secs,
+            bridges=mock.bridges,
+            host_networks=mock.host_networks,
+            migration_bytes_s=mock.migration_mib_per_sec * 2**20,
             state_path=config.node.data_dir / "mock-vms.json",
         ),
     )
@@ -272,6 +286,10 @@ def _warn_of_open_listener(config: NodeConfig) -> None:
             "plaintext_listener",
             grpc_address=address,
             advice="whoever reaches this port commands every VM of this host; set tls.enabled or listen on 127.0.0.1",
+        )
+    if not config.migration.tls:
+        _log.warning(
+            "plaintext_migration", advice="what guests have in memory can be read on the way; set migration.tls"
         )
 
 

@@ -53,6 +53,7 @@ class Commands:
         self._actors = actors
         self._generations = generations
         self._copied: Counter[str] = Counter()
+        self._leaving: set[str] = set()
 
     async def change(
         self,
@@ -73,6 +74,7 @@ class Commands:
             ApiError: what the hypervisor raised, or Aborted for a command that was overtaken.
         """
         vm_id = vm_id_of(request)
+        self._require_here(vm_id)
         if self._copied[vm_id]:
             raise FailedPrecondition(
                 Reason.VM_BEING_CLONED,
@@ -83,6 +85,7 @@ class Commands:
 
         async def run_unless_overtaken() -> ResultT:
             self._generations.check(vm_id, request.generation)
+            self._require_here(vm_id)  # a migration may have begun while it waited
             return await operation()
 
         with hypervisor_errors(vm_id):
@@ -93,6 +96,21 @@ class Commands:
                 takes_slot=takes_slot,
                 generation=request.generation,
                 is_interruptible=is_interruptible,
+            )
+
+    def set_leaving(self, vm_id: str, *, is_leaving: bool) -> None:
+        """Refuse all changes of a VM from now on, since it is sent to another host; or let them through again."""
+        if is_leaving:
+            self._leaving.add(vm_id)
+        else:
+            self._leaving.discard(vm_id)
+
+    def _require_here(self, vm_id: str) -> None:
+        if vm_id in self._leaving:
+            raise FailedPrecondition(
+                Reason.VM_STATE_FORBIDS,
+                f"VM {vm_id} is being sent to another host; wait until it is there, or cancel the migration",
+                metadata={"vm_id": vm_id, "state": "migrating"},
             )
 
     @asynccontextmanager

@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +22,8 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+
+from hypervisor.mock.host import DEFAULT_BRIDGES, DEFAULT_NETWORKS
 
 DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/node.yaml")
 DEFAULT_CONTROL_PLANE_PORT = 8081
@@ -116,13 +119,20 @@ class ServerSection(_Section):
     """What the control plane shall call instead of the address found, for hosts behind NAT; port 0 is the real one."""
 
 
+_NetworkName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
 class MockSection(_Section):
-    """The host that the mock backend simulates."""
+    """The host that the mock backend simulates; bridges and networks are those that it tells it has."""
 
     vcpu_count: Annotated[int, Field(ge=1, le=65536)] = 16
     memory_mib: Annotated[int, Field(ge=1, le=2**30)] = 65536
     boot_secs: Annotated[float, Field(ge=0, le=3600)] = 0.3
     shutdown_secs: Annotated[float, Field(ge=0, le=3600)] = 0.1
+    bridges: Annotated[tuple[_NetworkName, ...], Field(max_length=64)] = DEFAULT_BRIDGES
+    host_networks: Annotated[tuple[_NetworkName, ...], Field(max_length=64)] = DEFAULT_NETWORKS
+    migration_mib_per_sec: Annotated[int, Field(ge=1, le=2**20)] = 1024
+    """How fast VMs are sent to other simulated hosts."""
 
 
 class HypervisorSection(_Section):
@@ -172,6 +182,38 @@ class TlsSection(_Section):
         return self
 
 
+class MigrationSection(_Section):
+    """How hypervisors of other hosts reach this one's, and it theirs: what guests have in memory goes that way.
+
+    `address` "" is the management IP. `pki_path` holds cacert.pem, clientcert.pem and clientkey.pem for calling other
+    hosts; without it, they are where libvirt looks by itself. `uri` is taken as it is, in place of one made of these.
+    """
+
+    address: Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z0-9.:_-]*$")] = ""
+    tls: bool = True
+    pki_path: Path | None = None
+    uri: Annotated[str, Field(max_length=2048, pattern=r"^$|^qemu\+(tls|tcp)://[^\s?#]+$")] = ""
+
+    @model_validator(mode="after")
+    def _check_encryption(self) -> MigrationSection:
+        host = urlsplit(self.uri).hostname if self.uri else self.address
+        if self.tls and self.uri.startswith("qemu+tcp:"):
+            raise ValueError("migration.uri is in the clear; use qemu+tls, or set migration.tls to false")
+        if not self.tls and (not host or not is_loopback(join_address(host, 0))):
+            raise ValueError(
+                "migration.tls may be off only for a loopback address: the memory of guests would cross "
+                "the network in the clear"
+            )
+        return self
+
+    def peer_uri(self, management_ip: str) -> str:
+        """Say where other hosts reach this one's libvirt; "" if nothing is known."""
+        address = self.address or management_ip
+        if self.uri or not address:
+            return self.uri
+        return f"qemu+{'tls' if self.tls else 'tcp'}://{f'[{address}]' if ':' in address else address}/system"
+
+
 class LimitsSection(_Section):
     """Bounds of concurrent work."""
 
@@ -196,6 +238,7 @@ class NodeConfig(BaseSettings):
     hypervisor: HypervisorSection = HypervisorSection()
     control_plane: ControlPlaneSection = ControlPlaneSection()
     tls: TlsSection = TlsSection()
+    migration: MigrationSection = MigrationSection()
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
 

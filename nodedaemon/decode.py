@@ -277,6 +277,11 @@ class _Decoder:
         if disk.source_file:
             self._plan_import(field, disk, path, image_format)
             return
+        if disk.backing_file and path.exists():
+            # It stands for itself: one that was copied from another host is whole and has no template here.
+            if size_bytes:
+                self._images.append(ImagePlan(disk.id, path, image_format, size_bytes))
+            return
         if disk.backing_file:
             nothing = Template(Path(), DiskFormat.RAW, 0)
             template = self._find(

@@ -14,10 +14,12 @@ from limiquantix.node.v1 import node_daemon_pb2
 from nodedaemon.encode_machine import to_host_devices, to_huge_pages, to_machine, to_numa_nodes
 from nodedaemon.guest_facts import GuestFacts
 from nodedaemon.observer import GoneVm, ObservedVm
+from nodedaemon.storage_domains import StorageDomainFacts
 from telemetry.host import CpuFacts, DiskFacts, HostFacts, HostUsage, NicFacts, SystemFacts
 
 MIB = 2**20
 _MAX_NAME_CHARS = 255
+_MAX_NETWORK_COUNT = 1024
 _MAX_VCPU_COUNT, _MAX_MEMORY_MIB = 2**16, 2**40
 """What a report may say; one odd VM of another tool must not make the whole inventory invalid."""
 
@@ -184,7 +186,25 @@ def to_registration(
         system=_system(facts.system, capabilities, agent_version),
         devices=to_host_devices(devices),
         machine=to_machine(capabilities),
+        bridges=(facts.bridges if capabilities.bridges is None else capabilities.bridges)[:_MAX_NETWORK_COUNT],
+        host_networks=[name for name in capabilities.host_networks if _is_name(name)][:_MAX_NETWORK_COUNT],
+        supports_live_migration=capabilities.supports_live_migration,
     )
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name of the host's may be told; one odd network must not make the whole registration invalid."""
+    return 0 < len(name) <= _MAX_NAME_CHARS and name.isprintable()
+
+
+def to_storage_domains(domains: Iterable[StorageDomainFacts]) -> list[node_pb2.StorageDomain]:
+    """Tell where disks of VMs are kept."""
+    return [
+        node_pb2.StorageDomain(
+            id=domain.id, path=str(domain.path), total_bytes=domain.total_bytes, free_bytes=domain.free_bytes
+        )
+        for domain in domains
+    ]
 
 
 def to_node_info(

@@ -21,6 +21,9 @@ _EVENTS: Final[dict[EventKind, pb.EventType.ValueType]] = {
     EventKind.CRASHED: pb.EVENT_TYPE_VM_CRASHED,
     EventKind.REBOOTED: pb.EVENT_TYPE_VM_REBOOTED,
     EventKind.REMOVED: pb.EVENT_TYPE_VM_REMOVED,
+    EventKind.ARRIVING: pb.EVENT_TYPE_VM_STARTED,
+    EventKind.MIGRATED_IN: pb.EVENT_TYPE_VM_MIGRATED_IN,
+    EventKind.MIGRATED_OUT: pb.EVENT_TYPE_VM_MIGRATED_OUT,
     EventKind.RESYNC: pb.EVENT_TYPE_EVENTS_MISSED,
 }
 

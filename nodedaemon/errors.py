@@ -32,6 +32,8 @@ _TABLE: tuple[tuple[type[hv.HypervisorError], type[ApiError], Reason], ...] = (
     (hv.SnapshotNotFound, NotFound, Reason.SNAPSHOT_NOT_FOUND),
     (hv.SnapshotNameTaken, AlreadyExists, Reason.SNAPSHOT_NAME_TAKEN),
     (hv.SnapshotUnsupported, FailedPrecondition, Reason.SNAPSHOT_UNSUPPORTED),
+    (hv.MigrationRefused, FailedPrecondition, Reason.MIGRATION_REFUSED),
+    (hv.MigrationFailed, FailedPrecondition, Reason.MIGRATION_FAILED),
     (hv.CannotQuiesce, FailedPrecondition, Reason.CANNOT_QUIESCE),
     (hv.HostCannot, FailedPrecondition, Reason.HOST_LACKS),
     (hv.Refused, FailedPrecondition, Reason.HYPERVISOR_REFUSED),

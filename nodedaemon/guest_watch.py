@@ -45,8 +45,10 @@ _LIST_DEADLINE_S: Final = 15.0
 _LOOK_DEADLINE_S: Final = 60.0
 _JITTER: Final = 0.15
 
-_LOOK_SOON: Final = frozenset({EventKind.STARTED, EventKind.REBOOTED, EventKind.RESUMED})
-_FORGET: Final = frozenset({EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED})
+_LOOK_SOON: Final = frozenset({EventKind.STARTED, EventKind.REBOOTED, EventKind.RESUMED, EventKind.MIGRATED_IN})
+_FORGET: Final = frozenset(
+    {EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED, EventKind.MIGRATED_OUT}
+)
 
 _log = structlog.get_logger(__name__)
 

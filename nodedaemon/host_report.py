@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 
@@ -24,6 +25,7 @@ from nodedaemon import encode
 from nodedaemon.config import join_address, split_address
 from nodedaemon.errors import hypervisor_errors
 from nodedaemon.observer import ObservedVm, VmObserver
+from nodedaemon.storage_domains import StorageDomainFacts, StorageIdUnusable, read_storage_domain
 from telemetry.host import HostUsage, UsageSampler, read_host_facts
 
 TELEMETRY_DEADLINE_S = 10.0
@@ -44,6 +46,7 @@ class HostReport:
     Args:
         hostname: what the control plane knows this host by.
         node_id: the id until the control plane assigns one.
+        storage_root: where it keeps disks of VMs; None tells of none.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class HostReport:
         hostname: str,
         labels: dict[str, str],
         node_id: str,
+        storage_root: Path | None = None,
     ) -> None:
+        self._storage_root = storage_root
         self._hypervisor = hypervisor
         self._observer = observer
         self._sampler = sampler
@@ -87,6 +92,7 @@ class HostReport:
             facts = await asyncio.to_thread(read_host_facts)
         devices = await self.devices()
         request = encode.to_registration(facts, capabilities, self._labels, self._hostname, AGENT_VERSION, devices)
+        request.storage_domains.extend(encode.to_storage_domains(await self._storage_domains()))
         host, port = split_address(self._endpoint)
         request.agent_endpoint = join_address(facts.management_ip if host in _WILDCARDS else host, port)
         return request
@@ -172,6 +178,17 @@ class HostReport:
                 return await self._hypervisor.host_devices.list()
         except (HypervisorError, TimeoutError) as error:
             _log.warning("host_devices_not_listed", error=str(error))
+            return ()
+
+    async def _storage_domains(self) -> Sequence[StorageDomainFacts]:
+        """Look at the storage; none is told while it cannot be read, since a guess could make two hosts share it."""
+        if self._storage_root is None:
+            return ()
+        try:
+            async with asyncio.timeout(TELEMETRY_DEADLINE_S):
+                return (await asyncio.to_thread(read_storage_domain, self._storage_root),)
+        except (StorageIdUnusable, TimeoutError) as error:
+            _log.error("storage_domain_unknown", error=str(error) or "time-out", path=str(self._storage_root))
             return ()
 
     async def _usage(self) -> HostUsage:

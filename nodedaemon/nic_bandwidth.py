@@ -37,7 +37,10 @@ LATENCY: Final = "50ms"
 _RETRY_S: Final = 5.0
 _ALL, _ORPHANS = "all", "orphans"
 """In place of a VM's id, which these are not: look at every VM; remove what ended VMs left."""
-_ENDS: Final = frozenset({EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED})
+_BEGINS: Final = frozenset({EventKind.STARTED, EventKind.MIGRATED_IN})
+_ENDS: Final = frozenset(
+    {EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED, EventKind.MIGRATED_OUT}
+)
 _IFB_PREFIX: Final = "lq-"
 _MAX_NAME_LENGTH: Final = 15
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9._-]{1,12}")
@@ -66,7 +69,7 @@ class NicBandwidths:
 
     def on_event(self, event: VmEvent) -> None:
         """Take note that a VM was started or ended, or that such events may have been missed; for the hypervisor."""
-        if event.kind is EventKind.STARTED:
+        if event.kind in _BEGINS:
             self._note(event.vm_id)
         elif event.kind is EventKind.RESYNC:
             self._note(_ALL)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 
+from limiquantix.compute.v1.node_service_pb2 import RegisterNodeRequest
 from limiquantix.errors import ApiError, Code
 from nodedaemon.config import MAX_HEARTBEAT_INTERVAL_S
 from nodedaemon.control_plane import ControlPlane
@@ -21,11 +22,34 @@ from nodedaemon.reporter import Reporter
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
 FAILURES_UNTIL_REGISTRATION = 3
+HEARTBEATS_UNTIL_LOOK = 10
+"""Looking takes a tenth of a second, and what a host has changes by somebody's hand: minutes are soon enough."""
 
 _JITTER = 0.2
 """Share by which a wait varies, so that hosts that lost the control plane together do not all come back at once."""
 
 _log = structlog.get_logger(__name__)
+
+
+def lasting_facts(request: RegisterNodeRequest) -> bytes:
+    """Reduce a registration to what placement goes by and what does not change by itself, to be compared."""
+    facts = RegisterNodeRequest()
+    facts.CopyFrom(request)
+    facts.ClearField("system")
+    facts.cpu_info.ClearField("frequency_mhz")
+    for domain in facts.storage_domains:
+        domain.ClearField("free_bytes")
+    for device in facts.devices:
+        device.ClearField("used_by_vm_id")
+        device.ClearField("obstacle")
+        device.ClearField("driver")
+    for pages in (facts.memory_info.huge_pages, facts.machine.huge_pages):
+        pages.ClearField("pages_2mb_free")
+        pages.ClearField("pages_1gb_free")
+    for card in facts.network_devices:
+        card.ClearField("speed_mbps")
+        card.config.ClearField("ip_addresses")
+    return facts.SerializeToString(deterministic=True)
 
 
 class Registration:
@@ -51,6 +75,7 @@ class Registration:
         self._interval_s = interval_s
         self._sleep = sleep
         self._jitter = jitter
+        self._told = b""
 
     async def run(self) -> None:
         """Register, beat, and register again when the control plane is lost, until cancelled."""
@@ -61,19 +86,27 @@ class Registration:
     async def _register(self) -> None:
         for wait_s in self._waits_s():
             try:
-                node = await self._control_plane.register(await self._report.registration())
+                request = await self._report.registration()
+                node = await self._control_plane.register(request)
             except (ApiError, TimeoutError) as error:
                 _log.warning("registration_failed", error=str(error) or "time-out", retry_s=round(wait_s, 1))
                 await self._sleep(wait_s)
                 continue
             self._report.node_id = node.id
+            self._told = lasting_facts(request)
             _log.info("registered", node_id=node.id)
             self._reporter.node_registered(node.id)
             return
 
     async def _beat_until_lost(self) -> None:
-        failure_count = 0
+        failure_count = beat_count = 0
         while failure_count < FAILURES_UNTIL_REGISTRATION:
+            if beat_count == HEARTBEATS_UNTIL_LOOK:
+                beat_count = 0
+                if await self._has_changed():
+                    _log.info("host_changed", node_id=self._report.node_id)
+                    return
+            beat_count += 1
             try:
                 response = await self._control_plane.heartbeat(await self._report.heartbeat())
             except (ApiError, TimeoutError) as error:
@@ -91,6 +124,14 @@ class Registration:
                     self._reporter.request_full_sync()
             if failure_count < FAILURES_UNTIL_REGISTRATION:
                 await self._sleep(self._interval_s)
+
+    async def _has_changed(self) -> bool:
+        """Tell whether the host has other bridges, networks, storage, devices or parts than it told of."""
+        try:
+            return lasting_facts(await self._report.registration()) != self._told
+        except (ApiError, TimeoutError) as error:
+            _log.warning("host_not_looked_at", error=str(error) or "time-out")
+            return False
 
     def _waits_s(self) -> Iterator[float]:
         wait_s = FIRST_RETRY_S

@@ -30,6 +30,7 @@ from nodedaemon.encode_metrics import add_device_usage, to_node_metrics
 from nodedaemon.event_stream import EventStreams
 from nodedaemon.first_boot_media import FirstBootMedia
 from nodedaemon.host_report import AGENT_VERSION, HostReport
+from nodedaemon.load_watch import LoadWatch
 from nodedaemon.metrics_sampler import MetricsSampler
 from nodedaemon.nic_bandwidth import NicBandwidths
 from nodedaemon.observer import READ_DEADLINE_S, VmObserver
@@ -38,6 +39,7 @@ from nodedaemon.templates import Templates
 from nodedaemon.vm_consoles import VmConsoles
 from nodedaemon.vm_devices import VmDevices
 from nodedaemon.vm_guests import VmGuests
+from nodedaemon.vm_migrations import MigrationSettings, VmMigrations
 from nodedaemon.vm_resizing import VmResizing
 from nodedaemon.vm_snapshots import VmSnapshots
 from telemetry.host import UsageSampler
@@ -65,6 +67,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         images: DiskImages,
         paths: StoragePaths,
         report: HostReport,
+        migration_settings: MigrationSettings | None = None,
     ) -> None:
         self._hypervisor = hypervisor
         self._observer = observer
@@ -83,11 +86,23 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         self._guests = VmGuests(hypervisor, commands)
         self._snapshots = VmSnapshots(hypervisor, commands, self._templates)
         self._resizing = VmResizing(hypervisor, observer, commands, self._decode, self._reconfigure)
+        self.migrations = VmMigrations(
+            hypervisor,
+            commands,
+            images,
+            paths,
+            first_boot=self._first_boot,
+            bandwidths=self.bandwidths,
+            templates=self._templates,
+            settings=migration_settings or MigrationSettings(),
+            node_id=lambda: report.node_id,
+        )
         self._metrics = MetricsSampler(hypervisor, UsageSampler(paths.root))
-        self._events = EventStreams(hypervisor)
+        self._events = EventStreams(hypervisor, watch_load=lambda: LoadWatch(UsageSampler(paths.root)))
 
     async def close(self) -> None:
         """End consoles and readings that are under way."""
+        await self.migrations.close()
         await self._guests.close()
         await self._consoles.close()
         await self._metrics.close()
@@ -232,7 +247,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
                 yield to_node_metrics(sample)
 
     async def StreamEvents(self, request: Empty, context: Any) -> AsyncIterator[pb.NodeEvent]:
-        """Send what the hypervisor tells of its VMs."""
+        """Send what the hypervisor tells of its VMs, and when the host has more load than it can carry."""
         async with aclosing(self._events.events()) as events:
             async for event in events:
                 yield event
@@ -337,6 +352,39 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
     async def ThawGuest(self, request: pb.GuestRequest, context: Any) -> pb.ThawGuestResponse:
         """Let the guest's writes go on."""
         return await self._guests.thaw(request)
+
+    async def PrepareMigration(self, request: pb.PrepareMigrationRequest, context: Any) -> pb.MigrationToken:
+        """Get ready for a VM of another host."""
+        return await self.migrations.prepare(request)
+
+    async def ReceiveMigration(self, request: pb.MigrationToken, context: Any) -> Empty:
+        """Let a VM of another host in, once."""
+        await self.migrations.receive(request)
+        return Empty()
+
+    async def MigrateVM(self, request: pb.MigrateVMRequest, context: Any) -> AsyncIterator[pb.MigrationProgress]:
+        """Send a VM to another host, or follow that; twice a second."""
+        async with aclosing(self.migrations.migrate(request)) as messages:
+            async for message in messages:
+                yield message
+
+    async def GetMigration(self, request: pb.MigrationRequest, context: Any) -> pb.MigrationProgress:
+        """Say how far a migration to another host is."""
+        return await self.migrations.get(request)
+
+    async def CancelMigration(self, request: pb.MigrationRequest, context: Any) -> Empty:
+        """Stop sending a VM."""
+        await self.migrations.cancel(request)
+        return Empty()
+
+    async def EndMigration(self, request: pb.EndMigrationRequest, context: Any) -> Empty:
+        """Tidy up after a migration."""
+        await self.migrations.end(request)
+        return Empty()
+
+    async def ForecastMigration(self, request: pb.MigrationForecastRequest, context: Any) -> pb.MigrationForecast:
+        """Measure what a migration would carry."""
+        return await self.migrations.forecast(request)
 
     async def SettleDevices(self, request: pb.SettleDevicesRequest, context: Any) -> Empty:
         """Make a VM's devices these and no others."""

@@ -18,6 +18,7 @@ import psutil
 
 _CPUINFO = Path("/proc/cpuinfo")
 _BLOCK_DEVICES = Path("/sys/block")
+_NETWORK_INTERFACES = Path("/sys/class/net")
 _SECTOR_BYTES = 512
 """Unit of /sys/block/*/size whatever the device's own sector. Source: Linux, Documentation/block/stat.rst."""
 _VIRTUAL_BLOCK_DEVICES = ("loop", "ram", "zram", "nbd", "dm-", "md", "sr", "fd")
@@ -96,6 +97,7 @@ class HostFacts:
     disks: tuple[DiskFacts, ...]
     nics: tuple[NicFacts, ...]
     system: SystemFacts
+    bridges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ def read_host_facts() -> HostFacts:
         disks=tuple(_read_disks({partition.device for partition in partitions})),
         nics=nics,
         system=_read_system(),
+        bridges=read_bridges(),
     )
 
 
@@ -256,6 +259,14 @@ def _read_nics() -> tuple[NicFacts, ...]:
         for name, addresses in psutil.net_if_addrs().items()
         if name != "lo"
     )
+
+
+def read_bridges(interfaces: Path = _NETWORK_INTERFACES) -> tuple[str, ...]:
+    """Name the bridges of the kernel. Source: Linux, Documentation/ABI/testing/sysfs-class-net, `bridge/`."""
+    try:
+        return tuple(sorted(place.name for place in interfaces.iterdir() if (place / "bridge").is_dir()))
+    except OSError:
+        return ()
 
 
 def _driver_of(nic_name: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import Message
 
-from controlplane.domain import clones, vm_devices, vm_spec
+from controlplane.domain import clones, placement_rules, vm_devices, vm_spec
 from controlplane.domain.names import fault_of_look
+from limiquantix.compute.v1 import placement_service_pb2 as placement_api
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.errors import FieldViolation
 from limiquantix.rpc.validation import Check
@@ -20,12 +21,36 @@ def _create_vm(request: Message) -> Iterable[FieldViolation]:
     yield from _name(request.name)
     if request.HasField("spec"):
         yield from vm_spec.violations_of(request.spec, complete=not request.template_id)
+        yield from placement_rules.violations_of(request.spec.placement, "spec.placement")
         yield from clones.request_faults(request.spec, request.template_id)
 
 
 def _clone_vm(request: Message) -> Iterable[FieldViolation]:
     assert isinstance(request, vm_api.CloneVMRequest)  # noqa: S101
     yield from _name(request.name)
+
+
+def _explain_placement(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, placement_api.ExplainPlacementRequest)  # noqa: S101
+    if request.HasField("candidate"):
+        yield from _candidate(request.candidate, "candidate")
+
+
+def _plan_placements(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, placement_api.PlanPlacementsRequest)  # noqa: S101
+    for index, candidate in enumerate(request.vms):
+        yield from _candidate(candidate, f"vms[{index}]")
+
+
+def _get_capacity(request: Message) -> Iterable[FieldViolation]:
+    assert isinstance(request, placement_api.GetCapacityRequest)  # noqa: S101
+    yield from _candidate(request.vm, "vm")
+
+
+def _candidate(candidate: placement_api.PlacementCandidate, path: str) -> Iterable[FieldViolation]:
+    if candidate.HasField("spec"):
+        yield from vm_spec.violations_of(candidate.spec, f"{path}.spec")
+        yield from placement_rules.violations_of(candidate.spec.placement, f"{path}.spec.placement")
 
 
 def _name(name: str) -> Iterable[FieldViolation]:
@@ -63,4 +88,7 @@ CHECKS: Mapping[type[Message], Check] = {
     vm_api.AttachNICRequest: _attach_nic,
     vm_api.UpdateDiskRequest: _update_disk,
     vm_api.ListVMsRequest: _list_vms,
+    placement_api.ExplainPlacementRequest: _explain_placement,
+    placement_api.PlanPlacementsRequest: _plan_placements,
+    placement_api.GetCapacityRequest: _get_capacity,
 }

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+from google.protobuf.empty_pb2 import Empty
+
+from controlplane.api.callers import caller_of
 from controlplane.domain import documents
 from controlplane.reconcile.reports import HostReportService
 from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatService
 from controlplane.services.metrics import MetricsService
+from controlplane.services.node_life import NodeLifeService
 from controlplane.services.nodes import NodeService
 from controlplane.services.page_tokens import encode_cursor
 from controlplane.services.watches import WatchService
@@ -30,6 +34,7 @@ class NodeServicer(NodeServiceServicer):
         watches: WatchService,
         events: EventListService,
         metrics: MetricsService,
+        life: NodeLifeService,
     ) -> None:
         self._nodes = nodes
         self._heartbeats = heartbeats
@@ -37,6 +42,7 @@ class NodeServicer(NodeServiceServicer):
         self._watches = watches
         self._events = events
         self._metrics = metrics
+        self._life = life
 
     async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
         registered = await self._nodes.register(request)
@@ -52,6 +58,31 @@ class NodeServicer(NodeServiceServicer):
             next_page_token=encode_cursor(page.next_cursor, request),
             total_count=page.total_count,
         )
+
+    async def UpdateNode(self, request: api.UpdateNodeRequest, context: CallContext) -> node_pb2.Node:
+        return await self._life.update(request, caller_of(context, "UpdateNode", request))
+
+    async def EnableNode(self, request: api.EnableNodeRequest, context: CallContext) -> node_pb2.Node:
+        return await self._life.enable(request.id, caller_of(context, "EnableNode", request))
+
+    async def DisableNode(self, request: api.DisableNodeRequest, context: CallContext) -> node_pb2.Node:
+        return await self._life.disable(request, caller_of(context, "DisableNode", request))
+
+    async def DrainNode(self, request: api.DrainNodeRequest, context: CallContext) -> api.DrainNodeResponse:
+        return await self._life.drain(request, caller_of(context, "DrainNode", request))
+
+    async def DecommissionNode(self, request: api.DecommissionNodeRequest, context: CallContext) -> Empty:
+        await self._life.decommission(request, caller_of(context, "DecommissionNode", request))
+        return Empty()
+
+    async def AddTaint(self, request: api.AddTaintRequest, context: CallContext) -> node_pb2.Node:
+        return await self._life.add_taint(request, caller_of(context, "AddTaint", request))
+
+    async def RemoveTaint(self, request: api.RemoveTaintRequest, context: CallContext) -> node_pb2.Node:
+        return await self._life.remove_taint(request, caller_of(context, "RemoveTaint", request))
+
+    async def UpdateLabels(self, request: api.UpdateLabelsRequest, context: CallContext) -> node_pb2.Node:
+        return await self._life.label(request, caller_of(context, "UpdateLabels", request))
 
     async def UpdateHeartbeat(
         self, request: api.UpdateHeartbeatRequest, context: CallContext

@@ -16,7 +16,9 @@ from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.clones import CloneService
 from controlplane.services.event_lists import EventListService
 from controlplane.services.metrics import MetricsService
+from controlplane.services.migrations import MigrationService
 from controlplane.services.page_tokens import encode_cursor
+from controlplane.services.placement import NodeMemory
 from controlplane.services.vm_calls import VmAccess
 from controlplane.services.vm_devices import VmDeviceService
 from controlplane.services.vm_guests import GuestService
@@ -41,6 +43,7 @@ class VmServices:
     watches: WatchService
     events: EventListService
     metrics: MetricsService
+    migrations: MigrationService
 
     @classmethod
     def of(
@@ -51,18 +54,21 @@ class VmServices:
         watches: WatchService,
         events: EventListService,
         metrics: MetricsService,
+        migrations: MigrationService,
+        memory: NodeMemory,
     ) -> VmServices:
         """Make them from what they share."""
-        vms = VmService(access, scheduler, now)
+        vms = VmService(access, scheduler, now, memory)
         return cls(
             vms=vms,
             snapshots=SnapshotService(access),
             guests=GuestService(access),
             devices=VmDeviceService(access),
-            clones=CloneService(access, scheduler, now, vms.memory),
+            clones=CloneService(access, scheduler, now, memory),
             watches=watches,
             events=events,
             metrics=metrics,
+            migrations=migrations,
         )
 
 
@@ -78,6 +84,7 @@ class VmServicer(VMServiceServicer):
         self._watches = services.watches
         self._events = services.events
         self._metrics = services.metrics
+        self._migrations = services.migrations
 
     async def CreateVM(self, request: api.CreateVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         caller = caller_of(context, "CreateVM", request)
@@ -133,6 +140,9 @@ class VmServicer(VMServiceServicer):
     async def DeleteSnapshot(self, request: api.DeleteSnapshotRequest, context: CallContext) -> Empty:
         await self._snapshots.delete(request, caller_of(context, "DeleteSnapshot", request))
         return Empty()
+
+    async def MigrateVM(self, request: api.MigrateVMRequest, context: CallContext) -> api.MigrateVMResponse:
+        return await self._migrations.migrate(request, caller_of(context, "MigrateVM", request))
 
     async def CloneVM(self, request: api.CloneVMRequest, context: CallContext) -> vm_pb2.VirtualMachine:
         return await self._clones.clone(request, caller_of(context, "CloneVM", request))

@@ -24,6 +24,9 @@ Document = dict[str, Any]
 VM_SERVICE = "limiquantix.compute.v1.VMService"
 NODE_SERVICE = "limiquantix.compute.v1.NodeService"
 OPERATION_SERVICE = "limiquantix.compute.v1.OperationService"
+BALANCING_SERVICE = "limiquantix.compute.v1.BalancingService"
+ALERT_SERVICE = "limiquantix.compute.v1.AlertService"
+PLACEMENT_SERVICE = "limiquantix.compute.v1.PlacementService"
 
 READ_DEADLINE_S = 30.0
 """For calls that change nothing."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import click
 from click.shell_completion import CompletionItem
 
 from controlplane.cli.api_client import (
+    ALERT_SERVICE,
+    BALANCING_SERVICE,
     NODE_SERVICE,
     OPERATION_SERVICE,
     VM_SERVICE,
@@ -121,6 +123,32 @@ def operation_id_of(client: ApiClient, id_or_beginning: str) -> str:
     return str(matches[0].get("id", ""))
 
 
+def id_by_beginning(named: str, what: str, documents: Callable[[], Iterable[Document]]) -> str:
+    """Return the id that a person wrote, or wrote the beginning of.
+
+    Args:
+        what: the word for what it names, such as "alert".
+        documents: reads those among which a beginning is looked for.
+
+    Raises:
+        UsageError: it is neither an id nor at least four characters of one.
+        Failure: none of them begins so, or several do.
+    """
+    beginning = named.lower()
+    if is_id(beginning):
+        return beginning
+    if not _ID_BEGINNING.fullmatch(beginning):
+        raise click.UsageError(f"{named!r:.60} is not the id of a {what}, nor 4 characters or more of one")
+    searched = islice(documents(), MAX_SEARCHED_OPERATION_COUNT)
+    matches = [str(each.get("id", "")) for each in searched if str(each.get("id", "")).startswith(beginning)]
+    if len(matches) != 1:
+        count = "no" if not matches else str(len(matches))
+        hint = f"'limiquantix {what} list' shows them" if not matches else "write more of it"
+        verb = "begins" if not matches else "begin"
+        raise Failure(f"{count} {what}'s id {verb} with {named!r}", explanations=tuple(matches), hint=hint)
+    return matches[0]
+
+
 def complete_vm(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a VM from the first page that the server gives; nothing if it does not answer."""
     return _complete(context, VM_SERVICE, "ListVMs", "vms", "name", incomplete)
@@ -134,6 +162,16 @@ def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -
 def complete_operation(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the id of one of the newest operations, see `complete_vm`."""
     return _complete(context, OPERATION_SERVICE, "ListOperations", "operations", "id", incomplete)
+
+
+def complete_recommendation(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the id of one of the newest recommendations, see `complete_vm`."""
+    return _complete(context, BALANCING_SERVICE, "ListRecommendations", "recommendations", "id", incomplete)
+
+
+def complete_alert(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the id of one of the newest alerts, see `complete_vm`."""
+    return _complete(context, ALERT_SERVICE, "ListAlerts", "alerts", "id", incomplete)
 
 
 def _complete(

@@ -91,6 +91,22 @@ def machine_fields(node: Document) -> Fields:
     ]
 
 
+def reach_fields(node: Document) -> Fields:
+    """Make titles and values of the storage and networks that a node's VMs can have."""
+    spec = node.get("spec", {})
+    domains = [
+        f"{domain.get('path', '')} ({domain.get('id', '')}), {format_bytes(int(domain.get('freeBytes', 0)))} free of "
+        f"{format_bytes(int(domain.get('totalBytes', 0)))} at registration"
+        for domain in spec.get("storageDomains", ())
+    ]
+    return [
+        ("Storage", "; ".join(domains)),
+        ("Bridges", ", ".join(spec.get("bridges", ()))),
+        ("Virtual networks", ", ".join(spec.get("hostNetworks", ()))),
+        ("Live migration", "yes" if spec.get("supportsLiveMigration") else ""),
+    ]
+
+
 def device_row(device: Document) -> list[str]:
     """Make the row of one device of a node."""
     words = " ".join(filter(None, (str(device.get("vendor", "")), str(device.get("product", "")))))

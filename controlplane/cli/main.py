@@ -70,11 +70,20 @@ class LazyGroup(click.Group):
 
 COMMANDS = {
     "vm": LazyCommand("controlplane.cli.vm_commands", "vm", "Create, list, change, power and delete virtual machines."),
-    "node": LazyCommand("controlplane.cli.node_commands", "node", "List the hosts and what they have free."),
+    "node": LazyCommand("controlplane.cli.node_commands", "node", "List, look after and empty the hosts."),
+    "capacity": LazyCommand("controlplane.cli.placement", "capacity", "Say how many more VMs of a size fit."),
+    "balance": LazyCommand("controlplane.cli.balance_commands", "balance", "Show how evenly nodes are loaded."),
+    "recommendation": LazyCommand(
+        "controlplane.cli.balance_commands",
+        "recommendation",
+        "Approve, reject and carry out recommended moves.",
+    ),
+    "alert": LazyCommand("controlplane.cli.alert_commands", "alert", "Show what is wrong in the cluster."),
     "operation": LazyCommand(
         "controlplane.cli.operation_commands", "operation", "Show, wait for and cancel the changes that were asked for."
     ),
     "events": LazyCommand("controlplane.cli.event_commands", "events", "Show what happened, and follow what happens."),
+    "simulate": LazyCommand("controlplane.cli.simulate", "simulate", "Try out what would happen, without doing it."),
     "dev": LazyCommand("controlplane.cli.dev.command", "dev", "Run everything on this machine, to try or develop it."),
     "completion": LazyCommand("controlplane.cli.completion", "completion", "Print a shell's completion script."),
     "version": LazyCommand("controlplane.cli.version", "version", "Show the versions of this command and the server."),

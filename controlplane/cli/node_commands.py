@@ -11,6 +11,8 @@ from controlplane.cli.api_client import NODE_SERVICE, Document
 from controlplane.cli.lookup import complete_node, connect, list_nodes, node_id_of
 from controlplane.cli.metrics import node_metrics
 from controlplane.cli.node_devices import node_devices
+from controlplane.cli.node_drain import drain
+from controlplane.cli.node_life import decommission, disable, enable, label, taint, untaint, update
 from controlplane.cli.output import print_document, print_fields, print_table
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiGroup, session_of
@@ -22,7 +24,7 @@ PHASES = ("unknown", "pending", "ready", "not-ready", "maintenance", "draining",
 
 @click.group(cls=ApiGroup)
 def node() -> None:
-    """List the hosts that run VMs, and what they have free.
+    """List, look after and empty the hosts that run VMs.
 
     A node is named by its host name or its id.
 
@@ -34,6 +36,8 @@ def node() -> None:
 
 node.add_command(node_metrics)
 node.add_command(node_devices)
+for command in (enable, disable, drain, decommission, label, taint, untaint, update):
+    node.add_command(command)
 
 
 @node.command("list")

@@ -64,7 +64,10 @@ KINDS = (
     "vm.detach_cdrom",
     "vm.change_medium",
     "vm.settle_devices",
+    "vm.migrate",
+    "vm.settle_migration",
     "vm.clean_up",
+    "node.drain",
 )
 
 _DEFAULT_LIMIT = 50

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from controlplane.cli.api_client import OPERATION_SERVICE, VM_SERVICE, ApiClient, Document, ServerUnreachable
-from controlplane.cli.lookup import list_vms
+from controlplane.cli.lookup import list_nodes, list_vms
 from controlplane.cli.output import Column
 from controlplane.cli.progress import Look
 from controlplane.cli.session import Session
@@ -22,6 +22,8 @@ _LOOK_COUNT = 100
 """Newest operations under way among which the one that is meant is looked for."""
 _MAX_SINGLE_READS = 50
 """More VMs than this are quicker found in the list of all."""
+_TELLING_KINDS = frozenset({"node.drain"})
+"""Kinds of operations that say how far they are instead of what they wait for."""
 _STYLES = {
     "QUEUED": "yellow",
     "RUNNING": "cyan",
@@ -77,7 +79,7 @@ def operation_fields(operation: Document, names: Mapping[str, str], now: datetim
     return [
         ("ID", operation.get("id", "")),
         ("Kind", operation.get("kind", "")),
-        ("VM", f"{name} ({resource_id})" if name else resource_id),
+        ("Node" if _is_of_node(operation) else "VM", f"{name} ({resource_id})" if name else resource_id),
         ("Project", operation.get("projectId", "")),
         ("State", state_of(operation)),
         ("Progress", f"{operation.get('progressPercent', 0)} %, {_done_of_all(operation)}"),
@@ -105,6 +107,8 @@ def step_rows(operation: Document) -> list[list[str]]:
 def progress_text(operation: Document) -> str:
     """Say how far an operation is, and what it waits for."""
     waiting_for = str(operation.get("waitingFor", ""))
+    if operation.get("kind") in _TELLING_KINDS and waiting_for and operation.get("state") == "RUNNING":
+        return waiting_for
     if operation.get("state") == "QUEUED":
         return f"waits for {waiting_for}" if waiting_for else "waits for its turn"
     running = [str(step.get("name", "")) for step in operation.get("steps", ()) if step.get("state") == "RUNNING"]
@@ -134,9 +138,14 @@ def state_of(operation: Document) -> str:
 
 
 def name_of(operation: Document, names: Mapping[str, str]) -> str:
-    """Return the name of the VM that an operation is about, its id if the name is not known."""
+    """Return the name of the VM or node that an operation is about, its id if the name is not known."""
     resource_id = str(operation.get("resourceId", ""))
-    return names.get(resource_id, resource_id)
+    name = names.get(resource_id, resource_id)
+    return f"node {name}" if _is_of_node(operation) else name
+
+
+def _is_of_node(operation: Document) -> bool:
+    return operation.get("resourceType") == "node"
 
 
 def took(operation: Document) -> str:
@@ -146,8 +155,9 @@ def took(operation: Document) -> str:
 
 
 def vm_names(client: ApiClient, operations: Sequence[Document]) -> dict[str, str]:
-    """Look up the names of the VMs that operations are about; of VMs that are gone, from what was answered."""
-    ids = {str(each["resourceId"]) for each in operations if each.get("resourceId")}
+    """Look up the names of the VMs and nodes that operations are about; of VMs that are gone, from the answers."""
+    node_ids = {str(each["resourceId"]) for each in operations if _is_of_node(each)}
+    ids = {str(each["resourceId"]) for each in operations if each.get("resourceId")} - node_ids
     names = {}
     for operation in reversed(operations):  # they come newest first, and the newest name is to win
         name = operation.get("response", {}).get("name")
@@ -155,9 +165,16 @@ def vm_names(client: ApiClient, operations: Sequence[Document]) -> dict[str, str
             names[str(operation.get("resourceId"))] = str(name)
     unknown = ids - names.keys()
     try:
+        names |= _hostnames(client, node_ids)
         return names | dict(_named(_read(client, unknown)))
     except (ApiError, ServerUnreachable):
         return names
+
+
+def _hostnames(client: ApiClient, node_ids: set[str]) -> dict[str, str]:
+    if not node_ids:
+        return {}
+    return {str(node.get("id")): str(node.get("hostname", "")) for node in list_nodes(client, {})}
 
 
 def _read(client: ApiClient, vm_ids: set[str]) -> Iterable[Document]:

@@ -84,14 +84,14 @@ def server_option() -> click.Option:
     )
 
 
-def output_option() -> click.Option:
+def output_option(text: str = "How to print; json and yaml are the API's own documents.") -> click.Option:
     """`--output` of one command, which wins over that of the whole."""
     return click.Option(
         ["--output", "-o"],
         type=click.Choice(OutputFormat, case_sensitive=False),
         expose_value=False,
         callback=_use_output,
-        help="How to print; json and yaml are the API's own documents.",
+        help=text,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from controlplane.cli.machine_views import hardware_fields, machine_fields, pending_fields
+from controlplane.cli.machine_views import hardware_fields, machine_fields, pending_fields, reach_fields
+from controlplane.cli.node_views import life_fields, topology_fields
 from controlplane.cli.output import STATE_STYLES, Column
 from controlplane.cli.sizes import GIB, MIB, format_age, format_bytes
 
@@ -187,6 +188,7 @@ def node_fields(node: Document, now: datetime) -> Fields:
         ("Fault", status.get("errorMessage", "")),
         ("Roles", ", ".join(roles)),
         ("Takes new VMs", "yes" if spec.get("scheduling", {}).get("schedulable") else "no"),
+        *life_fields(node),
         ("Management address", node.get("managementIp", "")),
         ("Node daemon", " ".join(filter(None, (spec.get("agent", {}).get("endpoint"), system.get("agentVersion"))))),
         ("Processor", cpu.get("model", "")),
@@ -198,6 +200,8 @@ def node_fields(node: Document, now: datetime) -> Fields:
         ("Disk in use", f"{_bytes(storage.get('localUsedBytes'))} of {_bytes(storage.get('localTotalBytes'))}"),
         ("Hypervisor", _hypervisor(status)),
         *machine_fields(node),
+        *topology_fields(node),
+        *reach_fields(node),
         ("Operating system", " ".join(filter(None, (system.get("osName"), system.get("osVersion"))))),
         ("Kernel", system.get("kernelVersion", "")),
         ("VMs", str(len(status.get("vmIds", ())))),

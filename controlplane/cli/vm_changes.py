@@ -25,7 +25,7 @@ from controlplane.cli.lookup import complete_vm, connect, vm_id_of
 from controlplane.cli.machine_views import pending_text
 from controlplane.cli.operation_views import progress_look
 from controlplane.cli.output import print_document
-from controlplane.cli.progress import waiting
+from controlplane.cli.progress import Look, waiting
 from controlplane.cli.session import session_of
 from controlplane.cli.terminal_text import one_line
 from controlplane.cli.views import is_template, node_name, vm_state
@@ -108,12 +108,16 @@ def ask(
     name_or_id: str,
     asking: Asking,
     deadline_s: float = CHANGE_DEADLINE_S,
+    look: Look | None = None,
+    hint: str = "",
 ) -> Document | None:
     """Ask for a change of a VM and return the answer once it is done; at once and without one if nobody waits.
 
     Args:
         request: names the VM in "id" or "vmId", unless it does not exist yet.
         doing: what is done in words, such as "starting web-1".
+        look: tells how far it is; None tells it from the operation's steps.
+        hint: how to find out what became of it if the wait is cut short; "" names the VM's own command.
 
     Raises:
         Failure: the server refused it, or it failed.
@@ -122,9 +126,10 @@ def ask(
     """
     operation_ids: list[str] = []
     of_vm = {"resourceId": str(request.get("id", "") or request.get("vmId", ""))}
-    look = progress_look(session_of(context), of_vm, lambda each: each.get("requestId") == asking.request_id)
+    if look is None:
+        look = progress_look(session_of(context), of_vm, lambda each: each.get("requestId") == asking.request_id)
     try:
-        with waiting(doing, hint=look_hint(name_or_id), look=look):
+        with waiting(doing, hint=hint or look_hint(name_or_id), look=look):
             answer = client.change(
                 VM_SERVICE,
                 method,

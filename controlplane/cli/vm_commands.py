@@ -16,6 +16,7 @@ from controlplane.cli.console_log import console_log
 from controlplane.cli.lookup import complete_node, connect, list_nodes, list_vms, node_id_of, vm_id_of
 from controlplane.cli.metrics import top, vm_metrics
 from controlplane.cli.output import print_document, print_fields, print_table
+from controlplane.cli.placement import explain
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiGroup, session_of
 from controlplane.cli.terminal_text import one_line
@@ -42,6 +43,7 @@ from controlplane.cli.vm_clones import clone, template
 from controlplane.cli.vm_create import create, update
 from controlplane.cli.vm_disks import disk
 from controlplane.cli.vm_guest import guest
+from controlplane.cli.vm_migrate import migrate
 from controlplane.cli.vm_nics import nic
 from controlplane.cli.vm_snapshots import snapshot, suspend
 from controlplane.cli.vm_spec_options import Label, enum_name
@@ -78,7 +80,11 @@ def vm() -> None:
     """
 
 
-for command in (create, update, console, console_log, top, vm_metrics, watch, clone, template, snapshot, suspend):
+_COMMANDS: tuple[click.Command, ...] = (
+    *(create, update, explain, console, console_log, top, vm_metrics, watch),
+    *(clone, template, snapshot, suspend, migrate),
+)
+for command in _COMMANDS:
     vm.add_command(command)
 for group in (guest, disk, nic, cdrom):
     vm.add_command(group)

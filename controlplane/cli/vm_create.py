@@ -6,10 +6,22 @@ from typing import IO, Any
 
 import click
 
-from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, Document
+from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, ApiClient, Document
 from controlplane.cli.lookup import complete_node, complete_vm, connect, node_id_of, vm_id_of
-from controlplane.cli.session import ApiCommand
-from controlplane.cli.vm_changes import Asking, ask, asking_options, print_changed, project_option, vm_argument
+from controlplane.cli.output import print_document
+from controlplane.cli.placement_options import Rules, add_rules, placement_options
+from controlplane.cli.session import ApiCommand, session_of
+from controlplane.cli.terminal_text import one_line
+from controlplane.cli.views import node_name
+from controlplane.cli.vm_changes import (
+    Asking,
+    ask,
+    asking_options,
+    hostname_of,
+    print_changed,
+    project_option,
+    vm_argument,
+)
 from controlplane.cli.vm_clones import CLONE_DEADLINE_S
 from controlplane.cli.vm_first_boot import first_boot_options, first_boot_paths
 from controlplane.cli.vm_hardware import Hardware, add_hardware, hardware_options
@@ -60,7 +72,9 @@ from controlplane.cli.vm_spec_options import (
 @click.option("--linked", is_flag=True, help="Build upon the template's disks instead of copying them.")
 @first_boot_options
 @hardware_options
+@placement_options
 @click.option("--start", is_flag=True, help="Start the VM too.")
+@click.option("--dry-run", is_flag=True, help="Only say whether it could be made and on which node; nothing is done.")
 @click.option(
     "--from-file",
     "file",
@@ -82,6 +96,8 @@ def create(
     linked: bool,
     provisioning: Document | None,
     hardware: Hardware,
+    rules: Rules,
+    dry_run: bool,
     asking: Asking,
     **given: Any,
 ) -> None:
@@ -93,6 +109,7 @@ def create(
     Example:
       limiquantix vm create web-1 --cpus 2 --memory 2GiB --disk 20GiB --nic bridge=virbr0 --start
       limiquantix vm create web-2 --template debian-12 --linked --ssh-key ~/.ssh/id_ed25519.pub --start
+      limiquantix vm create web-3 --cpus 2 --memory 2GiB --label app=web --apart-from app=web --dry-run
     """
     options = VmOptions(project_id=project, **given)
     request = create_request(options, read_document(file) if file is not None else {})
@@ -106,6 +123,7 @@ def create(
         request["spec"]["template"] = {"cloneType": "LINKED"}
     name = str(request["name"])
     with connect(context) as client:
+        add_rules(client, request["spec"], rules, project or "")
         if node:
             request.pop("node_id", None)
             request["nodeId"] = node_id_of(client, node)
@@ -114,9 +132,22 @@ def create(
             request.pop("template_id", None)
             request["templateId"] = vm_id_of(client, template, "")
             deadline_s = CLONE_DEADLINE_S
+        if dry_run:
+            _print_possible(context, client, client.call(VM_SERVICE, "CreateVM", {**request, "validateOnly": True}))
+            return
         created = ask(context, client, "CreateVM", request, f"creating {name}", name, asking, deadline_s)
         if created is not None:
             print_changed(context, client, created)
+
+
+def _print_possible(context: click.Context, client: ApiClient, vm: Document) -> None:
+    """Print what a VM would be that was not made."""
+    session = session_of(context)
+    if not session.prints_tables:
+        print_document(vm, session.output)
+        return
+    where = node_name(vm, hostname_of(client, vm))
+    click.echo(f"VM {one_line(str(vm.get('name', '')))} could be made on {one_line(where)}; nothing was done")
 
 
 @click.command(cls=ApiCommand)
@@ -129,6 +160,8 @@ def create(
 @click.option("--remove-label", "removed_labels", multiple=True, metavar="KEY", help="Remove a label. Repeatable.")
 @first_boot_options
 @hardware_options
+@placement_options
+@click.option("--no-rules", is_flag=True, help="Remove all rules about where it may run.")
 @asking_options
 @click.pass_context
 def update(
@@ -142,13 +175,16 @@ def update(
     removed_labels: tuple[str, ...],
     provisioning: Document | None,
     hardware: Hardware,
+    rules: Rules,
+    no_rules: bool,
     asking: Asking,
 ) -> None:
-    """Change a VM's size, labels, description or first boot.
+    """Change a VM: size, labels, first boot, rules.
 
     What is not named stays. A running VM gets more CPU and memory at once, up to --max-cpus and --max-memory it was
     started with; what cannot be done now takes effect when it is started next, and is shown. What the guest is told at
-    its first boot can be changed while the VM is off.
+    its first boot can be changed while the VM is off. Rules about where it may run replace those of the same sort:
+    --apart-from and --together-with are one sort. They hold when the VM is placed or moved next.
 
     \b
     Example:
@@ -170,11 +206,17 @@ def update(
         spec["provisioning"] = provisioning
         paths += first_boot_paths(provisioning)
     paths += add_hardware(spec, hardware)
-    if not paths:
+    if no_rules:
+        if rules != Rules():
+            raise click.UsageError("--no-rules removes all rules; say it alone, or only the rules that shall be")
+        paths.append("spec.placement")
+    elif not paths and rules == Rules():
         raise click.UsageError(
-            "say what to change: --cpus, --memory, --description, --label, --remove-label, or what the guest is told"
+            "say what to change: --cpus, --memory, --description, --label, --remove-label, what the guest is told, or "
+            "rules such as --apart-from"
         )
     with connect(context) as client:
+        paths += add_rules(client, spec, rules, project)
         request: Document = {
             "id": vm_id_of(client, vm, project),
             "spec": spec,

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from controlplane.daemons.grpc_devices import GrpcDeviceCalls
 from controlplane.daemons.grpc_guests import GrpcGuestCalls
+from controlplane.daemons.grpc_migrations import GrpcMigrationCalls
 from controlplane.domain import errors
 from controlplane.domain.node import Node
 from limiquantix.errors import Reason, Unavailable
@@ -41,7 +42,7 @@ class CallTimeouts:
     copy_s: float = 4 * 3600.0 + 300.0
 
 
-class GrpcNodeDaemon(GrpcDeviceCalls, GrpcGuestCalls):
+class GrpcNodeDaemon(GrpcDeviceCalls, GrpcGuestCalls, GrpcMigrationCalls):
     """One node's daemon behind one channel."""
 
     def __init__(self, channel: grpc.aio.Channel, peer: str, timeouts: CallTimeouts) -> None:

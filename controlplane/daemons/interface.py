@@ -11,6 +11,7 @@ from typing import Protocol
 
 from controlplane.daemons.device_calls import DeviceCalls
 from controlplane.daemons.guest_calls import GuestCalls
+from controlplane.daemons.migration_calls import MigrationCalls
 from controlplane.domain.node import Node
 from limiquantix.node.v1.node_daemon_pb2 import (
     ConsoleInfoResponse,
@@ -31,7 +32,7 @@ from limiquantix.node.v1.node_daemon_pb2 import (
 )
 
 
-class NodeDaemon(DeviceCalls, GuestCalls, Protocol):
+class NodeDaemon(DeviceCalls, GuestCalls, MigrationCalls, Protocol):
     """The daemon of one node. All calls are idempotent on its side, see the contract.
 
     Whatever changes a VM carries its generation; a daemon that took a newer one for this VM refuses it with `Aborted`,

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from controlplane.domain import provisioning
 from controlplane.domain.node import Node
+from controlplane.domain.node_conditions import conditions_of
 from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm
 from limiquantix.compute.v1 import node_pb2, vm_pb2
 
@@ -87,6 +88,7 @@ def node(record: Node, vm_ids: Sequence[str]) -> node_pb2.Node:
     message.spec.agent.endpoint = record.agent_endpoint
     status = message.status
     status.phase = record.phase
+    status.conditions.extend(conditions_of(record))
     status.vm_ids.extend(vm_ids)
     status.system.CopyFrom(record.system)
     status.error_message = record.error_message

@@ -57,6 +57,42 @@ def node_not_found(node_id: str) -> NotFound:
     return NotFound(Reason.NODE_NOT_FOUND, f"node {node_id} does not exist", metadata={"node_id": node_id})
 
 
+def node_state_forbids(node: Node, operation: str, phase: str, hint: str) -> FailedPrecondition:
+    """The node's phase does not allow the operation."""
+    return FailedPrecondition(
+        Reason.NODE_STATE_FORBIDS,
+        f"cannot {operation} node {node.hostname} while it is {phase}: {hint}",
+        metadata={"node_id": node.id, "phase": phase},
+    )
+
+
+def node_has_vms(node: Node, names: Sequence[str]) -> FailedPrecondition:
+    """VMs are placed on a node that shall be forgotten."""
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return FailedPrecondition(
+        Reason.NODE_HAS_VMS,
+        f"node {node.hostname} has {len(names)} VMs ({shown}); drain it first, or set force, which leaves them LOST",
+        metadata={"node_id": node.id, "vm_count": str(len(names))},
+    )
+
+
+def node_is_target(node: Node, count: int) -> FailedPrecondition:
+    """VMs are on their way to a node that shall be forgotten."""
+    return FailedPrecondition(
+        Reason.NODE_HAS_VMS,
+        f"{count} migrations from or to node {node.hostname} have not ended; wait for them, or set force",
+        metadata={"node_id": node.id, "migration_count": str(count)},
+    )
+
+
+def drain_target_invalid(hostname: str) -> FailedPrecondition:
+    """The node that shall take the VMs of another one cannot."""
+    return FailedPrecondition(
+        Reason.NODE_STATE_FORBIDS,
+        f"node {hostname} cannot take its own VMs; name another node, or none to let the scheduler choose",
+    )
+
+
 def vm_not_placed(vm_id: str) -> FailedPrecondition:
     """The VM is on no node."""
     return FailedPrecondition(
@@ -172,12 +208,13 @@ def operation_cancelled(operation_id: str, why: str) -> Aborted:
     )
 
 
-def too_many_operations(resource_id: str, limit: int) -> ResourceExhausted:
+def too_many_operations(resource_id: str, limit: int, resource_type: str = "vm") -> ResourceExhausted:
     """The queue of a resource is full."""
+    what = "node" if resource_type == "node" else "VM"
     return ResourceExhausted(
         Reason.TOO_MANY_OPERATIONS,
-        f"{limit} operations already wait for VM {resource_id}; wait for them before asking for more",
-        metadata={"vm_id": resource_id},
+        f"{limit} operations already wait for {what} {resource_id}; wait for them before asking for more",
+        metadata={f"{resource_type}_id": resource_id},
         retry_after_s=1.0,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from limiquantix.compute.v1.node_service_pb2 import SystemEvent
@@ -20,6 +20,10 @@ Severity = SystemEvent.Severity
 VM = "vm"
 NODE = "node"
 """Kinds of resources that events are about."""
+
+
+NODE_BEFORE = "node_id_before"
+"""In the metadata of a change of a VM that is placed elsewhere since: where it was, "" for nowhere."""
 
 
 class Change(enum.IntEnum):
@@ -46,6 +50,7 @@ class EventType(enum.StrEnum):
     VM_LOST = "vm.lost"
     VM_DISCOVERED = "vm.discovered"
     VM_TAKEN_OVER = "vm.taken_over"
+    VM_RULES_WITHOUT_EFFECT = "vm.rules_without_effect"
     VM_CONFLICT = "vm.conflict"
     VM_CONFLICT_ENDED = "vm.conflict_ended"
     VM_RESTART_REFUSED = "vm.restart_refused"
@@ -66,12 +71,29 @@ class EventType(enum.StrEnum):
     VM_CDROM_DETACHED = "vm.cdrom_detached"
     VM_MEDIUM_CHANGED = "vm.medium_changed"
     VM_GUEST_CHANGED = "vm.guest_changed"
+    VM_MIGRATING = "vm.migrating"
+    VM_MIGRATED = "vm.migrated"
+    VM_MIGRATION_FAILED = "vm.migration_failed"
     VM_DELETED = "vm.deleted"
     NODE_REGISTERED = "node.registered"
     NODE_UPDATED = "node.updated"
     NODE_READY = "node.ready"
     NODE_SILENT = "node.silent"
     NODE_REMOVED = "node.removed"
+    NODE_CORDONED = "node.cordoned"
+    NODE_ENABLED = "node.enabled"
+    NODE_DRAINING = "node.draining"
+    NODE_DRAINED = "node.drained"
+    NODE_DRAIN_ENDED = "node.drain_ended"
+    NODE_TAINTED = "node.tainted"
+    NODE_UNTAINTED = "node.untainted"
+    NODE_OVERLOADED = "node.overloaded"
+    NODE_RECOVERED = "node.recovered"
+    VM_NOT_EVICTED = "vm.not_evicted"
+    VM_ALERT_RAISED = "vm.alert_raised"
+    VM_ALERT_RESOLVED = "vm.alert_resolved"
+    NODE_ALERT_RAISED = "node.alert_raised"
+    NODE_ALERT_RESOLVED = "node.alert_resolved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,10 @@ class Event:
     severity: SystemEvent.Severity.ValueType = Severity.INFO
     actor: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def of_move(self, node_before: str, node_id: str) -> Event:
+        """Return the event of a change of a VM that was on one node and is on another, which may be the same."""
+        return self if node_before == node_id else replace(self, metadata={**self.metadata, NODE_BEFORE: node_before})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -67,6 +67,26 @@ class CapacityPolicy:
             vcpus=int(threads * self.cpu_overcommit_ratio),
             memory_bytes=int(memory_bytes * self.memory_overcommit_ratio),
         )
+
+
+def capacity_of_node(spec: NodeSpec, policy: CapacityPolicy) -> Capacity:
+    """Work out what a node offers: by its own over-commit and reservation where it has them, else by the policy.
+
+    A ratio of 0 is none of its own; a reservation that is there counts as it is, since 0 may well be kept.
+    """
+    scheduling = spec.scheduling
+    own = policy
+    if scheduling.HasField("overcommit"):
+        ratios = scheduling.overcommit
+        own = replace(
+            own,
+            cpu_overcommit_ratio=ratios.cpu_ratio or own.cpu_overcommit_ratio,
+            memory_overcommit_ratio=ratios.memory_ratio or own.memory_overcommit_ratio,
+        )
+    if scheduling.HasField("reserved"):
+        reserved = scheduling.reserved
+        own = replace(own, reserved_cores=reserved.cpu_cores, reserved_memory_bytes=reserved.memory_bytes)
+    return own.capacity_of(spec.cpu, spec.memory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class PowerOperation(enum.Enum):
     QUIESCE = "quiesce"
     REVERT = "revert"
     DELETE_SNAPSHOT = "delete a snapshot of"
+    MIGRATE = "migrate"
     CONVERT = "make a template of, or an ordinary VM of,"
 
 
@@ -132,6 +133,7 @@ ALLOWED_FROM: Mapping[PowerOperation, frozenset[int]] = {
     PowerOperation.RECONFIGURE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
     PowerOperation.ATTACH: ALIVE_STATES | {PowerState.STOPPED, PowerState.CRASHED},
     PowerOperation.DETACH: frozenset({PowerState.RUNNING, PowerState.STOPPED, PowerState.CRASHED}),
+    PowerOperation.MIGRATE: ALIVE_STATES | {PowerState.STOPPED, PowerState.CRASHED},
     PowerOperation.CLONE: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
     PowerOperation.CONVERT: frozenset({PowerState.STOPPED, PowerState.CRASHED}),
 }
@@ -143,6 +145,7 @@ _FOR_TEMPLATES = frozenset({PowerOperation.DELETE, PowerOperation.CLONE, PowerOp
 _HINTS: Mapping[PowerOperation, str] = {
     PowerOperation.CLONE: "stop it first, since a guest that writes would leave a copy of no moment",
     PowerOperation.CONVERT: "stop it first",
+    PowerOperation.MIGRATE: "start it, or stop it, first",
     PowerOperation.DELETE: "stop it first or set force",
     PowerOperation.RESIZE: "start it, or stop it, first",
     PowerOperation.UPDATE: "start it, or stop it, first",
@@ -226,3 +229,8 @@ def lost(vm: Vm, reason: str, now: datetime) -> Vm:
         updated_at=now,
         details=without_guest(vm.details),
     )
+
+
+def without_node(vm: Vm) -> Vm:
+    """Return the VM on no node: what its host last said of it, and how often it had then, is of no use any more."""
+    return replace(vm, node_id="", sightings={}, reported_change_count=0)

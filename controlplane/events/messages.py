@@ -29,6 +29,8 @@ SYSTEM_TYPES: Mapping[EventType, SystemEvent.EventType.ValueType] = {
     EventType.NODE_READY: SystemEvent.NODE_READY,
     EventType.NODE_SILENT: SystemEvent.NODE_SILENT,
     EventType.NODE_REMOVED: SystemEvent.NODE_REMOVED,
+    EventType.NODE_OVERLOADED: SystemEvent.SYSTEM_OVERLOAD,
+    EventType.NODE_RECOVERED: SystemEvent.SYSTEM_RECOVERED,
 }
 """The contract's coarser types; an event's metadata have its own type too."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from controlplane.domain.migration import MigrationRules
 from controlplane.operations.steps import Workflows
 from controlplane.operations.vm_cdroms import AttachCdrom, ChangeMedium, DetachCdrom
 from controlplane.operations.vm_clone import CloneVm
 from controlplane.operations.vm_disks import AttachDisk, DetachDisk, ResizeDisk, UpdateDisk
 from controlplane.operations.vm_guest_power import GuestShutdown
 from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, TakeOverVm
+from controlplane.operations.vm_migration import ChooseTarget, MigrateVm, take_named
+from controlplane.operations.vm_migration_settle import SettleMigration
 from controlplane.operations.vm_nics import AttachNic, DetachNic, UpdateNic
 from controlplane.operations.vm_power import PauseVm, RebootVm, ResumeVm, StartVm, StopVm, SuspendVm
 from controlplane.operations.vm_settle import SettleDevices
@@ -44,5 +47,12 @@ WORKFLOWS = Workflows(
         DetachCdrom(),
         ChangeMedium(),
         SettleDevices(),
+        MigrateVm(take_named, MigrationRules()),
+        SettleMigration(),
     )
 )
+
+
+def with_scheduler(choose: ChooseTarget, rules: MigrationRules) -> Workflows:
+    """Return all workflows, with migrations whose target is chosen."""
+    return WORKFLOWS.with_(MigrateVm(choose, rules))

@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from controlplane.domain import errors
+from controlplane.domain.node import Node
 from controlplane.domain.operation import (
     ACTIVE_STATES,
     Fault,
@@ -28,7 +29,7 @@ from controlplane.operations.news import OperationNews
 from controlplane.operations.steps import Clock, Located, Workflows
 from controlplane.operations.worker import OperationWorker
 from controlplane.state.interface import Store, Transaction
-from limiquantix.errors import ApiError
+from limiquantix.errors import ApiError, NotFound
 
 _log = structlog.get_logger(__name__)
 
@@ -38,6 +39,7 @@ MAX_QUEUED_PER_RESOURCE = 32
 """A queue longer than this is a caller in a loop; it is told so instead of being stored."""
 
 VM_RESOURCE = "vm"
+NODE_RESOURCE = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,15 @@ ANYBODY = Caller()
 
 Place = Callable[[Transaction], Awaitable[Located | None]]
 Check = Callable[[Vm], None]
+NodeCheck = Callable[[Node], None]
 
 
 def _accept(vm: Vm) -> None:
     """Accept the order whatever the VM is."""
+
+
+def _accept_node(node: Node) -> None:
+    """Accept the order whatever the node is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +84,17 @@ class Order:
     under way or wait, since the VM may be different when the turn of this one comes. `place` writes the intent for a
     VM that does not exist yet, whose first generation is `generation`, and may return it for the first step; both
     happen in the transaction that records the operation. `preempts` says that it need not wait for what can be
-    interrupted, and goes ahead of what waits.
+    interrupted, and goes ahead of what waits. An operation on a node, by `resource_type`, has `check_node` instead of
+    `check`.
     """
 
     kind: str
     resource_id: str
+    resource_type: str = VM_RESOURCE
     project_id: str = ""
     parameters: Json = field(default_factory=dict)
     check: Check = _accept
+    check_node: NodeCheck = _accept_node
     place: Place | None = None
     generation: int = 1
     preempts: bool = False
@@ -154,17 +164,34 @@ class OperationDesk:
             await tx.insert_operation(operation)
             return _Recorded(operation, located=located)
         generation = await tx.next_generation(order.resource_id)  # first: later callers wait here for their turn
-        vm = await tx.get_vm(order.resource_id)
-        if generation is None or vm is None:
-            raise errors.vm_not_found(order.resource_id)
-        queue = list(await tx.queue_of(vm.id))
+        project_id, check = await self._required(tx, order)
+        if generation is None:
+            raise _not_found(order)
+        queue = list(await tx.queue_of(order.resource_id))
         if len(queue) > MAX_QUEUED_PER_RESOURCE:
-            raise errors.too_many_operations(vm.id, MAX_QUEUED_PER_RESOURCE)
+            raise errors.too_many_operations(order.resource_id, MAX_QUEUED_PER_RESOURCE, order.resource_type)
         if not queue:
-            order.check(vm)
-        operation = self._new(order, caller, generation, vm.project_id, queue)
+            check()
+        operation = self._new(order, caller, generation, project_id, queue)
         await tx.insert_operation(operation)
         return _Recorded(operation, interrupted=await self._interrupted(tx, operation, queue))
+
+    @staticmethod
+    async def _required(tx: Transaction, order: Order) -> tuple[str, Callable[[], None]]:
+        """Read what an order is about; returns its project, and what refuses the order for what it is now.
+
+        Raises:
+            NotFound: it does not exist.
+        """
+        if order.resource_type == NODE_RESOURCE:
+            node = await tx.get_node(order.resource_id)
+            if node is None:
+                raise _not_found(order)
+            return "", lambda: order.check_node(node)
+        vm = await tx.get_vm(order.resource_id)
+        if vm is None:
+            raise _not_found(order)
+        return vm.project_id, lambda: order.check(vm)
 
     @staticmethod
     async def _repeated(tx: Transaction, caller: Caller) -> Operation | None:
@@ -182,7 +209,7 @@ class OperationDesk:
         queued = Operation(
             id=str(uuid.uuid4()),
             kind=order.kind,
-            resource_type=VM_RESOURCE,
+            resource_type=order.resource_type,
             resource_id=order.resource_id,
             project_id=project_id,
             principal=caller.principal,
@@ -195,7 +222,8 @@ class OperationDesk:
             preempts=order.preempts,
         )
         if queue:
-            return replace(queued, waiting_for=f"{queue[0].kind} (operation {queue[0].id}) on the same VM")
+            what = "node" if order.resource_type == NODE_RESOURCE else "VM"
+            return replace(queued, waiting_for=f"{queue[0].kind} (operation {queue[0].id}) on the same {what}")
         return replace(
             queued,
             state=OperationState.RUNNING,
@@ -303,3 +331,8 @@ class OperationDesk:
         if operation.has_ended:
             await self._worker.start_next(operation.resource_id)
         return operation
+
+
+def _not_found(order: Order) -> NotFound:
+    is_of_node = order.resource_type == NODE_RESOURCE
+    return (errors.node_not_found if is_of_node else errors.vm_not_found)(order.resource_id)

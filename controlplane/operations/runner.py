@@ -19,17 +19,15 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from controlplane.daemons.interface import DaemonPool
 from controlplane.domain import errors
 from controlplane.domain.operation import Fault, Operation, OperationState, StepState
-from controlplane.operations.steps import Clock, Located, Outcome, Run, Step, Workflow, Workflows
+from controlplane.operations.steps import Clock, Located, Outcome, OwnershipLost, Run, Step, Workflow, Workflows
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import Aborted, ApiError, Internal, Reason, Unavailable
+
+__all__ = ["OwnershipLost", "RetryPolicy", "Runner", "StoreAway"]
 
 _log = structlog.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
-
-
-class OwnershipLost(Exception):
-    """Another process works on the operation now, or it has ended; there is nothing left to do here."""
 
 
 class StoreAway(Exception):
@@ -93,7 +91,7 @@ class Runner:
         """
         workflow = self._workflows.of(operation.kind)
         steps = workflow.steps(operation.parameters)
-        if operation.state == OperationState.RUNNING:
+        while operation.state == OperationState.RUNNING:  # again, if a step that seemed to fail was noted as done
             operation = await self._forward(operation, workflow, steps, cancel, known)
         if operation.state == OperationState.UNDOING:
             operation = await self._backward(operation, workflow, steps)
@@ -116,10 +114,10 @@ class Runner:
             for index, step in enumerate(steps):
                 if operation.steps[index].state == StepState.DONE:
                     continue
-                if cancel.is_set() or operation.cancel_requested:
+                if step.is_cancellable and (cancel.is_set() or operation.cancel_requested):
                     raise _Cancelled
-                begun = self._run_of(operation, is_repeated=is_resumed, known=known)
-                operation = await self._step(begun, workflow, index, step, cancel)
+                begun = replace(self._run_of(operation, index, is_repeated=is_resumed), known=known, cancel=cancel)
+                operation = await self._step(begun, workflow, step, cancel)
                 is_resumed, known = False, None
             return operation
         except _Cancelled:
@@ -132,12 +130,13 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a defect of a step must not leave the operation without an end
             return await self._begin_undo(operation, Fault.of(_defect(operation, error)))
 
-    async def _step(self, run: Run, workflow: Workflow, index: int, step: Step, cancel: asyncio.Event) -> Operation:
+    async def _step(self, run: Run, workflow: Workflow, step: Step, cancel: asyncio.Event) -> Operation:
         """Do one step, note it as done, and end the operation if it is the last."""
+        index = run.index
         operation, outcome = await self._do(run, step, cancel)
 
         async def note(tx: Transaction, latest: Operation) -> Operation:
-            kept = await step.record(tx, self._run_of(latest), outcome)
+            kept = await step.record(tx, self._run_of(latest, index), outcome)
             done = replace(
                 latest.with_step(index, StepState.DONE, kept.result),
                 parameters={**latest.parameters, **kept.kept},
@@ -165,8 +164,8 @@ class Runner:
                     await asyncio.sleep(pause_s)
                 else:
                     raise
-                run = self._run_of(operation, is_repeated=True)
-            if cancel.is_set():
+                run = replace(run, operation=operation, is_repeated=True, known=None)
+            if step.is_cancellable and cancel.is_set():
                 raise _Cancelled
 
     async def _waiting(self, operation: Operation, error: ApiError) -> Operation:
@@ -233,10 +232,10 @@ class Runner:
 
     async def _undo(self, operation: Operation, index: int, step: Step) -> Operation:
         was_done = operation.steps[index].state == StepState.DONE
-        operation, trouble = await self._try_undo(operation, step)
+        operation, trouble = await self._try_undo(operation, index, step)
 
         async def note(tx: Transaction, latest: Operation) -> Operation:
-            run = self._run_of(latest)
+            run = self._run_of(latest, index)
             if trouble is not None:
                 await step.record_given_up(tx, run, trouble)
             if was_done:
@@ -246,12 +245,12 @@ class Runner:
 
         return await self._write(operation, note)
 
-    async def _try_undo(self, operation: Operation, step: Step) -> tuple[Operation, Fault | None]:
+    async def _try_undo(self, operation: Operation, index: int, step: Step) -> tuple[Operation, Fault | None]:
         """Undo the host's part; returns what kept it from being undone."""
         pauses_s = iter(self._retries.undo_pauses_s)
         while True:
             try:
-                await step.undo(self._run_of(operation, is_repeated=True))
+                await step.undo(self._run_of(operation, index, is_repeated=True))
                 return operation, None
             except ApiError as error:
                 _raise_if_store_is_away(error)
@@ -286,8 +285,8 @@ class Runner:
 
     # -- shared
 
-    def _run_of(self, operation: Operation, *, is_repeated: bool = False, known: Located | None = None) -> Run:
-        return Run(operation, self._store, self._daemons, self._now, is_repeated, known)
+    def _run_of(self, operation: Operation, index: int, *, is_repeated: bool = False) -> Run:
+        return Run(operation, self._store, self._daemons, self._now, is_repeated, index=index, on_note=self._on_change)
 
     async def _cancellation(self, operation: Operation) -> ApiError:
         """Make the error of a cancelled operation, with the reason that was given for it."""
@@ -320,7 +319,7 @@ class Runner:
         """Write progress exactly once, and again while the database is away: what a step did is not forgotten.
 
         A commit whose answer is lost may have happened. Then the operation has a newer version, and is further than it
-        was; if it only has a newer version, somebody asked for its cancellation meanwhile.
+        was; if it only has a newer version, its step noted something or somebody asked for its cancellation meanwhile.
         """
         pauses_s = iter(self._retries.store_pauses_s)
         while True:
@@ -328,7 +327,7 @@ class Runner:
                 stored = await self._store.run(lambda tx, latest=operation: work(tx, latest))  # type: ignore[misc]
             except _Outdated:
                 latest = await self._read(operation)
-                if (latest.state, latest.steps) == (operation.state, operation.steps):
+                if _stage_of(latest) == _stage_of(operation):
                     operation = latest
                     continue
                 stored = latest
@@ -360,6 +359,11 @@ async def _advance(tx: Transaction, operation: Operation) -> Operation:
     if stored is None:
         raise _Outdated
     return stored
+
+
+def _stage_of(operation: Operation) -> tuple[int, tuple[int, ...]]:
+    """How far an operation is. What its steps found is no part of it, since a step may note that as it goes on."""
+    return operation.state, tuple(step.state for step in operation.steps)
 
 
 def _may_have_begun(operation: Operation, index: int) -> bool:

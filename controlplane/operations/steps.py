@@ -7,9 +7,10 @@ step as done, so it happens exactly once.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -48,6 +49,14 @@ class Located:
     node: Node
 
 
+class OwnershipLost(Exception):
+    """Another process works on the operation now, or it has ended; there is nothing left to do here."""
+
+
+def _tell_nobody(_: Operation) -> None:
+    """Where nobody waits for progress."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One attempt at one operation, as its steps see it."""
@@ -60,6 +69,54 @@ class Run:
     """Whether the step may have been begun before, by this process or one that died."""
     known: Located | None = None
     """What this process recorded a moment ago, with the operation: nobody else changes its VM before the first step."""
+    index: int = 0
+    """Which of the operation's steps is done."""
+    cancel: asyncio.Event | None = None
+    on_note: Callable[[Operation], None] = _tell_nobody
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the operation shall be cancelled: for a step that takes long and can stop in order."""
+        return self.cancel is not None and self.cancel.is_set()
+
+    @property
+    def so_far(self) -> Json:
+        """What an earlier try of this step, or of a process that died over it, noted last."""
+        return self.operation.steps[self.index].result
+
+    async def note(self, text: str, result: Json | None = None) -> None:
+        """Show how far the step is while it goes on; nothing is written if nothing changed.
+
+        Args:
+            text: becomes what the operation waits for.
+            result: becomes the step's result so far; None leaves that.
+
+        Raises:
+            OwnershipLost: another process has the operation, so the step must not go on.
+            Unavailable: the database does not answer.
+        """
+        if self._noted(self._mine(await self.store.read(lambda tx: tx.get_operation(self.operation.id))), text, result):
+
+            async def write(tx: Transaction) -> Operation | None:
+                noted = self._noted(self._mine(await tx.get_operation(self.operation.id)), text, result)
+                return None if noted is None else await tx.advance_operation(noted)
+
+            written = await self.store.run(write)
+            if written is not None:
+                self.on_note(written)
+
+    def _mine(self, stored: Operation | None) -> Operation:
+        mine = (self.operation.owner_id, self.operation.attempt_count)
+        if stored is None or stored.has_ended or (stored.owner_id, stored.attempt_count) != mine:
+            raise OwnershipLost
+        return stored
+
+    def _noted(self, stored: Operation, text: str, result: Json | None) -> Operation | None:
+        """Return the operation with the note; None if it has it already."""
+        step = stored.steps[self.index]
+        if stored.waiting_for == text and (result is None or result == step.result):
+            return None
+        return replace(stored.with_step(self.index, step.state, result), waiting_for=text)
 
     @property
     def parameters(self) -> Json:
@@ -95,6 +152,9 @@ class Step(ABC):
     name: ClassVar[str]
     is_interruptible: ClassVar[bool] = False
     """Whether a cancellation may cut `do` short: only for one that waits and whose effect needs no undoing."""
+    is_cancellable: ClassVar[bool] = True
+    """Whether a cancellation keeps it from being begun, or tried again. One that is not sees to it itself, or comes
+    after what cannot be taken back."""
 
     @abstractmethod
     async def do(self, run: Run) -> Outcome:
@@ -146,6 +206,10 @@ class Workflows:
 
     def __init__(self, workflows: Sequence[Workflow]) -> None:
         self._by_kind: Mapping[str, Workflow] = {workflow.kind: workflow for workflow in workflows}
+
+    def with_(self, *others: Workflow) -> Workflows:
+        """Return these and others, which replace those of the same kind."""
+        return Workflows([*self._by_kind.values(), *others])
 
     @property
     def kinds(self) -> frozenset[str]:

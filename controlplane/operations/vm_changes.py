@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from controlplane.domain import clones, hardware_spec, provisioning, vm_spec
+from controlplane.domain import clones, hardware_spec, placement_rules, provisioning, vm_spec
 from controlplane.domain.vm import Vm
 from limiquantix.compute.v1.vm_pb2 import VmSpec
 from limiquantix.compute.v1.vm_service_pb2 import UpdateVMRequest
@@ -51,7 +51,7 @@ def change_of(vm: Vm, request: UpdateVMRequest) -> VmChange:
         FieldMask(paths=spec_paths).MergeMessage(_with_parents(request.spec, spec_paths), spec, True, True)
     if spec is not None:
         spec = _with_secrets_of(vm.spec, spec)
-        _require_buildable(vm.spec, spec)
+        _require_buildable(vm.id, vm.spec, spec)
     return VmChange(
         spec=spec,
         labels=dict(request.labels) if everything or "labels" in paths else None,
@@ -102,9 +102,11 @@ def _require_known(paths: list[str]) -> None:
         raise InvalidArgument.from_violations(faults)
 
 
-def _require_buildable(old: VmSpec, new: VmSpec) -> None:
+def _require_buildable(vm_id: str, old: VmSpec, new: VmSpec) -> None:
     faults = [FieldViolation(f"spec.{v.field}" if v.field else "spec", v.description) for v in violations_of(new)]
     faults += vm_spec.violations_of(new)
+    if new.placement != old.placement:
+        faults += placement_rules.violations_of(new.placement, "spec.placement", vm_id)
     faults += hardware_spec.change_violations_of(old, new, "spec")
     faults += _device_changes(old, new)
     faults += clones.template_faults(old, new)

@@ -12,7 +12,7 @@ from controlplane.daemons.node_spec import STATE_OF_STATUS
 from controlplane.domain import documents, errors
 from controlplane.domain.event import Event, EventType, Severity, event_of_state
 from controlplane.domain.node import Capacity
-from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.operation import DepartedVm, Fault, Json, Operation
 from controlplane.domain.pending import freed
 from controlplane.domain.vm import PowerState, Vm, observed
 from controlplane.operations.steps import Outcome
@@ -113,6 +113,23 @@ async def remove(tx: Transaction, vm_id: str, event: Event) -> None:
     vm = await tx.get_vm(vm_id)
     if vm is not None and await tx.delete_vm(vm_id, event):
         await tx.release(vm.node_id, size_of(vm))
+        await _forget_migration(tx, vm)
+
+
+async def _forget_migration(tx: Transaction, vm: Vm) -> None:
+    """Take back what an unfinished migration of a removed VM claims, and have its other host cleaned up.
+
+    A host that shares the storage has nothing of its own: what it reports of the VM is found to be left over.
+    """
+    migration = await tx.get_migration(vm.id)
+    if migration is None:
+        return
+    await tx.release(migration.target_node_id, migration.claimed)
+    if migration.copies_disks:
+        (other,) = {*migration.node_ids} - {vm.node_id} or {migration.target_node_id}
+        reason = "its migration was not finished when it was removed"
+        await tx.insert_departed(DepartedVm(vm.id, other, False, reason, vm.updated_at, vm.power_state))
+    await tx.remove_migration(vm.id)
 
 
 def size_of(vm: Vm) -> Capacity:

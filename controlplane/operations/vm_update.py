@@ -18,7 +18,7 @@ from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import ALIVE_STATES, PowerOperation, Vm, require_managed, require_state
-from controlplane.operations import vm_pending
+from controlplane.operations import vm_pending, vm_rules
 from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_changes import VmChange, change_of
 from controlplane.operations.vm_records import (
@@ -139,6 +139,9 @@ class ApplyStep(DatabaseStep):
             error_message="",
             updated_at=run.now(),
         )
+        if change.spec is not None and change.spec.placement != vm.spec.placement:
+            await vm_rules.require_sound(tx, changed)
+            await vm_rules.tell_findings(tx, changed, run.operation.principal)
         reaches_host = redefines or _reaches_host(vm, change)
         is_live = reaches_host and vm.power_state in ALIVE_STATES
         if is_live:

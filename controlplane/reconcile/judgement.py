@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from controlplane.daemons.node_spec import STATE_OF_REPORT
 from controlplane.domain.event import Event, EventType, Severity, event_of_state
 from controlplane.domain.guests import with_guest
+from controlplane.domain.migration import Migration
 from controlplane.domain.node import Capacity
 from controlplane.domain.operation import DepartedVm
 from controlplane.domain.pending import freed
@@ -59,6 +60,7 @@ class Verdict:
         event: what the log says of it.
         removes: whether the VM's row goes, with its claim.
         freed: what the VM no longer needs on its node, None if that is nothing.
+        claimed: what it needs on its node from now on and did not before, None if that is nothing.
     """
 
     finding: Finding
@@ -66,6 +68,7 @@ class Verdict:
     event: Event | None = None
     removes: bool = False
     freed: Capacity | None = None
+    claimed: Capacity | None = None
 
 
 def reported_state(report: VMStatusReport) -> VmStatus.PowerState.ValueType:
@@ -76,6 +79,8 @@ def reported_state(report: VMStatusReport) -> VmStatus.PowerState.ValueType:
 def judge_present(vm: Vm, node_id: str, report: VMStatusReport, now: datetime) -> Verdict:
     """Judge a VM that a host says it has."""
     state = reported_state(report)
+    if not vm.node_id and vm.power_state == PowerState.LOST:
+        return _found_again(vm, node_id, report, now)
     if vm.node_id != node_id:
         return _misplaced(vm, node_id, state, now)
     if report.state_change_count < vm.reported_change_count:
@@ -140,6 +145,23 @@ def judge_absent(vm: Vm, node_id: str, change_count: int, now: datetime, *, is_b
     )
 
 
+def is_left_to_migration(vm: Vm, node_id: str, migration: Migration | None, *, is_alive: bool, is_busy: bool) -> bool:
+    """Whether what a node says of a VM is no news, since a migration tells where the VM is, or settling it will.
+
+    Args:
+        migration: the VM's last one, None if nothing of it is left.
+        is_alive: whether the node says that the VM is in memory there.
+        is_busy: whether an operation on the VM is unfinished.
+    """
+    if migration is None or node_id not in migration.node_ids:
+        return False
+    if migration.is_settled:  # what is left at the other host is removed there, unless it is alive
+        return node_id != vm.node_id and (is_busy or not is_alive)
+    if node_id != vm.node_id:
+        return True
+    return not is_busy or vm.power_state in (PowerState.MIGRATING, PowerState.UNKNOWN)
+
+
 def judge_unknown(departed: DepartedVm | None, *, was_ours: bool) -> Finding:
     """Judge a VM that a host has and the inventory does not.
 
@@ -172,6 +194,13 @@ def discovered(report: VMStatusReport, node_id: str, name: str, now: datetime) -
         reported_change_count=report.state_change_count,
         generation=max(report.generation, 1),
     )
+
+
+def _found_again(vm: Vm, node_id: str, report: VMStatusReport, now: datetime) -> Verdict:
+    """Take a VM back that was lost with its node, where its host came back as another one."""
+    seen = observed(replace(vm, node_id=node_id), reported_state(report), report.state_change_count, now)
+    event = Event(EventType.VM_DISCOVERED, f"VM {vm.name}, which was lost with its node, was found on node {node_id}")
+    return Verdict(Finding.UPDATED, seen, event, claimed=Capacity(seen.vcpu_count, seen.memory_bytes))
 
 
 def _misplaced(vm: Vm, node_id: str, state: VmStatus.PowerState.ValueType, now: datetime) -> Verdict:

@@ -18,6 +18,8 @@ from controlplane.domain.vm import Vm, require_managed
 from controlplane.operations.desk import Caller, OperationDesk, Order
 from controlplane.operations.vm_clone import CloneVm
 from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, RemoveStep, TakeOverVm
+from controlplane.operations.vm_migration_settle import SettleMigration
+from controlplane.operations.vm_migration_settle import require_settleable as require_place
 from controlplane.operations.vm_settle import SettleDevices, require_settleable
 from controlplane.operations.vm_snapshots import DeleteSnapshot
 from controlplane.operations.vm_update import ConvertVm, UpdateVm, redefinition, require_redefinable
@@ -151,6 +153,11 @@ async def drop_snapshot(desk: OperationDesk, vm_id: str, snapshot_id: str) -> No
 async def settle_devices(desk: OperationDesk, vm_id: str) -> None:
     """Have a host make a VM's devices those that are recorded."""
     await _ask(desk, Order(SettleDevices.kind, vm_id, check=require_settleable))
+
+
+async def settle_migration(desk: OperationDesk, vm_id: str) -> None:
+    """Have it found out where a VM is after its migration, and its hosts tidied up."""
+    await _ask(desk, Order(SettleMigration.kind, vm_id, check=require_place))
 
 
 async def define_again(desk: OperationDesk, vm_id: str) -> None:

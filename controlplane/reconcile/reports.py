@@ -12,9 +12,10 @@ import structlog
 from controlplane.daemons.node_spec import REPORT_OF_STATE
 from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType, Severity
+from controlplane.domain.migration import Migration
 from controlplane.domain.operation import DepartedVm
 from controlplane.domain.snapshots import abandoned_of
-from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState
+from controlplane.domain.vm import ALIVE_STATES, DEFAULT_PROJECT_ID, PowerState, Vm
 from controlplane.operations.desk import OperationDesk
 from controlplane.operations.vm_records import remove, size_of
 from controlplane.reconcile import judgement, repairs
@@ -48,6 +49,8 @@ class SyncOutcome:
     otherwise_defined: list[str] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
     """VMs with devices in doubt."""
+    unsettled_migrations: list[str] = field(default_factory=list)
+    """VMs whose last migration left something to do on this node."""
     abandoned_snapshots: list[tuple[str, str]] = field(default_factory=list)
     """(VM id, snapshot id) of what failed creations may have left there."""
     misplaced: list[tuple[str, str]] = field(default_factory=list)
@@ -100,6 +103,8 @@ class HostReportService:
                 # What we define is known before a host has it: this VM is being deleted, or a full sync tells more.
                 return Finding.IGNORED
             return await self._unknown(tx, node_id, report)
+        if await self._is_migrating(tx, vm, node_id, await tx.get_migration(vm.id), None if is_gone else report):
+            return Finding.KEPT
         if is_gone:
             return await self._absent(tx, vm.id, node_id, report.state_change_count)
         verdict = judgement.judge_present(vm, node_id, report, self.now())
@@ -124,6 +129,8 @@ class HostReportService:
             await repairs.drop_snapshot(self.desk, vm_id, snapshot_id)
         for vm_id in outcome.unsettled:
             await repairs.settle_devices(self.desk, vm_id)
+        for vm_id in outcome.unsettled_migrations:
+            await repairs.settle_migration(self.desk, vm_id)
         for vm_id in outcome.otherwise_defined:
             await repairs.define_again(self.desk, vm_id)
         if outcome.lost or outcome.abandoned or outcome.misplaced or outcome.discovered or outcome.leftovers:
@@ -147,8 +154,11 @@ class HostReportService:
         unchanged: dict[str, int] = {}
         otherwise_defined: list[str] = []
         unsettled: list[str] = []
+        migrations = {each.vm_id: each for each in await tx.migrations_of_node(node_id)}
         for vm in sorted(await tx.vms_on_node(node_id), key=lambda vm: vm.id):
             report = reports.pop(vm.id, None)
+            if await self._is_migrating(tx, vm, node_id, migrations.get(vm.id), report):
+                continue
             if report is None:
                 finding = await self._absent(tx, vm.id, node_id, request.as_of_change_count)
                 self._count(finding, vm.id, outcome)
@@ -166,8 +176,10 @@ class HostReportService:
         await tx.touch_vms(unchanged, now)
         busy = await tx.active_resource_ids([*otherwise_defined, *unsettled])  # they may just be changing
         outcome.unsettled = [vm_id for vm_id in unsettled if vm_id not in busy]
+        moving = await tx.active_resource_ids(migrations)
+        outcome.unsettled_migrations = [vm_id for vm_id in migrations if vm_id not in moving]
         outcome.otherwise_defined = [vm_id for vm_id in otherwise_defined if vm_id not in busy]
-        await self._not_placed_here(tx, node_id, reports, outcome)
+        await self._not_placed_here(tx, node_id, reports, migrations, outcome)
         return outcome
 
     @staticmethod
@@ -180,7 +192,12 @@ class HostReportService:
             outcome.half_deleted.append(vm_id)
 
     async def _not_placed_here(
-        self, tx: Transaction, node_id: str, reports: Mapping[str, api.VMStatusReport], outcome: SyncOutcome
+        self,
+        tx: Transaction,
+        node_id: str,
+        reports: Mapping[str, api.VMStatusReport],
+        migrations: Mapping[str, Migration],
+        outcome: SyncOutcome,
     ) -> None:
         """Take in what the node has beyond what is placed there, and that it lost what it had beyond that."""
         now = self.now()
@@ -191,9 +208,13 @@ class HostReportService:
         outcome.leftovers += [Leftover(each.vm_id, each.power_state) for each in gone if not each.is_kept]
         for vm_id in sorted(reports):
             vm = await tx.get_vm(vm_id)
+            if vm is not None and await self._is_migrating(tx, vm, node_id, migrations.get(vm_id), reports[vm_id]):
+                continue
             if vm is not None:
-                outcome.misplaced.append((vm_id, vm.node_id))
-                await self._apply(tx, judgement.judge_present(vm, node_id, reports[vm_id], now))
+                verdict = judgement.judge_present(vm, node_id, reports[vm_id], now)
+                if verdict.finding is Finding.MISPLACED:
+                    outcome.misplaced.append((vm_id, vm.node_id))
+                await self._apply(tx, verdict)
                 continue
             match await self._unknown(tx, node_id, reports[vm_id], departed.get(vm_id)):
                 case Finding.DISCOVERED:
@@ -206,6 +227,17 @@ class HostReportService:
                 await self._absent(tx, vm.id, node_id, 0)
 
     # -- what both need
+
+    @staticmethod
+    async def _is_migrating(
+        tx: Transaction, vm: Vm, node_id: str, migration: Migration | None, report: api.VMStatusReport | None
+    ) -> bool:
+        """Whether what a node says of a VM, None that it has it not, is left to a migration of it."""
+        if migration is None:
+            return False
+        is_alive = report is not None and judgement.reported_state(report) in ALIVE_STATES
+        is_busy = bool(await tx.active_resource_ids([vm.id]))
+        return judgement.is_left_to_migration(vm, node_id, migration, is_alive=is_alive, is_busy=is_busy)
 
     async def _absent(self, tx: Transaction, vm_id: str, node_id: str, change_count: int) -> Finding:
         """Take in that a host does not have a VM.
@@ -231,6 +263,8 @@ class HostReportService:
                 await tx.update_vm(verdict.vm, verdict.event)
                 if verdict.freed is not None:
                     await tx.release(verdict.vm.node_id, verdict.freed)
+                if verdict.claimed is not None:
+                    await tx.occupy(verdict.vm.node_id, verdict.claimed)
         return verdict.finding
 
     async def _unknown(
@@ -288,4 +322,9 @@ async def expected_hash(tx: Transaction, node_id: str) -> str:
         # What is still to be removed there makes the digests differ, whether the host has a VM of it or images only:
         # each full state that is sent therefore begins its removal again, until it is done.
         states[vm_id] = each.power_state if each.is_kept else PowerState.UNKNOWN
+    unfinished = {each.vm_id: each for each in await tx.migrations_of_node(node_id)}
+    for vm_id in unfinished.keys() - await tx.active_resource_ids(unfinished):
+        # As above: what a migration left is settled whenever one of its hosts sends a full state.
+        if not (unfinished[vm_id].is_settled and vm_id in states):
+            states[vm_id] = PowerState.UNKNOWN
     return state_hash({vm_id: REPORT_OF_STATE[state] for vm_id, state in states.items()})

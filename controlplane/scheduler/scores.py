@@ -11,6 +11,11 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from controlplane.scheduler.filters_node import label_rule_holds
+from controlplane.scheduler.sight import SOFT_SPREAD, SOFT_VM_RULES, points_of
 from controlplane.scheduler.snapshot import Candidate, PlacementRequest
 from limiquantix.compute.v1.node_pb2 import Taint
 
@@ -18,6 +23,10 @@ FULL_POINTS = 100.0
 PREFERRED_NODE_POINTS = 20.0
 POOL_POINTS = 10.0
 MAX_POOL_POINTS = 30.0
+_GRAIN = 2.0**30
+"""Points of strategies are multiples of 1/_GRAIN, and all others are whole: so sums of points are exact, whatever their
+order, and columns of a view and single candidates give the same to the last bit."""
+_PACKED = FULL_POINTS / 2 * _GRAIN
 SOFT_TAINT_POINTS = -50.0
 """As much as a preferred node and its pools can gain together: no bonus outweighs a taint, only load does."""
 
@@ -41,6 +50,7 @@ class ScorePart:
     points: float
 
 
+Floats = NDArray[np.float64]
 Score = Callable[[Candidate, PlacementRequest], float]
 
 
@@ -59,13 +69,34 @@ def spread(candidate: Candidate, request: PlacementRequest) -> float:
 
 def pack(candidate: Candidate, request: PlacementRequest) -> float:
     """More points the more of CPU and memory would be claimed, both weighing the same."""
-    return FULL_POINTS / 2 * (_cpu_load_after(candidate, request) + _memory_load_after(candidate, request))
+    # As `_loads_after`, without a call: this is asked of every node.
+    capacity, allocated = candidate.capacity, candidate.allocated
+    cpu = (allocated.vcpus + request.vcpus) / capacity.vcpus if capacity.vcpus > 0 else 1.0
+    there = capacity.memory_bytes
+    memory = (allocated.memory_bytes + request.memory_bytes) / there if there > 0 else 1.0
+    return round((cpu + memory) * _PACKED) / _GRAIN
 
 
 def balanced(candidate: Candidate, request: PlacementRequest) -> float:
     """Points for what would remain, and as many for CPU and memory being claimed to the same degree."""
-    unevenness = abs(_cpu_load_after(candidate, request) - _memory_load_after(candidate, request))
-    return (spread(candidate, request) + FULL_POINTS * (1.0 - unevenness)) / 2
+    cpu, memory = _loads_after(candidate, request)
+    return FULL_POINTS - round((cpu + memory + 2.0 * abs(cpu - memory)) * (_PACKED / 2)) / _GRAIN
+
+
+def column_of_points(strategy: Strategy, cpu_loads: Floats, memory_loads: Floats) -> Floats:
+    """Give many nodes the points of a strategy, from the shares of vCPUs and memory that would be claimed.
+
+    To the last bit what the functions above give a single one.
+    """
+    points: Floats = cpu_loads + memory_loads
+    if strategy is Strategy.BALANCED:
+        points += 2.0 * np.abs(cpu_loads - memory_loads)
+        points *= _PACKED / 2
+    else:
+        points *= _PACKED
+    np.rint(points, out=points)
+    points /= _GRAIN
+    return points if strategy is Strategy.PACK else np.subtract(FULL_POINTS, points, out=points)
 
 
 def preferred_node(candidate: Candidate, request: PlacementRequest) -> float:
@@ -89,6 +120,24 @@ def soft_taints(candidate: Candidate, request: PlacementRequest) -> float:
     )
 
 
+def node_rules(candidate: Candidate, request: PlacementRequest) -> float:
+    """Give the weight of each rule about labels that is only preferred and that the node keeps."""
+    rules = request.policy.node_rules
+    return float(sum(rule.weight for rule in rules if rule.weight and label_rule_holds(rule, candidate.labels)))
+
+
+def vm_rules(candidate: Candidate, request: PlacementRequest) -> float:
+    """Give or take the weight of each rule about other VMs that is only preferred, where such VMs are."""
+    likings = request.sight.likings if request.sight else ()
+    return points_of(likings, SOFT_VM_RULES, candidate.id, candidate.labels)
+
+
+def spread_rules(candidate: Candidate, request: PlacementRequest) -> float:
+    """Take the weight of each spread rule that is only preferred, for every VM too many."""
+    likings = request.sight.likings if request.sight else ()
+    return points_of(likings, SOFT_SPREAD, candidate.id, candidate.labels)
+
+
 STRATEGIES: Mapping[Strategy, Score] = {
     Strategy.SPREAD: spread,
     Strategy.PACK: pack,
@@ -103,7 +152,21 @@ def scorers_for(strategy: Strategy, request: PlacementRequest) -> tuple[Scorer, 
         scorers.append(Scorer("preferred node", preferred_node))
     if request.storage_pool_ids:
         scorers.append(Scorer("storage pools", storage_pools))
+    if request.has_policy and request.policy.node_rules:
+        scorers.append(Scorer("node rules", node_rules))
+    if request.sight is not None and request.sight.likings:
+        scorers += [Scorer(SOFT_VM_RULES, vm_rules), Scorer(SOFT_SPREAD, spread_rules)]
     return tuple(scorers)
+
+
+def static_points(candidate: Candidate, request: PlacementRequest) -> float:
+    """Add up the points that depend on the node and `PlacementRequest.static_key` alone."""
+    points = soft_taints(candidate, request)
+    if request.storage_pool_ids:
+        points += storage_pools(candidate, request)
+    if request.has_policy:
+        points += node_rules(candidate, request)
+    return points
 
 
 def totals_of(
@@ -120,13 +183,10 @@ def parts_of(candidate: Candidate, request: PlacementRequest, scorers: tuple[Sco
     return (points[0], *(part for part in points[1:] if part.points != 0.0))
 
 
-def _cpu_load_after(candidate: Candidate, request: PlacementRequest) -> float:
-    """Claimed share of the vCPUs once the request is there, 0.0 to 1.0; a node without any counts as full."""
-    capacity = candidate.capacity.vcpus
-    return (candidate.allocated.vcpus + request.vcpus) / capacity if capacity > 0 else 1.0
-
-
-def _memory_load_after(candidate: Candidate, request: PlacementRequest) -> float:
-    """Claimed share of the memory once the request is there, 0.0 to 1.0; a node without any counts as full."""
-    capacity = candidate.capacity.memory_bytes
-    return (candidate.allocated.memory_bytes + request.memory_bytes) / capacity if capacity > 0 else 1.0
+def _loads_after(candidate: Candidate, request: PlacementRequest) -> tuple[float, float]:
+    """Claimed shares of vCPUs and memory once the request is there; a node without any counts as full."""
+    capacity, allocated = candidate.capacity, candidate.allocated
+    cpu = (allocated.vcpus + request.vcpus) / capacity.vcpus if capacity.vcpus > 0 else 1.0
+    there = capacity.memory_bytes
+    memory = (allocated.memory_bytes + request.memory_bytes) / there if there > 0 else 1.0
+    return cpu, memory

@@ -20,7 +20,7 @@ from controlplane.operations.desk import ANYBODY, Caller, Order
 from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.macs import random_mac
-from controlplane.services.placement import NodeMemory, Placed, place_vm
+from controlplane.services.placement import NodeMemory, Placed, place_vm, would_be
 from controlplane.services.vm_calls import VmAccess, required
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
@@ -85,7 +85,14 @@ class CloneService:
             project_id = request.project_id or source.project_id
             return self._draft(request.name, spec, project_id, labels, description, caller)
 
-        return await self._submit(template, clone_type, make, caller, start=request.start_on_create)
+        return await self._submit(
+            template,
+            clone_type,
+            make,
+            caller,
+            start=request.start_on_create,
+            validate_only=request.validate_only,
+        )
 
     async def convert(self, request: api.ConvertToTemplateRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Make a VM that is off a template. Idempotent.
@@ -129,6 +136,7 @@ class CloneService:
         caller: Caller,
         *,
         start: bool,
+        validate_only: bool = False,
     ) -> VirtualMachine:
         vm_id, project_id = _new_id(), make(source).project_id
         placed: Placed | None = None
@@ -139,10 +147,12 @@ class CloneService:
             placed = await self._place(tx, latest, replace(make(latest), id=vm_id))
             return Located(placed.vm, placed.node)
 
+        if validate_only:
+            return await would_be(self.access.store, place)
         order = Order(vm_clone.CloneVm.kind, vm_id, project_id, parameters={"start": start}, place=place)
         operation = await self.access.desk.submit(order, caller)
         if placed is not None:
-            self.memory.seen = placed.seen
+            self.memory.keep(placed)
         return await self.access.answer(operation, caller)
 
     async def _place(self, tx: Transaction, source: Vm, draft: Vm) -> Placed:

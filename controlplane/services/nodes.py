@@ -9,9 +9,9 @@ from datetime import datetime
 
 import structlog
 
-from controlplane.domain import errors
+from controlplane.domain import errors, node_life
 from controlplane.domain.event import Event, EventType
-from controlplane.domain.node import CapacityPolicy, Heartbeat, Node, Phase
+from controlplane.domain.node import CapacityPolicy, Heartbeat, Node, Phase, capacity_of_node
 from controlplane.domain.query import Cursor, NodeFilter
 from controlplane.services.page_tokens import decode_cursor, page_limit
 from controlplane.state.interface import Store, Transaction
@@ -24,8 +24,6 @@ DEFAULT_AGENT_PORT = 9090
 
 _DISPLAY_CLASS = "03"
 """Base class of display controllers. Source: PCI Code and ID Assignment Specification."""
-_KEPT_PHASES = frozenset({Phase.MAINTENANCE, Phase.DRAINING})
-"""Phases an operator chose; a node coming back does not end them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +57,17 @@ class NodeService:
     async def _register(self, tx: Transaction, request: api.RegisterNodeRequest) -> Node:
         now = self.now()
         endpoint = request.agent_endpoint or _default_endpoint(request.management_ip)
-        capacity = self.capacity_policy.capacity_of(request.cpu_info, request.memory_info)
         known = await tx.get_node_by_hostname(request.hostname)
         if known is None:
+            spec = self._new_spec(request, now)
             node = Node(
                 id=str(uuid.uuid4()),
                 hostname=request.hostname,
                 management_ip=request.management_ip,
                 agent_endpoint=endpoint,
-                spec=self._new_spec(request),
+                spec=spec,
                 phase=Phase.READY,
-                capacity=capacity,
+                capacity=capacity_of_node(spec, self.capacity_policy),
                 created_at=now,
                 updated_at=now,
                 labels=dict(request.labels),
@@ -78,6 +76,7 @@ class NodeService:
             )
             await tx.insert_node(node, Event(EventType.NODE_REGISTERED, f"node {node.hostname} registered"))
             return node
+        spec = _with_facts(known.spec, request)
         # It lives: without this, the next look for silent nodes would go by its last heartbeat before it went away.
         await tx.record_heartbeats([Heartbeat(known.id, now, known.usage)])
         return await tx.update_node(
@@ -85,9 +84,9 @@ class NodeService:
                 known,
                 management_ip=request.management_ip,
                 agent_endpoint=endpoint,
-                spec=_with_facts(known.spec, request),
-                phase=known.phase if known.phase in _KEPT_PHASES else Phase.READY,
-                capacity=capacity,
+                spec=spec,
+                phase=known.phase if known.phase in node_life.CORDONED_PHASES else Phase.READY,
+                capacity=capacity_of_node(spec, self.capacity_policy),
                 labels={**request.labels, **known.labels},
                 system=request.system,
                 error_message="",
@@ -96,18 +95,14 @@ class NodeService:
             Event(EventType.NODE_REGISTERED, f"node {known.hostname} registered again"),
         )
 
-    def _new_spec(self, request: api.RegisterNodeRequest) -> NodeSpec:
+    @staticmethod
+    def _new_spec(request: api.RegisterNodeRequest, now: datetime) -> NodeSpec:
         spec = _with_facts(NodeSpec(), request)
         spec.role.CopyFrom(request.role)
         if not request.HasField("role"):
             spec.role.compute = True
         spec.scheduling.schedulable = True
-        spec.scheduling.taints.extend(request.taints)
-        policy = self.capacity_policy
-        spec.scheduling.overcommit.cpu_ratio = policy.cpu_overcommit_ratio
-        spec.scheduling.overcommit.memory_ratio = policy.memory_overcommit_ratio
-        spec.scheduling.reserved.cpu_cores = policy.reserved_cores
-        spec.scheduling.reserved.memory_bytes = policy.reserved_memory_bytes
+        spec.scheduling.taints.extend(node_life.stamped(request.taints, (), now))
         return spec
 
     async def get(self, node_id: str) -> tuple[Node, list[str]]:
@@ -164,12 +159,16 @@ def _with_facts(spec: NodeSpec, request: api.RegisterNodeRequest) -> NodeSpec:
         ("network", request.network_devices),
         ("devices", request.devices),
         ("gpus", _gpus(request)),
+        ("storage_domains", request.storage_domains),
+        ("bridges", request.bridges),
+        ("host_networks", request.host_networks),
     ):
         new.ClearField(name)  # type: ignore[arg-type]
         getattr(new, name).extend(devices)
     new.machine.CopyFrom(request.machine)
     if not request.HasField("machine"):
         new.ClearField("machine")
+    new.supports_live_migration = request.supports_live_migration
     new.agent.version = request.system.agent_version
     return new
 

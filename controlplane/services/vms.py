@@ -32,7 +32,7 @@ from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.macs import asked_macs, random_mac, with_free_macs
 from controlplane.services.page_tokens import decode_cursor, page_limit
-from controlplane.services.placement import NodeMemory, Placed, place_vm
+from controlplane.services.placement import NodeMemory, Placed, place_vm, would_be
 from controlplane.services.vm_calls import VmAccess
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
@@ -113,6 +113,8 @@ class VmService:
     async def create(self, request: api.CreateVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Place and define a VM, and start it if asked. All or nothing: a failure leaves no row, claim, domain or file.
 
+        A request that is only to be validated is decided like any other, and then nothing of it is kept.
+
         Raises:
             AlreadyExists: the project has a VM of that name.
             ResourceExhausted: no node fits.
@@ -142,6 +144,8 @@ class VmService:
             placed = await place_vm(tx, free, self.scheduler, self.memory, request.node_id)
             return Located(placed.vm, placed.node)
 
+        if request.validate_only:
+            return await would_be(self.access.store, place)
         order = Order(
             vm_life.CreateVm.kind,
             draft.id,
@@ -151,7 +155,7 @@ class VmService:
         )
         operation = await self.access.desk.submit(order, caller)
         if placed is not None:
-            self.memory.seen = placed.seen
+            self.memory.keep(placed)
         return await self.access.answer(operation, caller)
 
     async def delete(self, request: api.DeleteVMRequest, caller: Caller = ANYBODY) -> None:

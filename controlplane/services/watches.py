@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from controlplane.domain import documents, errors
-from controlplane.domain.event import NODE, VM, Change, EventFilter
+from controlplane.domain.event import NODE, NODE_BEFORE, VM, Change, EventFilter
 from controlplane.domain.query import Cursor, NodeFilter, VmFilter
 from controlplane.events.messages import SYSTEM_TYPES
 from controlplane.events.shared import SharedEvent
@@ -101,11 +101,19 @@ class _Vms:
             entry.resource_type == VM
             and entry.change is not Change.NONE
             and self._project_id in ("", entry.project_id)
-            and self._node_id in ("", entry.node_id)
+            and self._node_id in ("", entry.node_id, entry.event.metadata.get(NODE_BEFORE))
         )
 
     def change(self, shared: SharedEvent) -> vm_api.VMUpdate | None:
-        seen = _seen_as(shared, self._labels, shared.vm().labels if self._labels else {})
+        entry = shared.entry
+        node_before = entry.event.metadata.get(NODE_BEFORE, entry.node_id)
+        seen = _seen_as(
+            shared,
+            self._labels,
+            shared.vm().labels if self._labels else {},
+            is_here=self._node_id in ("", entry.node_id),
+            was_here=self._node_id in ("", node_before),
+        )
         return None if seen is Change.NONE else shared.vm_update(_VM_UPDATES[seen])
 
     def place(self, shared: SharedEvent) -> Place:
@@ -221,7 +229,8 @@ class _Events:
 
     def wants(self, shared: SharedEvent) -> bool:
         entry = shared.entry
-        return self._node_id in ("", entry.node_id) and (
+        node_before = entry.event.metadata.get(NODE_BEFORE)  # what left a node is news of that node too
+        return self._node_id in ("", entry.node_id, node_before) and (
             not self._types or SYSTEM_TYPES[entry.event.type] in self._types
         )
 
@@ -247,11 +256,19 @@ _NODE_UPDATES: Mapping[Change, node_api.NodeUpdate.UpdateType.ValueType] = {
 }
 
 
-def _seen_as(shared: SharedEvent, wanted: Mapping[str, str], labels: Mapping[str, str]) -> Change:
-    """Tell what a change is to those who see only what has the wanted labels."""
+def _seen_as(
+    shared: SharedEvent,
+    wanted: Mapping[str, str],
+    labels: Mapping[str, str],
+    *,
+    is_here: bool = True,
+    was_here: bool = True,
+) -> Change:
+    """Tell what a change is to those who see only what has the wanted labels, and is where they look."""
     entry = shared.entry
-    is_seen = _has(labels, wanted)
-    was_seen = is_seen if entry.labels_before is None else _has(entry.labels_before, wanted)
+    has_labels = _has(labels, wanted)
+    had_labels = has_labels if entry.labels_before is None else _has(entry.labels_before, wanted)
+    is_seen, was_seen = is_here and has_labels, was_here and had_labels
     if entry.change is not Change.MODIFIED:
         return entry.change if is_seen else Change.NONE
     if is_seen:

@@ -13,17 +13,20 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from controlplane.domain.event import Event, EventFilter, LoggedEvent, LogPosition
-from controlplane.domain.node import Capacity, Heartbeat, Node, NodeClaims
-from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
-from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
+from controlplane.domain.node import Node
+from controlplane.domain.query import Cursor, Page, VmFilter
 from controlplane.domain.vm import Vm
+from controlplane.state.balancing_interface import BalancingTransaction
+from controlplane.state.node_interface import NodeTransaction
+from controlplane.state.operation_interface import OperationTransaction
+from controlplane.state.placement_interface import PlacementTransaction
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 ResultT = TypeVar("ResultT")
 
 
-class Transaction(Protocol):
-    """Reads and writes that happen together or not at all."""
+class Transaction(NodeTransaction, PlacementTransaction, OperationTransaction, BalancingTransaction, Protocol):
+    """Reads and writes that happen together or not at all: of VMs and the log here, of the rest by its parts."""
 
     # -- virtual machines
 
@@ -46,6 +49,8 @@ class Transaction(Protocol):
     async def update_vm(self, vm: Vm, event: Event | None = None) -> Vm:
         """Write a VM that was read before, all fields but `generation`, and return it with its new `version`.
 
+        The event of one that is placed elsewhere now tells where it was; see `NODE_BEFORE`.
+
         Raises:
             Aborted: the row was changed or removed since it was read.
         """
@@ -55,10 +60,11 @@ class Transaction(Protocol):
         """Remove a VM's row; False if it was gone. Its claim is released separately."""
         ...
 
-    async def next_generation(self, vm_id: str, at_least: int = 0) -> int | None:
-        """Count a VM's generation up, beyond `at_least`, and return it; None if there is no such VM.
+    async def next_generation(self, resource_id: str, at_least: int = 0) -> int | None:
+        """Count up the generation of a VM or node, beyond `at_least`, and return it; None if there is none of that id.
 
-        Holds the VM's row until the transaction ends, so that of two callers one waits.
+        Holds the row until the transaction ends, so that of two callers one waits. A node keeps no count of its own,
+        since its host takes no commands about itself: its next one is beyond those of its operations.
         """
         ...
 
@@ -105,165 +111,14 @@ class Transaction(Protocol):
         """Node id of each of the given VMs that exists and is placed; one query."""
         ...
 
-    # -- nodes
-
-    async def insert_node(self, node: Node, event: Event | None = None) -> None:
-        """Add a node.
-
-        Raises:
-            Aborted: a node of that host name was added at the same moment.
-        """
-        ...
-
-    async def get_node(self, node_id: str) -> Node | None:
-        """Read one node; None if there is none."""
-        ...
-
-    async def get_node_by_hostname(self, hostname: str) -> Node | None:
-        """Read the node of a host; None if there is none."""
-        ...
-
-    async def update_node(self, node: Node, event: Event | None = None) -> Node:
-        """Write a node that was read before, all fields but `allocated`, `usage` and `last_heartbeat_at`.
-
-        Raises:
-            Aborted: the row was changed or removed since it was read.
-        """
-        ...
-
-    async def list_nodes(self, wanted: NodeFilter, after: Cursor | None, limit: int) -> Page[Node]:
-        """Read up to `limit` nodes after the cursor, by creation time and id."""
-        ...
-
-    async def all_nodes(self) -> Sequence[Node]:
-        """Every node; one query."""
-        ...
-
-    async def nodes(self, node_ids: Collection[str]) -> Sequence[Node]:
-        """Those of the nodes that exist, in no order; one query."""
-        ...
-
-    async def node_claims(self) -> Sequence[NodeClaims]:
-        """What is claimed on every node, for placement; one query that reads little of each."""
-        ...
-
-    async def vm_ids_by_node(self, node_ids: Collection[str]) -> dict[str, list[str]]:
-        """Ids of the VMs on each of the given nodes; one query."""
-        ...
-
-    async def record_heartbeats(self, heartbeats: Sequence[Heartbeat]) -> None:
-        """Store usage and time of several heartbeats; touches nothing else, an older one than stored is ignored."""
-        ...
-
-    async def mark_silent_nodes(self, heard_before: datetime, now: datetime) -> Sequence[str]:
-        """Turn READY nodes whose last heartbeat (or creation) is older into NOT_READY; returns their ids."""
-        ...
-
-    # -- claims
-
-    async def claim(self, node_id: str, size: Capacity) -> bool:
-        """Add to what is allocated on a node if its capacity allows; False, and nothing changed, if not.
-
-        A negative part gives back; `claim` of a mixed size checks only the growing part.
-        """
-        ...
-
-    async def occupy(self, node_id: str, size: Capacity) -> None:
-        """Add to what is allocated whether it fits or not: what is found on a host is there already."""
-        ...
-
-    async def release(self, node_id: str, size: Capacity) -> None:
-        """Take a claim back; allocated never goes below 0. Does nothing if the node is gone."""
-        ...
-
-    # -- operations
-
-    async def insert_operation(self, operation: Operation) -> None:
-        """Add an operation.
-
-        Raises:
-            Aborted: the same request made one at the same moment.
-        """
-        ...
-
-    async def get_operation(self, operation_id: str) -> Operation | None:
-        """Read one operation; None if there is none."""
-        ...
-
-    async def operation_of_request(self, principal: str, request_id: str) -> Operation | None:
-        """Read the operation that a request made; None if it made none."""
-        ...
-
-    async def queue_of(self, resource_id: str) -> Sequence[Operation]:
-        """Unfinished operations on a resource in the order in which they run; one that is active comes first."""
-        ...
-
-    async def active_resource_ids(self, resource_ids: Collection[str]) -> set[str]:
-        """Those of the resources that have unfinished operations; one query."""
-        ...
-
-    async def unfinished_operations(self, known_ids: Collection[str], limit: int) -> Sequence[Operation]:
-        """Unfinished operations but those with the given ids, oldest first."""
-        ...
-
-    async def advance_operation(self, operation: Operation) -> Operation | None:
-        """Write an operation's state, steps, parameters, outcome and times, and return it as stored.
-
-        None, and nothing is written, if it changed since its `version` was read, has ended, or its `owner_id` does not
-        own it in this `attempt_count` any more. Never touches a request for cancellation.
-        """
-        ...
-
-    async def take_operation(self, operation: Operation, version: int) -> bool:
-        """Write an operation's owner, attempt and generation too; False if it changed since `version`."""
-        ...
-
-    async def request_cancel(self, operation_id: str, reason: str) -> bool:
-        """Note that an operation shall be cancelled; False if it has ended or was cancelled before."""
-        ...
-
-    async def cancelled_ids(self, owner_id: str) -> Sequence[str]:
-        """Unfinished operations of a process that shall be cancelled."""
-        ...
-
-    async def list_operations(self, wanted: OperationFilter, after: Cursor | None, limit: int) -> Page[Operation]:
-        """Read up to `limit` operations before the cursor, newest first."""
-        ...
-
-    async def forget_operations(self, ended_before: datetime, limit: int) -> int:
-        """Remove up to `limit` operations that ended before; returns how many."""
-        ...
-
-    async def renew_replica(self, replica: Replica) -> None:
-        """Count a process's `renewal_count` up, which shows that it lives; adds it if it is not known."""
-        ...
-
-    async def all_replicas(self) -> Sequence[Replica]:
-        """Every process that is not forgotten."""
-        ...
-
-    async def remove_replica(self, replica_id: str) -> None:
-        """Forget a process; fine if it is not known."""
-        ...
-
-    # -- VMs that left the inventory while their host may still have them
-
-    async def insert_departed(self, departed: DepartedVm) -> None:
-        """Note one; noted before, it is replaced."""
-        ...
-
-    async def departed(self, node_id: str, vm_ids: Collection[str]) -> dict[str, DepartedVm]:
-        """Those of a node and those with one of the ids, by id."""
-        ...
-
-    async def remove_departed(self, vm_ids: Collection[str]) -> None:
-        """Forget some; fine if they are not noted."""
-        ...
-
     # -- the log of events
 
     async def log_vm_event(self, vm: Vm, event: Event) -> None:
         """Tell something of a VM that changes no record."""
+        ...
+
+    async def log_node_event(self, node: Node, event: Event) -> None:
+        """Tell something of a node that changes no record."""
         ...
 
     async def sequence_events(self) -> LogPosition:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    delete,
     func,
     insert,
     literal,
@@ -37,6 +38,8 @@ from controlplane.state.schema import UtcMicroseconds, node_labels, nodes
 _BY_ID = Prepared(select(nodes).where(nodes.c.id == bindparam("wanted_id")))
 
 _CLAIMS = Prepared(select(nodes.c.id, nodes.c.version, nodes.c.allocated_vcpus, nodes.c.allocated_memory_bytes))
+
+_HOLD = Prepared(update(nodes).where(nodes.c.id == bindparam("wanted_id")).values(version=nodes.c.version))
 
 _HEARTBEAT = update(nodes).where(
     nodes.c.id == bindparam("heard_of"),
@@ -84,6 +87,16 @@ def update_node(connection: Connection, node: Node) -> tuple[Node, Mapping[str, 
     if row_count == 0:
         raise errors.concurrent_change("node", node.id)
     return changed, queries.replace_labels(connection, node_labels, node.id, node.labels)
+
+
+def hold(connection: Connection, node_id: str) -> bool:
+    """Keep others from changing a node until the transaction ends; False if there is none of that id."""
+    return _HOLD.change(connection, {"wanted_id": node_id}) > 0
+
+
+def delete_node(connection: Connection, node_id: str) -> bool:
+    """Remove a node's row; its labels go with it."""
+    return connection.execute(delete(nodes).where(nodes.c.id == node_id)).rowcount > 0
 
 
 def list_nodes(connection: Connection, wanted: NodeFilter, after: Cursor | None, limit: int) -> Page[Node]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, insert, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
@@ -81,6 +81,13 @@ def queue_of(connection: Connection, resource_id: str) -> list[Operation]:
     """Unfinished operations on a resource, in the order in which they run; an active one comes first."""
     found = [_from_row(row) for row in _QUEUE.all(connection, {"wanted_id": resource_id})]
     return sorted(found, key=lambda operation: operation.state == OperationState.QUEUED)
+
+
+def newest_generation(connection: Connection, resource_id: str) -> int:
+    """Largest generation or position of the operations on a resource that are not forgotten; 0 if there are none."""
+    largest = select(func.max(operations.c.generation), func.max(operations.c.position))
+    generation, position = connection.execute(largest.where(operations.c.resource_id == resource_id)).one()
+    return max(generation or 0, position or 0)
 
 
 def active_resource_ids(connection: Connection, resource_ids: Collection[str]) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from controlplane.domain.node import Capacity, Heartbeat, Node, NodeUsage
+from controlplane.domain.placement_rules import keeps_off_beyond_its_host
 from controlplane.domain.vm import Vm
 from controlplane.state.prepared import StoredRow
 from limiquantix.compute.v1.node_pb2 import NodeSpec, SystemInfo
@@ -50,6 +51,7 @@ def vm_values(vm: Vm) -> ColumnValues:
         "spec": vm.spec.SerializeToString(),
         "details": vm.details.SerializeToString() or None,
         "linked_to": vm.linked_to or None,
+        "reaches_far": keeps_off_beyond_its_host(vm.spec.placement),
     }
 
 

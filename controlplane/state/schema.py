@@ -32,13 +32,17 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0007"
+REVISION = "0010"
 """Alembic revision these tables belong to: the newest one in `migrations.versions`."""
+
+PLACEMENT_TURN_COUNT = 16
+"""Rows of `placement_turns`: placements that go on at once, so long as none needs the turn alone."""
 
 MAX_STORED_INTEGER = 2**63 - 1
 """Both databases have signed 64-bit integers only."""
@@ -183,6 +187,8 @@ vms = Table(
     Column("spec", LargeBinary, nullable=False),
     Column("details", LargeBinary, nullable=True),
     Column("linked_to", Text, nullable=True),
+    # Whether its rules keep others out of more than its host.
+    Column("reaches_far", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("project_id", "name"),
     CheckConstraint("vcpus >= 0", name="vcpus_not_negative"),
     CheckConstraint("memory_bytes >= 0", name="memory_bytes_not_negative"),
@@ -193,8 +199,16 @@ vms = Table(
     Index(None, "power_state", "created_at", "id"),
     Index(None, "wanted_state", "power_state"),
     Index(None, "linked_to"),
+    Index(None, "reaches_far", "project_id"),
 )
 
+
+placement_turns = Table(
+    "placement_turns",
+    metadata,
+    # As many rows as may take part at once; who holds all of them has the turn alone.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+)
 
 vm_macs = Table(
     "vm_macs",
@@ -323,4 +337,101 @@ departed_vms = Table(
     Column("reason", Text, nullable=False),
     Column("departed_at", UtcMicroseconds, nullable=False),
     Index(None, "node_id"),
+)
+
+vm_migrations = Table(
+    "vm_migrations",
+    metadata,
+    # The last migration of each VM, until nothing of it is left to do. No foreign keys: it may outlive its VM, its
+    # operation or a node, and is then settled by whoever finds it.
+    Column("vm_id", Text, primary_key=True),
+    Column("operation_id", Text, nullable=False),
+    Column("source_node_id", Text, nullable=False),
+    Column("target_node_id", Text, nullable=False),
+    Column("copies_disks", Boolean, nullable=False),
+    Column("ran", Boolean, nullable=False),
+    Column("claimed_vcpus", BigInteger, nullable=False),
+    Column("claimed_memory_bytes", BigInteger, nullable=False),
+    Column("cost", Integer, nullable=False),
+    Column("is_settled", Boolean, nullable=False),
+    Column("asked_at", UtcMicroseconds, nullable=False),
+    # NULL while it waits for its turn.
+    Column("granted_at", UtcMicroseconds, nullable=True),
+    CheckConstraint("cost >= 1", name="cost_positive"),
+    Index(None, "source_node_id"),
+    Index(None, "target_node_id"),
+)
+
+migration_gate = Table(
+    "migration_gate",
+    metadata,
+    # One row, of id 1: its lock is the right to let a migration begin.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("turn", BigInteger, nullable=False),
+)
+
+recommendations = Table(
+    "recommendations",
+    metadata,
+    # No foreign keys: it tells what was advised, whatever became of VM and nodes since.
+    Column("id", Text, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("vm_id", Text, nullable=False),
+    Column("vm_name", Text, nullable=False),
+    Column("source_node_id", Text, nullable=False),
+    Column("target_node_id", Text, nullable=False),
+    Column("gain_percent", Double, nullable=False),
+    Column("cost_memory_bytes", BigInteger, nullable=False),
+    Column("cost_dirty_bytes_per_s", BigInteger, nullable=False),
+    Column("cost_duration_ms", BigInteger, nullable=False),
+    Column("source_load_before", Double, nullable=False),
+    Column("source_load_after", Double, nullable=False),
+    Column("target_load_before", Double, nullable=False),
+    Column("target_load_after", Double, nullable=False),
+    Column("created_at", UtcMicroseconds, nullable=False),
+    Column("expires_at", UtcMicroseconds, nullable=False),
+    Column("exchanged_with", Text, nullable=False),
+    Column("is_due", Boolean, nullable=False),
+    Column("decided_at", UtcMicroseconds, nullable=True),
+    Column("decided_by", Text, nullable=False),
+    Column("operation_id", Text, nullable=False),
+    Column("status_message", Text, nullable=False),
+    Column("ended_at", UtcMicroseconds, nullable=True),
+    Column("version", BigInteger, nullable=False),
+    Index(None, "created_at", "id"),
+    Index(None, "status"),
+)
+
+balancing_runs = Table(
+    "balancing_runs",
+    metadata,
+    # One row, of id 1: the last run. Who counts `turn` up from what was read may record a run.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("turn", BigInteger, nullable=False),
+    Column("ran_at", UtcMicroseconds, nullable=True),
+    Column("message", Text, nullable=False),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("resource_type", Text, nullable=False),
+    Column("resource_id", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("raised_at", UtcMicroseconds, nullable=False),
+    Column("last_seen_at", UtcMicroseconds, nullable=False),
+    Column("resolved_at", UtcMicroseconds, nullable=True),
+    Column("acknowledged_at", UtcMicroseconds, nullable=True),
+    Column("acknowledged_by", Text, nullable=False),
+    # Kind and resource while it is open, NULL (of which there may be many) once it is resolved.
+    Column("open_key", Text, nullable=True),
+    UniqueConstraint("open_key"),
+    Index(None, "raised_at", "id"),
 )

@@ -24,20 +24,28 @@ from controlplane.domain.event import (
     EventType,
     LoggedEvent,
     LogPosition,
-    Severity,
 )
-from controlplane.domain.node import Capacity, Heartbeat, Node, NodeClaims
-from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, Replica
-from controlplane.domain.query import Cursor, NodeFilter, Page, VmFilter
+from controlplane.domain.node import Node
+from controlplane.domain.query import Cursor, Page, VmFilter
 from controlplane.domain.vm import PowerState, Vm
-from controlplane.state import event_rows, mac_rows, node_rows, operation_rows, vm_rows
+from controlplane.state import (
+    event_rows,
+    mac_rows,
+    node_rows,
+    operation_rows,
+    vm_rows,
+)
+from controlplane.state.balancing_records import BalancingRecords
 from controlplane.state.engine import Session
+from controlplane.state.node_records import NodeRecords
+from controlplane.state.operation_records import OperationRecords
+from controlplane.state.placement_reads import PlacementReads
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 ResultT = TypeVar("ResultT")
 
 
-class SqlTransaction:
+class SqlTransaction(NodeRecords, PlacementReads, OperationRecords, BalancingRecords):
     """One open transaction; of no use after `Store.run` or `Store.read` returned. Docstrings: the interface's.
 
     A row that a constraint refused ends the transaction, as PostgreSQL has it: the error must leave the work, and what
@@ -52,6 +60,7 @@ class SqlTransaction:
         self._vms_read: list[Sequence[Vm]] = []
         self._macs_read: dict[str, frozenset[str]] = {}
         """MAC addresses of each VM as it was read, so that a write that changes none costs nothing."""
+        self._node_ids_read: dict[str, str] = {}  # as they were read, or written since
 
     def require_usable(self) -> None:
         """Check that no row was refused.
@@ -87,12 +96,14 @@ class SqlTransaction:
         """Write a VM that was read before."""
 
         def change(connection: Connection) -> Vm:
-            changed, labels_before = vm_rows.update_vm(connection, vm)
             before, after = self._macs_of(vm.id), mac_rows.addresses_of(vm.spec)
+            node_before = self._node_before(connection, vm)
+            changed, labels_before = vm_rows.update_vm(connection, vm)
             if before != after and (before is not None or after):
                 mac_rows.replace(connection, vm.id, before, after)
                 self._macs_read[vm.id] = after
-            self._log_vm(connection, changed, Change.MODIFIED, event or Event(EventType.VM_UPDATED), labels_before)
+            said = (event or Event(EventType.VM_UPDATED)).of_move(node_before, vm.node_id)
+            self._log_vm(connection, changed, Change.MODIFIED, said, labels_before)
             return changed
 
         return await self._write(change)
@@ -118,13 +129,29 @@ class SqlTransaction:
 
     def _macs_of(self, vm_id: str) -> frozenset[str] | None:
         """Return the MAC addresses that a VM had when it was read; None if it was not read."""
-        self._macs_read.update((vm.id, mac_rows.addresses_of(vm.spec)) for vms in self._vms_read for vm in vms)
+        for vm in (vm for vms in self._vms_read for vm in vms):
+            self._macs_read[vm.id] = mac_rows.addresses_of(vm.spec)
+            self._node_ids_read[vm.id] = vm.node_id
         self._vms_read.clear()
         return self._macs_read.get(vm_id)
 
-    async def next_generation(self, vm_id: str, at_least: int = 0) -> int | None:
-        """Count a VM's generation up."""
-        return await self._write(lambda connection: vm_rows.next_generation(connection, vm_id, at_least))
+    def _node_before(self, connection: Connection, vm: Vm) -> str:
+        """Return where the VM is placed so far: as it was read, which costs nothing, or else as it is stored."""
+        if vm.id not in self._node_ids_read:
+            self._node_ids_read[vm.id] = vm_rows.nodes_of_vms(connection, [vm.id]).get(vm.id, "")
+        before, self._node_ids_read[vm.id] = self._node_ids_read[vm.id], vm.node_id
+        return before
+
+    async def next_generation(self, resource_id: str, at_least: int = 0) -> int | None:
+        """Count a generation up."""
+
+        def count(connection: Connection) -> int | None:
+            of_vm = vm_rows.next_generation(connection, resource_id, at_least)
+            if of_vm is not None or not node_rows.hold(connection, resource_id):
+                return of_vm
+            return max(operation_rows.newest_generation(connection, resource_id), at_least) + 1
+
+        return await self._write(count)
 
     async def touch_vms(self, change_counts: Mapping[str, int], seen_at: datetime) -> None:
         """Note when VMs were last reported."""
@@ -168,170 +195,15 @@ class SqlTransaction:
         """Node ids of the given VMs."""
         return await self._read(lambda connection: vm_rows.nodes_of_vms(connection, vm_ids))
 
-    # -- nodes
-
-    async def insert_node(self, node: Node, event: Event | None = None) -> None:
-        """Add a node."""
-
-        def insert(connection: Connection) -> None:
-            node_rows.insert_node(connection, node)
-            self._log_node(connection, node, Change.ADDED, event or Event(EventType.NODE_REGISTERED))
-
-        await self._write(insert)
-
-    async def get_node(self, node_id: str) -> Node | None:
-        """Read one node."""
-        return await self._read(lambda connection: node_rows.get_node(connection, node_id))
-
-    async def get_node_by_hostname(self, hostname: str) -> Node | None:
-        """Read the node of a host."""
-        return await self._read(lambda connection: node_rows.get_node_by_hostname(connection, hostname))
-
-    async def update_node(self, node: Node, event: Event | None = None) -> Node:
-        """Write a node that was read before."""
-
-        def change(connection: Connection) -> Node:
-            changed, labels_before = node_rows.update_node(connection, node)
-            self._log_node(connection, changed, Change.MODIFIED, event or Event(EventType.NODE_UPDATED), labels_before)
-            return changed
-
-        return await self._write(change)
-
-    async def list_nodes(self, wanted: NodeFilter, after: Cursor | None, limit: int) -> Page[Node]:
-        """Read a page of nodes."""
-        return await self._read(lambda connection: node_rows.list_nodes(connection, wanted, after, limit))
-
-    async def all_nodes(self) -> Sequence[Node]:
-        """Every node."""
-        return await self._read(node_rows.all_nodes)
-
-    async def nodes(self, node_ids: Collection[str]) -> Sequence[Node]:
-        """Some nodes."""
-        return await self._read(lambda connection: node_rows.some_nodes(connection, node_ids))
-
-    async def node_claims(self) -> Sequence[NodeClaims]:
-        """What is claimed on every node."""
-        return await self._read(node_rows.node_claims)
-
-    async def vm_ids_by_node(self, node_ids: Collection[str]) -> dict[str, list[str]]:
-        """Ids of the VMs on each of the nodes."""
-        return await self._read(lambda connection: vm_rows.vm_ids_by_node(connection, node_ids))
-
-    async def record_heartbeats(self, heartbeats: Sequence[Heartbeat]) -> None:
-        """Store several heartbeats."""
-        await self._write(lambda connection: node_rows.record_heartbeats(connection, heartbeats))
-
-    async def mark_silent_nodes(self, heard_before: datetime, now: datetime) -> Sequence[str]:
-        """Turn silent READY nodes into NOT_READY."""
-
-        def mark(connection: Connection) -> list[str]:
-            silent = node_rows.mark_silent_nodes(connection, heard_before, now)
-            for node_id in silent:
-                node = node_rows.get_node(connection, node_id)
-                if node is not None:
-                    said = Event(EventType.NODE_SILENT, f"node {node.hostname} sends no heartbeats", Severity.WARNING)
-                    self._log_node(connection, node, Change.MODIFIED, said)
-            return silent
-
-        return await self._write(mark)
-
-    # -- claims
-
-    async def claim(self, node_id: str, size: Capacity) -> bool:
-        """Add to what is allocated if it fits."""
-        return await self._write(lambda connection: node_rows.claim(connection, node_id, size))
-
-    async def occupy(self, node_id: str, size: Capacity) -> None:
-        """Add to what is allocated, fit or not."""
-        await self._write(lambda connection: node_rows.occupy(connection, node_id, size))
-
-    async def release(self, node_id: str, size: Capacity) -> None:
-        """Take a claim back."""
-        await self._write(lambda connection: node_rows.release(connection, node_id, size))
-
-    # -- operations
-
-    async def insert_operation(self, operation: Operation) -> None:
-        """Add an operation."""
-        await self._write(lambda connection: operation_rows.insert_operation(connection, operation))
-
-    async def get_operation(self, operation_id: str) -> Operation | None:
-        """Read one operation."""
-        return await self._read(lambda connection: operation_rows.get_operation(connection, operation_id))
-
-    async def operation_of_request(self, principal: str, request_id: str) -> Operation | None:
-        """Read the operation that a request made."""
-        return await self._read(
-            lambda connection: operation_rows.operation_of_request(connection, principal, request_id)
-        )
-
-    async def queue_of(self, resource_id: str) -> Sequence[Operation]:
-        """Unfinished operations on a resource."""
-        return await self._read(lambda connection: operation_rows.queue_of(connection, resource_id))
-
-    async def active_resource_ids(self, resource_ids: Collection[str]) -> set[str]:
-        """Those of the resources that have unfinished operations."""
-        return await self._read(lambda connection: operation_rows.active_resource_ids(connection, resource_ids))
-
-    async def unfinished_operations(self, known_ids: Collection[str], limit: int) -> Sequence[Operation]:
-        """Unfinished operations but those known."""
-        return await self._read(lambda connection: operation_rows.unfinished_operations(connection, known_ids, limit))
-
-    async def advance_operation(self, operation: Operation) -> Operation | None:
-        """Write an operation's progress."""
-        return await self._write(lambda connection: operation_rows.advance_operation(connection, operation))
-
-    async def take_operation(self, operation: Operation, version: int) -> bool:
-        """Become an operation's owner."""
-        return await self._write(lambda connection: operation_rows.take_operation(connection, operation, version))
-
-    async def request_cancel(self, operation_id: str, reason: str) -> bool:
-        """Note that an operation shall be cancelled."""
-        return await self._write(lambda connection: operation_rows.request_cancel(connection, operation_id, reason))
-
-    async def cancelled_ids(self, owner_id: str) -> Sequence[str]:
-        """Operations of a process that shall be cancelled."""
-        return await self._read(lambda connection: operation_rows.cancelled_ids(connection, owner_id))
-
-    async def list_operations(self, wanted: OperationFilter, after: Cursor | None, limit: int) -> Page[Operation]:
-        """Read a page of operations."""
-        return await self._read(lambda connection: operation_rows.list_operations(connection, wanted, after, limit))
-
-    async def forget_operations(self, ended_before: datetime, limit: int) -> int:
-        """Remove operations that ended long ago."""
-        return await self._write(lambda connection: operation_rows.forget_operations(connection, ended_before, limit))
-
-    async def renew_replica(self, replica: Replica) -> None:
-        """Show that a process lives."""
-        await self._write(lambda connection: operation_rows.renew_replica(connection, replica))
-
-    async def all_replicas(self) -> Sequence[Replica]:
-        """Every process that is not forgotten."""
-        return await self._read(operation_rows.all_replicas)
-
-    async def remove_replica(self, replica_id: str) -> None:
-        """Forget a process."""
-        await self._write(lambda connection: operation_rows.remove_replica(connection, replica_id))
-
-    # -- VMs that left
-
-    async def insert_departed(self, departed: DepartedVm) -> None:
-        """Note a departed VM."""
-        await self._write(lambda connection: operation_rows.insert_departed(connection, departed))
-
-    async def departed(self, node_id: str, vm_ids: Collection[str]) -> dict[str, DepartedVm]:
-        """Departed VMs."""
-        return await self._read(lambda connection: operation_rows.departed(connection, node_id, vm_ids))
-
-    async def remove_departed(self, vm_ids: Collection[str]) -> None:
-        """Forget departed VMs."""
-        await self._write(lambda connection: operation_rows.remove_departed(connection, vm_ids))
-
     # -- events
 
     async def log_vm_event(self, vm: Vm, event: Event) -> None:
         """Tell something of a VM that changes no record."""
         await self._write(lambda connection: self._log_vm(connection, vm, Change.NONE, event))
+
+    async def log_node_event(self, node: Node, event: Event) -> None:
+        """Tell something of a node that changes no record."""
+        await self._write(lambda connection: self._log_node(connection, node, Change.NONE, event))
 
     async def sequence_events(self) -> LogPosition:
         """Give revisions."""
@@ -401,7 +273,7 @@ class SqlTransaction:
             node_id=node.id,
             change=change,
             event=event,
-            document=documents.node(node, ()).SerializeToString(),
+            document=b"" if change is Change.NONE else documents.node(node, ()).SerializeToString(),
             labels_before=labels_before,
         )
         self._append(connection, entry)

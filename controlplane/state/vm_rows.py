@@ -104,8 +104,12 @@ def touch_vms(connection: Connection, change_counts: Mapping[str, int], seen_at:
 
 def vms_seen_by(connection: Connection, node_id: str) -> list[Vm]:
     """VMs that belong elsewhere, but that the node said it has."""
-    misplaced = _read(connection, queries.in_order(vms, [vms.c.sightings != {}]))
-    return [vm for vm in misplaced if node_id in vm.sightings]
+    return [vm for vm in vms_in_conflict(connection) if node_id in vm.sightings]
+
+
+def vms_in_conflict(connection: Connection) -> list[Vm]:
+    """VMs with sightings, of whichever nodes."""
+    return _read(connection, queries.in_order(vms, [vms.c.sightings != {}]))
 
 
 def stopped_against_will(connection: Connection) -> list[Vm]:

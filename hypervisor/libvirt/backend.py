@@ -37,12 +37,14 @@ from hypervisor.libvirt.domain_inventory import GuestMemory, Inventory
 from hypervisor.libvirt.domain_operations import OFF, DomainOperations
 from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
 from hypervisor.libvirt.guest_agents import LibvirtGuestAgents
+from hypervisor.libvirt.migration import NO_PEERS, LibvirtMigration, PeerSettings
 from hypervisor.libvirt.node_devices import LibvirtHostDevices
 from hypervisor.libvirt.resizing import LibvirtResizing
 from hypervisor.libvirt.snapshots import LibvirtSnapshots
 from hypervisor.libvirt.statistics import DomainStatistics
 from hypervisor.libvirt.visits import Visits
 from hypervisor.libvirt.worker_pool import Lane
+from hypervisor.migration import Migration
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
@@ -88,6 +90,7 @@ class LibvirtHypervisor(Hypervisor):
             writes the files, so the path has to mean the same to it.
         accelerator: KVM or TCG; None finds out. See `hypervisor.accelerator`.
         reboot_grace_s: see `reboot`.
+        peers: how other hosts' libvirt and this one's reach each other.
 
     Raises:
         Unavailable: libvirt-python is not installed.
@@ -102,6 +105,7 @@ class LibvirtHypervisor(Hypervisor):
         call_deadline_s: float = CALL_DEADLINE_S,
         start_deadline_s: float = START_DEADLINE_S,
         reboot_grace_s: float = REBOOT_GRACE_S,
+        peers: PeerSettings = NO_PEERS,
     ) -> None:
         if accelerator is Accelerator.SIMULATED:
             raise ValueError("libvirt runs guests under KVM or emulated; only the mock simulates")
@@ -123,6 +127,7 @@ class LibvirtHypervisor(Hypervisor):
         self._host_devices = LibvirtHostDevices(self._connection)
         self._guests = LibvirtGuestAgents(self._visits)
         self._snapshots = LibvirtSnapshots(self._visits)
+        self._migration = LibvirtMigration(self._visits, peers)
         self._log_keeper = ConsoleLogKeeper(self._log_dir)
         self._translator = EventTranslator()
         self._listeners: list[Listener] = []
@@ -192,6 +197,11 @@ class LibvirtHypervisor(Hypervisor):
     def statistics(self) -> Statistics | None:
         """See `Hypervisor`."""
         return self._statistics
+
+    @property
+    def migration(self) -> Migration | None:
+        """See `Hypervisor`."""
+        return self._migration
 
     # definitions
 
@@ -426,11 +436,13 @@ class LibvirtHypervisor(Hypervisor):
             max_vcpus=domain_xml.read_max_vcpus(connection.getDomainCapabilities(None, "x86_64", "q35", kind)),
             # Not getInfo(), which goes by NUMA nodes and misses memory that was added while the host ran.
             max_memory_bytes=connection.getMemoryStats(-1)["total"] * 1024,
+            supports_live_migration=not self._migration.find_obstacle(),
             supports_snapshots=self.snapshots is not None,
             supports_hotplug=self.devices is not None,
             abilities=host_abilities.read_abilities(
                 connection, self._connection.library, self._operations.host.accelerator
             ),
+            host_networks=host_abilities.active_networks(connection, self._connection.library),
         )
 
 

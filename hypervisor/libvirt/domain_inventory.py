@@ -86,7 +86,7 @@ class Inventory:
 
     def forget(self, event: RawEvent) -> None:
         """Drop what an event makes stale."""
-        changes = (Lifecycle.DEFINED, Lifecycle.UNDEFINED)
+        changes = (Lifecycle.DEFINED, Lifecycle.UNDEFINED, Lifecycle.STOPPED)  # one that migrates is gone with its stop
         if event.kind is RawKind.METADATA or (event.kind is RawKind.LIFECYCLE and event.number in changes):
             self.forget_vm(event.vm_id)
 

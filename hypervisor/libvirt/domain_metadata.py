@@ -83,6 +83,13 @@ def changed_mark(domain: etree._Element, bandwidths: Mapping[str, NicBandwidth])
     return mark
 
 
+def changed_mark_in_place(domain: etree._Element) -> None:
+    """Say in a definition's mark that the VM is not what it was made from any more; does nothing without one."""
+    digest = domain.find(f"metadata/{_tag('vm')}/{_tag('fingerprint')}")
+    if digest is not None and digest.text:
+        digest.text = _CHANGED
+
+
 def read_bandwidths(domain: etree._Element) -> dict[str, NicBandwidth]:
     """Read the ceilings of network cards that a definition's mark keeps, by id."""
     found = {}

@@ -47,6 +47,22 @@ class Lifecycle(enum.IntEnum):
     CRASHED = 8
 
 
+class StartedDetail(enum.IntEnum):
+    """The `virDomainEventStartedDetailType` that is no start."""
+
+    MIGRATED = 1
+    """Another host begins to send it; it stands still until that is done."""
+
+
+class PausedReason(enum.IntEnum):
+    """Those of libvirt's `virDomainPausedReason` that belong to migrations."""
+
+    MIGRATION = 2
+    POSTCOPY = 12
+    """It runs at the target, which fetches its memory from here."""
+    POSTCOPY_FAILED = 13
+
+
 class StoppedDetail(enum.IntEnum):
     """libvirt's `virDomainEventStoppedDetailType`."""
 
@@ -67,6 +83,7 @@ _PAUSE_DETAILS: Mapping[int, str] = {
     2: "paused by an error of its storage",
     3: "paused by its watchdog",
     6: "paused by a failed operation",
+    7: "paused by a migration; it runs at the target and fetches its memory from here",
     8: "paused by a failed migration",
 }
 _RUNNING_STATES = frozenset({DomainState.RUNNING, DomainState.BLOCKED, DomainState.SHUTDOWN})
@@ -123,7 +140,9 @@ def _plain_change(raw: RawEvent, before: PowerState | None) -> tuple[EventKind, 
         case Lifecycle.DEFINED:
             return EventKind.DEFINED, before or PowerState.STOPPED, ""
         case Lifecycle.STARTED:
-            return EventKind.STARTED, PowerState.RUNNING, ""
+            comes = raw.detail == StartedDetail.MIGRATED
+            kind, state = (EventKind.ARRIVING, PowerState.PAUSED) if comes else (EventKind.STARTED, PowerState.RUNNING)
+            return kind, state, ""
         case Lifecycle.SUSPENDED | Lifecycle.PMSUSPENDED if before is not PowerState.PAUSED:
             is_sleep = raw.number == Lifecycle.PMSUSPENDED
             detail = "the guest went to sleep" if is_sleep else _PAUSE_DETAILS.get(raw.detail, "")
@@ -145,11 +164,13 @@ class EventTranslator:
     def __init__(self) -> None:
         self._states: dict[str, PowerState] = {}
         self._doomed: set[str] = set()
+        self._arriving: set[str] = set()
 
     def reset(self, states: Mapping[str, PowerState]) -> None:
         """Begin with these states: all VMs that exist now."""
         self._states = dict(states)
         self._doomed.clear()
+        self._arriving.clear()
 
     def translate(self, raw: RawEvent) -> tuple[VmEvent, ...]:
         """Say what a raw event means; nothing, if it is half of something or already told."""
@@ -159,13 +180,29 @@ class EventTranslator:
             return (self._change(raw.vm_id, EventKind.REBOOTED, PowerState.RUNNING),)
         before = self._states.get(raw.vm_id)
         match raw.number:
+            case _ if raw.vm_id in self._arriving:
+                return self._arrival(raw)
             case Lifecycle.UNDEFINED if raw.detail != UNDEFINED_RENAMED:
                 return self._undefined(raw.vm_id, before)
             case Lifecycle.STOPPED:
                 return self._stopped(raw.vm_id, before, raw.detail)
-        if (change := _plain_change(raw, before)) is None:
-            return ()
-        return (self._change(raw.vm_id, *change),)
+        change = _plain_change(raw, before)
+        if change is not None and change[0] is EventKind.ARRIVING:
+            self._arriving.add(raw.vm_id)
+        return () if change is None else (self._change(raw.vm_id, *change),)
+
+    def _arrival(self, raw: RawEvent) -> tuple[VmEvent, ...]:
+        """A domain that is being sent here comes to life, stands still as it did elsewhere, or is gone again."""
+        match raw.number:
+            case Lifecycle.RESUMED | Lifecycle.SUSPENDED:
+                self._arriving.discard(raw.vm_id)
+                is_running = raw.number == Lifecycle.RESUMED
+                state = PowerState.RUNNING if is_running else PowerState.PAUSED
+                return (self._change(raw.vm_id, EventKind.MIGRATED_IN, state),)
+            case Lifecycle.STOPPED | Lifecycle.UNDEFINED:
+                self._arriving.discard(raw.vm_id)
+                return (self._removed(raw.vm_id),)
+        return ()
 
     def _change(self, vm_id: str, kind: EventKind, state: PowerState, detail: str = "") -> VmEvent:
         self._states[vm_id] = state
@@ -191,6 +228,8 @@ class EventTranslator:
         elif is_crash:
             words = "its process died, or the guest panicked"
             events = (self._change(vm_id, EventKind.CRASHED, PowerState.CRASHED, words),)
+        elif detail == StoppedDetail.MIGRATED:
+            events = (self._change(vm_id, EventKind.MIGRATED_OUT, PowerState.STOPPED),)
         elif detail == StoppedDetail.SAVED:
             events = (self._change(vm_id, EventKind.SUSPENDED, PowerState.SUSPENDED),)
         else:

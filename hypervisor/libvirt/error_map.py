@@ -28,6 +28,8 @@ class ErrorCode(enum.IntEnum):
     OPERATION_INVALID = 55
     CONFIG_UNSUPPORTED = 67
     OPERATION_TIMEOUT = 68
+    OPERATION_ABORTED = 78
+    """Somebody ended a job, such as a migration."""
     NO_DOMAIN_SNAPSHOT = 72
     AUTH_CANCELLED = 79
     NO_DOMAIN_METADATA = 80

@@ -104,6 +104,15 @@ def virtualization_flag(accelerator: Accelerator, cpuinfo_path: Path = CPUINFO_P
     return "vmx" if "vmx" in flags.split() else "svm"
 
 
+def active_networks(connection: Any, library: Any) -> tuple[str, ...]:
+    """Name the virtual networks that cards can be plugged into now; none where libvirt has no driver for them."""
+    try:
+        networks = connection.listAllNetworks(library.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
+    except library.libvirtError:
+        return ()
+    return tuple(sorted(network.name() for network in networks))
+
+
 def numa_nodes_of(connection: Any) -> tuple[NumaNode, ...]:
     """Read the host's NUMA nodes."""
     return _numa_nodes(_parse(connection.getCapabilities()))

@@ -37,6 +37,11 @@ class Lane(enum.Enum):
     """Asks agents inside guests, which may keep it waiting; one at a time for each VM. libvirt's daemon has 20 threads
     for all calls, and each of these may hold one for as long."""
 
+    SEND = 16, "send"
+    """Waits for a migration, for as long as that takes; all but the waiting is done by libvirt's daemon."""
+    FOLLOW = 2, "follow"
+    """Asks how far migrations are."""
+
     @property
     def thread_count(self) -> int:
         """How many calls of this kind run at once."""

@@ -17,11 +17,13 @@ from hypervisor.devices import Devices
 from hypervisor.errors import ConsoleAbsent, GuestDidNotStop, Refused, Unavailable, WrongState
 from hypervisor.guests import GuestAgents
 from hypervisor.host_devices import HostDevices
+from hypervisor.migration import Migration
 from hypervisor.mock.consoles import MockConsoles
 from hypervisor.mock.devices import MockDevices
 from hypervisor.mock.faults import MockFaults, Operation
 from hypervisor.mock.guest_agents import MockGuestAgents
 from hypervisor.mock.host import OFF, MockHost, MockSettings
+from hypervisor.mock.migration import MockMigration
 from hypervisor.mock.resizing import MockHostDevices, MockResizing
 from hypervisor.mock.snapshots import MockSnapshots
 from hypervisor.mock.statistics import MockStatistics
@@ -65,6 +67,7 @@ class MockHypervisor(Hypervisor):
         self._guests = MockGuestAgents(self._host)
         self._statistics = MockStatistics(self._host)
         self._consoles = MockConsoles(self._host)
+        self._migration = MockMigration(self._host)
 
     # what only a simulation offers
 
@@ -163,15 +166,22 @@ class MockHypervisor(Hypervisor):
         """See `Hypervisor`."""
         return self._statistics
 
+    @property
+    def migration(self) -> Migration | None:
+        """See `Hypervisor`."""
+        return self._migration
+
     async def open(self) -> None:
         """Load the state file, if there is one."""
         await self._host.strike(Operation.OPEN)
         await self._host.load()
         self._host.is_open = True
+        await self._migration.open()
         await self._snapshots.thaw_all()
 
     async def close(self) -> None:
         """Drop listeners; VMs stay in memory and in the state file."""
+        await self._migration.close()
         self._host.is_open = False
         await self._consoles.close()
         self._host.listeners.clear()
@@ -185,9 +195,12 @@ class MockHypervisor(Hypervisor):
             accelerator=Accelerator.SIMULATED,
             max_vcpus=self._host.settings.vcpu_count,
             max_memory_bytes=self._host.settings.memory_mib * 2**20,
+            supports_live_migration=self.migration is not None,
             supports_snapshots=self.snapshots is not None,
             supports_hotplug=self.devices is not None,
             abilities=self._host.settings.abilities,
+            host_networks=self._host.settings.host_networks,
+            bridges=self._host.settings.bridges,
         )
 
     async def health(self) -> Health:

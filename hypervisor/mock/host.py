@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from hypervisor.abilities import Abilities, DeviceKind, HostDevice
 from hypervisor.base import Listener
@@ -28,6 +29,9 @@ MAX_PAST_LOG_BYTES = 16 * 2**10
 """Console output of earlier boots that is kept, per VM; the state file holds it, so it stays small."""
 
 OFF = frozenset({PowerState.STOPPED, PowerState.CRASHED})
+DEFAULT_BRIDGES: Final = ("br0", "br1", "virbr0")
+DEFAULT_NETWORKS: Final = ("default",)
+"""What examples name, so that they run on a simulated host as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,9 @@ class MockSettings:
 
     `abilities` and `devices` are what its machines can have; all that needs no device of a real host, by default.
     `boot_s` and `shutdown_s` are how long a guest takes from power-on to the ready line, and from the power button to
-    off. `ready_line` is a format with the names hostname, memory_mib, vcpus, uptime_s and vm_id.
+    off. `ready_line` is a format with the names hostname, memory_mib, vcpus, uptime_s and vm_id. `migration_bytes_s`
+    is how fast VMs are sent to other hosts, `dirty_bytes_s` how fast a vCPU at full load writes to memory, and
+    `disk_bytes` what each disk holds.
     """
 
     vcpu_count: int = 64
@@ -47,6 +53,11 @@ class MockSettings:
     state_path: Path | None = None
     abilities: Abilities = EVERYTHING
     devices: tuple[HostDevice, ...] = ()
+    bridges: tuple[str, ...] = DEFAULT_BRIDGES
+    host_networks: tuple[str, ...] = DEFAULT_NETWORKS
+    migration_bytes_s: int = 2**30
+    dirty_bytes_s: int = 64 * 2**20
+    disk_bytes: int = 256 * 2**20
     faults: MockFaults = field(default_factory=MockFaults)
 
 
@@ -185,7 +196,7 @@ class MockHost:
     def forget(self, vm_id: str) -> None:
         """Remove a VM and say so."""
         del self.vms[vm_id]
-        del self._encoded[vm_id]
+        self._encoded.pop(vm_id, None)
         self._change_count += 1
         self.emit(VmEvent(EventKind.REMOVED, vm_id, PowerState.UNKNOWN))
 
@@ -243,7 +254,8 @@ class MockHost:
 
     def touch(self, vm: MockVm) -> None:
         """Note that the VM's record changed, so that `save` writes it."""
-        self._encoded[vm.config.vm_id] = json.dumps(mock_store.encode(vm)) if self.settings.state_path else ""
+        if not vm.is_arriving:  # another host's still
+            self._encoded[vm.config.vm_id] = json.dumps(mock_store.encode(vm)) if self.settings.state_path else ""
         self._change_count += 1
 
     def emit(self, event: VmEvent) -> None:

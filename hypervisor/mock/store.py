@@ -55,6 +55,29 @@ class MockMachine:
     hardware: Hardware
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class MockDeparture:
+    """A migration under way, as the source began it; see `migration_model.Freight` for the second half."""
+
+    journey: str
+    peer_uri: str
+    here_storage: Path
+    here_logs: Path
+    there_storage: Path
+    there_logs: Path
+    began_at_s: float
+    state: PowerState
+    """What the VM was when it began."""
+    memory_bytes: int
+    disk_bytes: int
+    dirty_bytes_s: int
+    bandwidth_bytes_s: int
+    max_downtime_s: float
+    is_live: bool
+    auto_converge: bool
+    post_copy: bool
+
+
 @dataclasses.dataclass(slots=True)
 class MockVm:
     """What the mock remembers of one VM; the only mutable record of the hypervisor layer, owned by `MockHypervisor`.
@@ -85,6 +108,10 @@ class MockVm:
     current_snapshot_id: str = ""
     running: MockMachine | None = None
     """What runs, where that is not what `config` says: changes that wait for the next start. None in any other case."""
+    departure: MockDeparture | None = None
+    """Its migration to another host."""
+    is_arriving: bool = False
+    """It is not here yet: another host sends it."""
 
     @property
     def live_config(self) -> VmConfig:

@@ -15,11 +15,22 @@ import pytest_asyncio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from controlplane.api.alert_servicer import AlertServicer
+from controlplane.api.balancing_servicer import BalancingServicer
 from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.operation_servicer import OperationServicer
+from controlplane.api.placement_servicer import PlacementServicer
 from controlplane.api.unfilled import FolderServicer
 from controlplane.api.vm_servicer import VmServicer
-from limiquantix.compute.v1 import folder_service_pb2, node_service_pb2, operation_service_pb2, vm_service_pb2
+from limiquantix.compute.v1 import (
+    alert_service_pb2,
+    balancing_service_pb2,
+    folder_service_pb2,
+    node_service_pb2,
+    operation_service_pb2,
+    placement_service_pb2,
+    vm_service_pb2,
+)
 from limiquantix.errors import Code, Reason
 from limiquantix.node.v1 import node_daemon_pb2
 from limiquantix.node.v1.node_daemon_pb2_grpc import add_NodeDaemonServiceServicer_to_server
@@ -43,7 +54,7 @@ FILLED: dict[str, set[str]] = {
         *("CreateVM", "GetVM", "ListVMs", "UpdateVM", "DeleteVM"),
         *("StartVM", "StopVM", "RebootVM", "PauseVM", "ResumeVM", "SuspendVM"),
         *("CreateSnapshot", "ListSnapshots", "RevertToSnapshot", "DeleteSnapshot"),
-        *("CloneVM", "ConvertToTemplate"),
+        *("CloneVM", "ConvertToTemplate", "MigrateVM"),
         *("AttachDisk", "DetachDisk", "ResizeDisk", "UpdateDisk", "AttachNIC", "DetachNIC", "UpdateNIC"),
         *("AttachCDROM", "DetachCDROM", "MountISO", "EjectISO"),
         *("PingAgent", "GetGuestInfo", "ExecuteScript", "ReadGuestFile", "WriteGuestFile", "GuestShutdown"),
@@ -52,11 +63,19 @@ FILLED: dict[str, set[str]] = {
     },
     "limiquantix.compute.v1.NodeService": {
         *("RegisterNode", "GetNode", "ListNodes", "UpdateHeartbeat", "SyncFullState", "NotifyVMChange"),
+        *("UpdateNode", "EnableNode", "DisableNode", "DrainNode", "DecommissionNode"),
+        *("AddTaint", "RemoveTaint", "UpdateLabels"),
         *("ListNodeEvents", "WatchNode", "WatchNodes", "StreamEvents", "GetNodeMetrics", "StreamNodeMetrics"),
     },
     "limiquantix.compute.v1.OperationService": {
         *("GetOperation", "ListOperations", "WaitOperation", "CancelOperation", "WatchOperation"),
     },
+    "limiquantix.compute.v1.BalancingService": {
+        *("GetBalance", "RunBalancing", "GetRecommendation", "ListRecommendations"),
+        *("ApproveRecommendation", "RejectRecommendation", "ApplyRecommendation"),
+    },
+    "limiquantix.compute.v1.AlertService": {"GetAlert", "ListAlerts", "AcknowledgeAlert"},
+    "limiquantix.compute.v1.PlacementService": {"ExplainPlacement", "PlanPlacements", "GetCapacity"},
     "limiquantix.compute.v1.FolderService": set(),
     "limiquantix.node.v1.NodeDaemonService": {
         *("HealthCheck", "GetNodeInfo", "CreateVM", "ReconfigureVM", "ResizeVM", "DeleteVM", "GetVMStatus", "ListVMs"),
@@ -67,6 +86,8 @@ FILLED: dict[str, set[str]] = {
         *("PingGuestAgent", "GetGuestInfo", "ExecuteInGuest", "ReadGuestFile", "WriteGuestFile", "ShutdownGuest"),
         *("SetGuestPassword", "SyncGuestTime", "FreezeGuest", "ThawGuest"),
         *("GetConsole", "OpenConsole", "GetConsoleLog", "StreamMetrics", "StreamEvents"),
+        *("PrepareMigration", "ReceiveMigration", "MigrateVM", "GetMigration", "CancelMigration", "EndMigration"),
+        "ForecastMigration",
     },
 }
 
@@ -74,13 +95,19 @@ SERVICERS: dict[str, type] = {
     "limiquantix.compute.v1.VMService": VmServicer,
     "limiquantix.compute.v1.NodeService": NodeServicer,
     "limiquantix.compute.v1.OperationService": OperationServicer,
+    "limiquantix.compute.v1.BalancingService": BalancingServicer,
+    "limiquantix.compute.v1.AlertService": AlertServicer,
+    "limiquantix.compute.v1.PlacementService": PlacementServicer,
     "limiquantix.compute.v1.FolderService": FolderServicer,
     "limiquantix.node.v1.NodeDaemonService": NodeDaemonServicer,
 }
 
 SERVICES: list[ServiceDescriptor] = [
     service
-    for module in (vm_service_pb2, node_service_pb2, operation_service_pb2, folder_service_pb2, node_daemon_pb2)
+    for module in (
+        *(vm_service_pb2, node_service_pb2, operation_service_pb2, balancing_service_pb2, alert_service_pb2),
+        *(placement_service_pb2, folder_service_pb2, node_daemon_pb2),
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 
@@ -165,24 +192,6 @@ async def test_method_is_filled_or_unimplemented_over_grpc(
         assert code in {None, Code.INVALID_ARGUMENT}
     else:
         assert (code, reason) == (Code.UNIMPLEMENTED, Reason.NOT_IMPLEMENTED)
-
-
-async def assert_unimplemented(channels: dict[str, grpc.aio.Channel], *names: str) -> None:
-    for name in names:
-        outcome = await grpc_outcome(channels, METHODS[name])
-        assert outcome == (Code.UNIMPLEMENTED, Reason.NOT_IMPLEMENTED), name
-
-
-async def test_fault_08_balancing_is_not_pretended_while_nothing_migrates(
-    channels: dict[str, grpc.aio.Channel],
-) -> None:
-    of_daemon = [f"NodeDaemonService.{name}" for name in ("PrepareMigration", "ReceiveMigration", "MigrateVM")]
-    await assert_unimplemented(channels, "VMService.MigrateVM", *of_daemon)
-    assert not [name for name in METHODS if "drs" in name.lower() or "recommendation" in name.lower()]
-
-
-async def test_fault_09_drain_is_not_pretended(channels: dict[str, grpc.aio.Channel]) -> None:
-    await assert_unimplemented(channels, "NodeService.DrainNode")
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"id": 7, "vmId": "x", "nonsense": true}'], ids=["empty", "nonsense"])

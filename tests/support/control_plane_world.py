@@ -8,19 +8,28 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controlplane.daemons.node_spec import REPORT_OF_STATE, STATE_OF_STATUS
+from controlplane.domain.migration import MigrationRules
 from controlplane.domain.node import Capacity, CapacityPolicy, Node
 from controlplane.domain.query import Page
 from controlplane.domain.vm import Vm
 from controlplane.operations.catalogue import WORKFLOWS
 from controlplane.operations.desk import OperationDesk
+from controlplane.operations.moves import Moves
 from controlplane.operations.news import OperationNews
+from controlplane.operations.node_drain import DrainConfig, DrainNode
 from controlplane.operations.runner import RetryPolicy, Runner
+from controlplane.operations.steps import Workflow
+from controlplane.operations.vm_migration import ChooseTarget, MigrateVm, take_named
 from controlplane.operations.worker import OperationWorker, WorkerConfig
+from controlplane.reconcile.evictor import Evictor
 from controlplane.reconcile.keeper import Keeper
 from controlplane.reconcile.reports import HostReportService, SyncOutcome
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.clones import CloneService
 from controlplane.services.heartbeats import HeartbeatConfig, HeartbeatService
+from controlplane.services.migrations import MigrationService
+from controlplane.services.moves import VmMoves
+from controlplane.services.node_life import NodeLifeService
 from controlplane.services.nodes import NodeService
 from controlplane.services.vm_calls import VmAccess
 from controlplane.services.vm_devices import VmDeviceService
@@ -55,6 +64,10 @@ class FakeClock:
 
 AT_ONCE = RetryPolicy(do_pauses_s=(0.0, 0.0, 0.0), undo_pauses_s=(0.0,) * 5, store_pauses_s=(0.0, 0.01, 0.05, 0.1))
 """For tests in which a host that does not answer never will."""
+
+
+HASTY = MigrationRules(patience_s=0.2, confirmation_s=0.1, poll_s=0.01)
+"""For tests in which hosts fall silent."""
 
 
 class VmCalls:
@@ -119,6 +132,10 @@ class World:
     daemons: FakeDaemons = field(default_factory=FakeDaemons)
     policy: CapacityPolicy = field(default_factory=CapacityPolicy)
     worker_config: WorkerConfig = field(default_factory=WorkerConfig)
+    migration_rules: MigrationRules = HASTY
+    choose: ChooseTarget = take_named
+    other_workflows: tuple[Workflow, ...] = ()
+    """In place of those of the same kind."""
     news: OperationNews = field(init=False)
     worker: OperationWorker = field(init=False)
     desk: OperationDesk = field(init=False)
@@ -127,6 +144,10 @@ class World:
     clones: CloneService = field(init=False)
     snapshots: SnapshotService = field(init=False)
     devices: VmDeviceService = field(init=False)
+    migrations: MigrationService = field(init=False)
+    moves: Moves = field(init=False)
+    evictor: Evictor = field(init=False)
+    life: NodeLifeService = field(init=False)
     nodes: NodeService = field(init=False)
     reports: HostReportService = field(init=False)
     heartbeats: HeartbeatService = field(init=False)
@@ -138,9 +159,14 @@ class World:
         """Forget everything that is not in the database, as a process that was killed does."""
         store, clock = self.store, self.clock
         self.news = OperationNews(poll_s=0.05)
-        runner = Runner(store, self.daemons, WORKFLOWS, clock, AT_ONCE, self.news.changed)
+        workflows = WORKFLOWS.with_(
+            MigrateVm(self.choose, self.migration_rules),
+            DrainNode(lambda: self.moves, DrainConfig(look_interval_s=0.01)),
+            *self.other_workflows,
+        )
+        runner = Runner(store, self.daemons, workflows, clock, AT_ONCE, self.news.changed)
         self.worker = OperationWorker(store, runner, self.news, clock, self.worker_config)
-        self.desk = OperationDesk(store, WORKFLOWS, self.worker, self.news, clock)
+        self.desk = OperationDesk(store, workflows, self.worker, self.news, clock)
         self.keeper = Keeper(store, self.desk, clock)
         access = VmAccess(store, self.daemons, self.desk)
         vms = VmService(access, SchedulerConfig(), clock)
@@ -148,7 +174,11 @@ class World:
         self.snapshots = SnapshotService(access)
         self.guests = GuestService(access)
         self.devices = VmDeviceService(access)
+        self.migrations = MigrationService(access, self.choose, self.migration_rules)
         self.clones = CloneService(access, SchedulerConfig(), clock, vms.memory)
+        self.moves = VmMoves(self.migrations, self.desk)
+        self.evictor = Evictor(store, self.moves, clock)
+        self.life = NodeLifeService(store, self.desk, self.policy, clock)
         self.nodes = NodeService(store, self.policy, clock)
         self.reports = HostReportService(store, self.desk, clock)
         self.heartbeats = HeartbeatService(store, clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S))
@@ -172,24 +202,7 @@ class World:
 
     async def report_everything(self, node_id: str) -> SyncOutcome:
         """Send the whole state of a host, as its daemon does."""
-        host = self.daemons.of(node_id)
-        reports = [
-            node_api.VMStatusReport(
-                id=vm_id,
-                name=vm.name,
-                state=REPORT_OF_STATE[STATE_OF_STATUS[vm.state]],
-                state_change_count=vm.change_count,
-                vcpu_count=vm.spec.cpu_cores,
-                memory_mib=vm.spec.memory_mib,
-                is_template=vm.spec.is_template,
-                is_managed=True,
-                generation=host.generations.get(vm_id, 0),
-            )
-            for vm_id, vm in host.vms.items()
-        ]
-        return await self.reports.full_state(
-            node_api.SyncFullStateRequest(node_id=node_id, vms=reports, as_of_change_count=host.change_count)
-        )
+        return await self.reports.full_state(full_state_of(node_id, self.daemons.of(node_id)))
 
     async def add_node(self, *, vcpus: int = 16, memory_bytes: int = 32 * GIB, **fields: Any) -> Node:
         """Put a node into the database."""
@@ -222,6 +235,25 @@ class World:
     async def all_vms(self) -> list[Vm]:
         """Read every VM."""
         return list((await self.vms.list(vm_api.ListVMsRequest(page_size=1000))).items)
+
+
+def full_state_of(node_id: str, host: FakeDaemon) -> node_api.SyncFullStateRequest:
+    """Make the report of everything that a host has."""
+    reports = [
+        node_api.VMStatusReport(
+            id=vm_id,
+            name=vm.name,
+            state=REPORT_OF_STATE[STATE_OF_STATUS[vm.state]],
+            state_change_count=vm.change_count,
+            vcpu_count=vm.spec.cpu_cores,
+            memory_mib=vm.spec.memory_mib,
+            is_template=vm.spec.is_template,
+            is_managed=True,
+            generation=host.generations.get(vm_id, 0),
+        )
+        for vm_id, vm in host.vms.items()
+    ]
+    return node_api.SyncFullStateRequest(node_id=node_id, vms=reports, as_of_change_count=host.change_count)
 
 
 def create_request(

@@ -36,6 +36,7 @@ from telemetry.host import UsageSampler
 from tests.support.failure_harness_devices import DeviceHostCalls, WatchedDevices
 from tests.support.failure_harness_faults import Fault, Place, Weather
 from tests.support.failure_harness_guests import GuestHostCalls
+from tests.support.failure_harness_migration_calls import MigrationHostCalls
 from tests.support.failure_harness_process import SimulatedProcess, unless_dead
 
 ResultT = TypeVar("ResultT")
@@ -331,7 +332,7 @@ class Host:
                 raise hv.Unavailable("simulated loss of the answer")
 
 
-class HostCalls(DeviceHostCalls, GuestHostCalls):
+class HostCalls(DeviceHostCalls, GuestHostCalls, MigrationHostCalls):
     """A host's daemon as the control plane calls it; implements `controlplane.daemons.interface.NodeDaemon`.
 
     Messages are copied, as a wire would, so that neither side can see the other's objects.

@@ -11,6 +11,7 @@ from controlplane.operations.catalogue import WORKFLOWS
 from controlplane.operations.desk import OperationDesk
 from controlplane.operations.news import OperationNews
 from controlplane.operations.runner import RetryPolicy, Runner
+from controlplane.operations.steps import Workflows
 from controlplane.operations.worker import OperationWorker, WorkerConfig
 from controlplane.reconcile.reports import HostReportService
 from controlplane.scheduler.plan import SchedulerConfig
@@ -45,17 +46,24 @@ class Plane:
         calm_store: the same database for what hosts report, without.
     """
 
-    def __init__(self, store: Store, calm_store: Store, daemons: DaemonPool, clock: FakeClock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        calm_store: Store,
+        daemons: DaemonPool,
+        clock: FakeClock,
+        workflows: Workflows = WORKFLOWS,
+    ) -> None:
         self.died = asyncio.Event()
         self.left = asyncio.Event()
         """Set when callers have to turn to the next one, because this one died or stands still."""
         self.store = store
         self._ticks = 0
         news = OperationNews(poll_s=0.01)
-        runner = Runner(store, daemons, WORKFLOWS, clock, PATIENCE, news.changed)
+        runner = Runner(store, daemons, workflows, clock, PATIENCE, news.changed)
         self.worker = OperationWorker(store, runner, news, clock, _LOOK, clock_s=self._tick)
-        self.desk = OperationDesk(store, WORKFLOWS, self.worker, news, clock)
-        access = VmAccess(store, daemons, self.desk)
+        self.desk = OperationDesk(store, workflows, self.worker, news, clock)
+        access = self.access = VmAccess(store, daemons, self.desk)
         self.vms = VmService(access, SchedulerConfig(), clock)
         self.snapshots = SnapshotService(access)
         self.devices = VmDeviceService(access)

@@ -19,6 +19,7 @@ from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import RpcServer
 from tests.support.fake_devices import FakeDeviceCalls, FakeDeviceServicer
 from tests.support.fake_guests import FakeGuestCalls, FakeGuestServicer
+from tests.support.fake_migrations import FakeMigrationCalls, FakeMigrationServicer, Network
 
 RUNNING, STOPPED, PAUSED = node_v1.POWER_STATE_RUNNING, node_v1.POWER_STATE_STOPPED, node_v1.POWER_STATE_PAUSED
 SUSPENDED = node_v1.POWER_STATE_SUSPENDED
@@ -77,7 +78,7 @@ class Gate:
 
 
 @dataclass
-class FakeDaemon(FakeDeviceCalls, FakeGuestCalls):
+class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeGuestCalls):
     """One host; implements `controlplane.daemons.interface.NodeDaemon`."""
 
     vms: dict[str, FakeVm] = field(default_factory=dict)
@@ -311,6 +312,12 @@ class FakeDaemon(FakeDeviceCalls, FakeGuestCalls):
         finally:
             self._active_count[vm_id] -= 1
 
+    async def _held(self, method: str) -> None:
+        """Wait where a test holds something that is no call."""
+        await asyncio.sleep(0)
+        if method in self._gates:
+            await self._gates[method].passed()
+
     def _fault_of(self, method: str) -> Fault | None:
         fault = self._faults.get(method) or self._faults.get("*")
         if fault is None or fault.remaining_count == 0:
@@ -325,6 +332,7 @@ class FakeDaemons:
 
     def __init__(self) -> None:
         self._by_node: dict[str, FakeDaemon] = {}
+        self.network = Network()
 
     def daemon(self, node: Node) -> FakeDaemon:
         """Return the host of a node, which exists from the first time it is asked for."""
@@ -334,7 +342,14 @@ class FakeDaemons:
 
     def of(self, node_id: str) -> FakeDaemon:
         """Return the host of the node with that id."""
-        return self._by_node.setdefault(node_id, FakeDaemon())
+        if node_id not in self._by_node:
+            daemon = FakeDaemon(uri=f"fake://{node_id}", network=self.network)
+            self._by_node[node_id] = self.network.by_uri[daemon.uri] = daemon
+        return self._by_node[node_id]
+
+    def known_as(self, node_id: str, daemon: FakeDaemon) -> None:
+        """Let a host be that of another node too."""
+        self._by_node[node_id] = daemon
 
     def all(self) -> list[FakeDaemon]:
         """Every host that was ever asked for."""
@@ -346,7 +361,7 @@ class _NobodyObserves:
         """A fake host keeps no metrics."""
 
 
-class FakeDaemonServicer(FakeDeviceServicer, FakeGuestServicer, NodeDaemonServiceServicer):
+class FakeDaemonServicer(FakeDeviceServicer, FakeGuestServicer, FakeMigrationServicer, NodeDaemonServiceServicer):
     """Puts a fake host behind the daemon's gRPC contract."""
 
     _daemon: FakeDaemon

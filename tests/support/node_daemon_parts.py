@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.host import MockSettings
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.change_count import StateChanges
 from nodedaemon.commands import Commands
@@ -22,6 +23,7 @@ from nodedaemon.observer import VmObserver
 from nodedaemon.servicer import NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
+from nodedaemon.vm_migrations import MigrationSettings
 from telemetry.host import UsageSampler
 
 
@@ -56,19 +58,37 @@ async def node_daemon_parts(
     now_s: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     qemu_img: str = "qemu-img",
+    settings: MockSettings | None = None,
 ) -> AsyncIterator[NodeDaemonParts]:
-    hypervisor = MockHypervisor(now_s=now_s, sleep=sleep)
+    """Put the parts together.
+
+    Args:
+        settings: of the mock; one whose state is in a file keeps what it knows of migrations beside that.
+    """
+    hypervisor = MockHypervisor(settings, now_s=now_s, sleep=sleep)
     await hypervisor.open()
     with tempfile.TemporaryDirectory() as data_dir:
         generations = await open_generations(Path(data_dir))
         observer = VmObserver(hypervisor, StateChanges(1), generations.newest, now_s)
         paths = StoragePaths(directory)
-        report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
+        report = HostReport(
+            hypervisor,
+            observer,
+            UsageSampler(directory),
+            hostname="h1",
+            labels={},
+            node_id="",
+            storage_root=directory,
+        )
         actors = VmActors(max_concurrent=16, max_queued=16)
         commands = Commands(actors, generations)
+        state_path = None if settings is None else settings.state_path
+        records_dir = None if state_path is None else state_path.parent / "migrations"
+        migrations = MigrationSettings(records_dir, directory / "console", now_s)
         servicer = NodeDaemonServicer(  # type: ignore[abstract]
-            hypervisor, observer, commands, DiskImages(paths, qemu_img), paths, report
+            hypervisor, observer, commands, DiskImages(paths, qemu_img), paths, report, migrations
         )
+        await servicer.migrations.start()
         try:
             yield NodeDaemonParts(hypervisor, servicer, report, paths, generations, commands)
         finally:

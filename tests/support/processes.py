@@ -76,7 +76,11 @@ class MockNodeProcess(RunningDaemon):
 
 @contextmanager
 def start_control_plane(
-    directory: Path, database_url: str = "", settings: Mapping[str, Any] | None = None
+    directory: Path,
+    database_url: str = "",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    grpc_listen: str = "127.0.0.1:0",
 ) -> Iterator[ControlPlaneProcess]:
     """Run a control plane.
 
@@ -84,11 +88,12 @@ def start_control_plane(
         directory: for all its files; outlives it.
         database_url: where state is; "" makes a database below `directory`.
         settings: what else its configuration file says.
+        grpc_listen: where hosts call it; one that takes the place of another must be where that was.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ready_path = directory / "ready.json"
     ready_path.unlink(missing_ok=True)
-    listen_flags = ("--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--ready-file", str(ready_path))
+    listen_flags = ("--http-listen", "127.0.0.1:0", "--grpc-listen", grpc_listen, "--ready-file", str(ready_path))
     url = database_url or f"sqlite:///{directory / 'state' / 'limiquantix.db'}"
     config_path = directory / "controlplane.yaml"
     config_path.write_text(yaml.safe_dump(dict(settings or {})))

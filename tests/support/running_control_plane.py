@@ -21,9 +21,18 @@ from controlplane.app import Addresses, ControlPlane
 from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings
 from controlplane.state.factory import create_store
 from controlplane.state.interface import Store
-from limiquantix.compute.v1 import node_service_pb2, vm_service_pb2
+from limiquantix.compute.v1 import (
+    alert_service_pb2,
+    balancing_service_pb2,
+    node_service_pb2,
+    placement_service_pb2,
+    vm_service_pb2,
+)
+from limiquantix.compute.v1.alert_service_pb2_grpc import AlertServiceStub
+from limiquantix.compute.v1.balancing_service_pb2_grpc import BalancingServiceStub
 from limiquantix.compute.v1.folder_service_pb2_grpc import FolderServiceStub
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
+from limiquantix.compute.v1.placement_service_pb2_grpc import PlacementServiceStub
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from limiquantix.errors import ApiError
 from limiquantix.rpc.channel import open_channel
@@ -34,6 +43,9 @@ from tests.support.fake_daemons import FakeDaemon, serve
 
 VM_SERVICE = "limiquantix.compute.v1.VMService"
 NODE_SERVICE = "limiquantix.compute.v1.NodeService"
+PLACEMENT_SERVICE = "limiquantix.compute.v1.PlacementService"
+BALANCING_SERVICE = "limiquantix.compute.v1.BalancingService"
+ALERT_SERVICE = "limiquantix.compute.v1.AlertService"
 DEADLINE_S = 10.0
 
 DetailT = TypeVar("DetailT", bound=Message)
@@ -93,12 +105,21 @@ class RunningControlPlane:
         self.vms = VMServiceStub(self.channel)
         self.nodes = NodeServiceStub(self.channel)
         self.folders = FolderServiceStub(self.channel)
+        self.balancing = BalancingServiceStub(self.channel)
+        self.alerts = AlertServiceStub(self.channel)
+        self.placements = PlacementServiceStub(self.channel)
 
     async def refused(
         self, method: str, body: dict[str, Any], service: str = VM_SERVICE
     ) -> tuple[ApiError, JsonAnswer]:
         """Make a call that must fail, on both wires, and check that both say the same."""
-        module, stub = (vm_service_pb2, self.vms) if service == VM_SERVICE else (node_service_pb2, self.nodes)
+        module, stub = {
+            VM_SERVICE: (vm_service_pb2, self.vms),
+            NODE_SERVICE: (node_service_pb2, self.nodes),
+            BALANCING_SERVICE: (balancing_service_pb2, self.balancing),
+            ALERT_SERVICE: (alert_service_pb2, self.alerts),
+            PLACEMENT_SERVICE: (placement_service_pb2, self.placements),
+        }[service]
         descriptor = module.DESCRIPTOR.services_by_name[service.rpartition(".")[2]].methods_by_name[method]
         request = json_format.ParseDict(body, GetMessageClass(descriptor.input_type)())
         error = await error_of(getattr(stub, method)(request, timeout=DEADLINE_S))

@@ -35,6 +35,58 @@ IDLE = _CLEAR + _READY + bytes.fromhex("fb f4 ebfd")
 """Sleeps."""
 
 
+_COUNT = bytes.fromhex(
+    "8ed0 bc007c 31db"  # mov ss,ax; mov sp,0x7c00; xor bx,bx
+    "b90400 89de"  # line: four digits of bx
+    "c1c604 89f0 240f 3c0a 7202 0407 0430 e80c00 e2ec"  # digit: the next one, in hexadecimal
+    "b00a e80500"  # newline
+    "43 fb f4 ebdd"  # count, sleep until the next tick of the clock, 55 ms, line
+    "88c4 ba fd03 ec a820 74fb 88e0 ba f803 ee c3"  # write al once the transmitter is empty
+)
+_FILL = bytes.fromhex(
+    "66bf00001000 66b900003000"  # mov edi,1 MiB; mov ecx,12 MiB / 4
+    "66b8efbeadde 6766f3ab"  # mov eax,0xdeadbeef; rep stosd
+    "31c0"  # xor ax,ax
+)
+
+COUNTER = _CLEAR + _COUNT
+"""Counts, one line of four hexadecimal digits every 55 ms."""
+
+HEAVY_COUNTER = _CLEAR + _FILL + _COUNT
+"""Counts too, and has 12 MiB of memory that cannot be sent as nothing. Emulated only: no segment reaches so far."""
+
+
+def _counting(*, busy: bytes = b"", between: bytes = b"") -> bytes:
+    """Make a counter that does something else between two lines, and with `busy` that in place of sleeping."""
+    tail = between + b"\x43" + (busy or b"\xfb\xf4")
+    moved = len(tail) - 3  # of the function that writes, and of the way back
+    return (
+        _CLEAR
+        + _COUNT[:27]
+        + bytes([0xE8, 0x0C + moved, 0])
+        + _COUNT[30:34]
+        + bytes([0xE8, 0x05 + moved, 0])
+        + tail
+        + bytes([0xEB, 0xDD - moved])
+        + _COUNT[42:]
+    )
+
+
+_WRITE = bytes.fromhex(
+    "c7060006 1000 c7060206 0100 c7060406 0008 c7060606 0000"  # packet at 0x600: 16 bytes, 1 sector, from 0:0x800
+    "c7060a06 0000 c7060c06 0000 c7060e06 0000"  # upper words of its sector number
+    "891e0008 89d8 25ff03 40 a30806"  # [0x800] = bx; sector 1 + bx modulo 1024
+    "be0006 b280 b80043 cd13"  # write to the first disk
+)
+_SPIN = bytes.fromhex("ba4000 31c9 e2fe 4a 75f9")  # mov dx,64; 65,536 rounds; dec dx; jnz rounds
+
+WRITING_COUNTER = _counting(between=_WRITE)
+"""Counts too, and writes each number to a sector of the first disk: that of number n is n modulo 1,024, from 1."""
+
+BUSY_COUNTER = _counting(busy=_SPIN)
+"""Counts too, and never sleeps."""
+
+
 def second_disk_writer(sector_count: int) -> bytes:
     """Write that many times 64 sectors (32 KiB) to the second disk through the BIOS, say "W", and sleep."""
     return (

@@ -52,8 +52,8 @@ async def watch_server(store: Store, hub: HubConfig | None = None) -> AsyncItera
     """Serve; no watch may be left behind."""
     async with watching(store, hub) as world:
         unused = cast("Any", None)  # services whose methods are not called
-        vms = VmServicer(VmServices.of(unused, unused, unused, world.service, world.lists, unused))  # type: ignore[abstract]
-        nodes = NodeServicer(unused, unused, unused, world.service, world.lists, unused)  # type: ignore[abstract]
+        vms = VmServicer(VmServices.of(unused, unused, unused, world.service, world.lists, unused, unused, unused))
+        nodes = NodeServicer(unused, unused, unused, world.service, world.lists, unused, unused)  # type: ignore[abstract]
         served = (
             (vm_service_pb2.DESCRIPTOR.services_by_name["VMService"], vms),
             (node_service_pb2.DESCRIPTOR.services_by_name["NodeService"], nodes),

@@ -47,8 +47,6 @@ FAULTS = {
 LATER = {
     6: "high availability: nothing restarts VMs by itself yet",
     7: "high availability: nothing declares a host dead and acts on it yet; a silent one only gets no new VMs",
-    8: "balancing: comes after live migration; the calls it needs are UNIMPLEMENTED until then",
-    9: "drain: needs live migration; UNIMPLEMENTED until then",
 }
 
 

@@ -222,17 +222,24 @@ class PrivateLibvirt:
         identity = self._data_dir / "host-uuid"
         if not identity.exists():
             identity.write_text(f"{uuid.uuid4()}\n")
-        (configuration / "qemu.conf").write_text(_QEMU_CONF)
-        (configuration / f"{daemon.name}.conf").write_text(_DAEMON_CONF.format(host_uuid=identity.read_text().strip()))
+        for name, text in self._configuration(daemon, identity.read_text().strip()).items():
+            (configuration / name).write_text(text)
         filters, own_filters = Path("/etc/libvirt/nwfilter"), configuration / "nwfilter"
         if filters.is_dir() and not own_filters.exists():
             shutil.copytree(filters, own_filters)
         if self.log.exists() and self.log.stat().st_size > _LOG_LIMIT_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
 
+    def _configuration(self, daemon: Path, host_uuid: str) -> dict[str, str]:
+        """Contents of the daemon's files in /etc/libvirt, by name."""
+        return {"qemu.conf": _QEMU_CONF, f"{daemon.name}.conf": _DAEMON_CONF.format(host_uuid=host_uuid)}
+
+    def _command(self, daemon: Path) -> list[str]:
+        return private_mounts_command([str(daemon), "-p", "/run/libvirt/daemon.pid"], self._binds())
+
     async def _spawn(self, daemon: Path, lock: int) -> asyncio.subprocess.Process:
-        command = private_mounts_command([str(daemon), "-p", "/run/libvirt/daemon.pid"], self._binds())
-        words = reaper_command(command, parent=os.getpid(), cleanup=leftovers_command(self._run_dir, self._bridge))
+        cleanup = leftovers_command(self._run_dir, self._bridge)
+        words = reaper_command(self._command(daemon), parent=os.getpid(), cleanup=cleanup)
         log = await asyncio.to_thread(self.log.open, "ab")
         with log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S%z')} {daemon}\n".encode())

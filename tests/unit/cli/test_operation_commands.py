@@ -12,6 +12,7 @@ from controlplane.cli.operation_commands import KINDS, STATES
 from controlplane.cli.operation_views import progress_look, progress_text
 from controlplane.cli.session import Session
 from controlplane.operations.catalogue import WORKFLOWS
+from controlplane.operations.node_drain import DrainNode
 from limiquantix.compute.v1.operation_pb2 import Operation
 from limiquantix.errors import Aborted, FailedPrecondition, NotFound, Reason, Unavailable
 from tests.support.fake_http_api import Document, FakeApi, Run, operation, uuid_of, vm
@@ -41,7 +42,7 @@ def _have(api: FakeApi, *operations: Document) -> None:
 
 def test_kinds_and_states_are_those_there_are() -> None:
     assert len(KINDS) == len(set(KINDS))
-    assert set(KINDS) == WORKFLOWS.kinds
+    assert set(KINDS) == WORKFLOWS.kinds | {DrainNode.kind}
     assert {state.upper() for state in STATES} == set(Operation.State.keys()) - {"STATE_UNSPECIFIED"}
 
 

@@ -11,7 +11,7 @@ import pytest
 from controlplane.domain.node import Capacity, CapacityPolicy, Phase
 from controlplane.services.heartbeats import MISSED_BEFORE_NOT_READY
 from limiquantix.compute.v1 import node_service_pb2 as api
-from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo, NodeRole, Taint
+from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo, NodeRole, StorageDomain, Taint
 from limiquantix.errors import NotFound, Reason, ResourceExhausted
 from tests.support.builders import GIB, make_id
 from tests.support.control_plane_world import HEARTBEAT_INTERVAL_S, World, register_request
@@ -73,6 +73,49 @@ async def test_known_host_name_is_the_same_node_with_new_facts(world: World) -> 
     assert await world.allocated(first.id) == Capacity(2, vm.memory_bytes)
     _, vm_ids = await world.nodes.get(first.id)
     assert vm_ids == [vm.id]
+
+
+async def test_storage_networks_and_bridges_are_those_of_the_last_registration(world: World) -> None:
+    domain = StorageDomain(id=make_id(), path="/vms", total_bytes=9, free_bytes=5)
+    first = await world.nodes.register(
+        register_request(
+            storage_domains=[domain], bridges=["br0"], host_networks=["default"], supports_live_migration=True
+        )
+    )
+    assert list(first.spec.storage_domains) == [domain]
+    assert (list(first.spec.bridges), list(first.spec.host_networks)) == (["br0"], ["default"])
+    assert first.spec.supports_live_migration
+
+    again = await world.nodes.register(register_request(bridges=["br1"]))
+
+    assert list(again.spec.bridges) == ["br1"]
+    assert not again.spec.storage_domains
+    assert not again.spec.host_networks
+    assert not again.spec.supports_live_migration
+
+
+async def test_registering_again_keeps_the_nodes_own_overcommit_and_reservation(world: World) -> None:
+    node = await world.nodes.register(register_request())
+
+    async def operate(tx):  # type: ignore[no-untyped-def]
+        current = await tx.get_node(node.id)
+        spec = type(current.spec)()
+        spec.CopyFrom(current.spec)
+        spec.scheduling.overcommit.cpu_ratio = 4
+        spec.scheduling.reserved.memory_bytes = 4 * GIB
+        await tx.update_node(replace(current, spec=spec))
+
+    await world.store.run(operate)
+
+    again = await world.nodes.register(register_request())
+
+    assert again.capacity == Capacity(vcpus=32, memory_bytes=int(12 * GIB * 1.5))
+
+
+async def test_node_without_own_ratios_follows_the_configuration(world: World) -> None:
+    await world.nodes.register(register_request())
+    service = replace(world.nodes, capacity_policy=CapacityPolicy(cpu_overcommit_ratio=3, reserved_cores=0))
+    assert (await service.register(register_request())).capacity.vcpus == 24
 
 
 @pytest.mark.parametrize("phase", [Phase.MAINTENANCE, Phase.DRAINING])

@@ -191,3 +191,34 @@ def test_error_of_libvirt_becomes_ours_by_its_numbers(
     assert type(ours) is kind
     if kind is not VmNotFound:
         assert "words of libvirt" in str(ours)
+
+
+ARRIVING = (Lifecycle.STARTED, 1)
+
+
+def test_a_vm_that_arrives_stands_still_until_it_runs_here() -> None:
+    assert told(EventTranslator(), ARRIVING, (Lifecycle.DEFINED, 0), (Lifecycle.RESUMED, 1)) == [
+        (EventKind.ARRIVING, PowerState.PAUSED),
+        (EventKind.MIGRATED_IN, PowerState.RUNNING),
+    ]
+
+
+def test_a_paused_vm_that_arrives_is_here_when_that_is_told() -> None:
+    assert told(EventTranslator(), ARRIVING, (Lifecycle.SUSPENDED, 0)) == [
+        (EventKind.ARRIVING, PowerState.PAUSED),
+        (EventKind.MIGRATED_IN, PowerState.PAUSED),
+    ]
+
+
+def test_a_vm_that_does_not_arrive_after_all_is_gone_and_did_not_crash() -> None:
+    assert told(EventTranslator(), ARRIVING, (Lifecycle.STOPPED, StoppedDetail.FAILED)) == [
+        (EventKind.ARRIVING, PowerState.PAUSED),
+        (EventKind.REMOVED, PowerState.UNKNOWN),
+    ]
+
+
+def test_a_vm_that_left_is_not_merely_stopped() -> None:
+    translator = running()
+    assert told(translator, (Lifecycle.STOPPED, StoppedDetail.MIGRATED)) == [
+        (EventKind.MIGRATED_OUT, PowerState.STOPPED)
+    ]

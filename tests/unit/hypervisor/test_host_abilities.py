@@ -10,7 +10,13 @@ from lxml import etree
 
 from hypervisor.abilities import Abilities, DeviceKind, DisplayKind, HugePages, NumaNode
 from hypervisor.hardware import TpmVersion, VideoModel
-from hypervisor.libvirt.host_abilities import abilities_of, firmware_features, has_iommu, virtualization_flag
+from hypervisor.libvirt.host_abilities import (
+    abilities_of,
+    active_networks,
+    firmware_features,
+    has_iommu,
+    virtualization_flag,
+)
 from hypervisor.libvirt.node_devices import device_of
 from hypervisor.types import Accelerator
 
@@ -180,3 +186,36 @@ def test_storage_bound_to_vfio_can_be_passed_on() -> None:
 def test_other_nodes_are_no_devices() -> None:
     assert device_of(etree.fromstring("<device><capability type='net'/></device>"), {}) is None
     assert device_of(etree.fromstring("<device/>"), {}) is None
+
+
+class _Library:
+    """The two names of libvirt's module that are used."""
+
+    VIR_CONNECT_LIST_NETWORKS_ACTIVE = 2
+
+    class libvirtError(Exception):
+        pass
+
+
+class _Network:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def name(self) -> str:
+        return self._name
+
+
+class _Connection:
+    def __init__(self, *names: str, has_driver: bool = True) -> None:
+        self._names, self._has_driver = names, has_driver
+
+    def listAllNetworks(self, flags: int) -> list[_Network]:
+        assert flags == _Library.VIR_CONNECT_LIST_NETWORKS_ACTIVE
+        if not self._has_driver:
+            raise _Library.libvirtError
+        return [_Network(name) for name in self._names]
+
+
+def test_active_networks_are_named_in_order_and_a_host_without_a_driver_has_none() -> None:
+    assert active_networks(_Connection("lab", "default"), _Library) == ("default", "lab")
+    assert active_networks(_Connection(has_driver=False), _Library) == ()

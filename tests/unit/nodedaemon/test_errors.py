@@ -17,6 +17,8 @@ CASES: list[tuple[hv.HypervisorError, Code, str]] = [
     (hv.SnapshotNameTaken("v", "s"), Code.ALREADY_EXISTS, "SNAPSHOT_NAME_TAKEN"),
     (hv.SnapshotUnsupported("raw"), Code.FAILED_PRECONDITION, "SNAPSHOT_UNSUPPORTED"),
     (hv.CannotQuiesce("mute"), Code.FAILED_PRECONDITION, "CANNOT_QUIESCE"),
+    (hv.MigrationRefused("snapshots"), Code.FAILED_PRECONDITION, "MIGRATION_REFUSED"),
+    (hv.MigrationFailed("gone"), Code.FAILED_PRECONDITION, "MIGRATION_FAILED"),
     (hv.DeviceNotFound("v", "disk d"), Code.NOT_FOUND, "DEVICE_NOT_FOUND"),
     (hv.DeviceExists("v", "disk d"), Code.ALREADY_EXISTS, "DEVICE_EXISTS"),
     (hv.GuestDidNotRelease("v", "disk d", 3), Code.FAILED_PRECONDITION, "GUEST_DID_NOT_RELEASE"),

@@ -15,6 +15,7 @@ from nodedaemon import encode
 from nodedaemon.change_count import Change, StateChanges
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import GoneVm, ObservedVm, VmObserver
+from nodedaemon.storage_domains import ID_FILE
 from telemetry.host import UsageSampler
 from tests.support.node_daemon_parts import node_daemon_parts
 
@@ -65,6 +66,26 @@ async def test_heartbeat_and_full_state_carry_the_digest_of_exactly_what_is_repo
     assert inventory.state_hash == hashlib.sha256(lines.encode()).hexdigest()
     assert beat.state_hash == inventory.state_hash
     assert later.state_hash != inventory.state_hash
+
+
+async def test_registration_tells_storage_networks_and_bridges(tmp_path: Path) -> None:
+    async with node_daemon_parts(tmp_path) as daemon:
+        daemon.report.serve_at("127.0.0.1:0", 9090, "")
+        request = await daemon.report.registration()
+        again = await daemon.report.registration()
+    (domain,) = request.storage_domains
+    assert domain.path == str(tmp_path)
+    assert domain.id == again.storage_domains[0].id == (tmp_path / ID_FILE).read_text().strip()
+    assert 0 < domain.free_bytes <= domain.total_bytes
+    assert (list(request.bridges), list(request.host_networks)) == (["br0", "br1", "virbr0"], ["default"])
+    assert violations_of(request) == []
+
+
+async def test_registration_tells_no_storage_whose_id_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / ID_FILE).write_text("nonsense")
+    async with node_daemon_parts(tmp_path) as daemon:
+        daemon.report.serve_at("127.0.0.1:0", 9090, "")
+        assert list((await daemon.report.registration()).storage_domains) == []
 
 
 async def test_state_reads_the_same_in_the_digest_as_in_the_report() -> None:

@@ -19,10 +19,11 @@ from hypervisor.types import CpuTopology, DiskConfig, NicConfig, VmConfig
 from limiquantix.errors import ResourceExhausted
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.event_stream import EventStreams
+from nodedaemon.load_watch import LoadWatch, LoadWatchConfig
 from nodedaemon.metrics_sampler import MetricsSampler
 from nodedaemon.usage_rates import SHORTEST_S
 from telemetry.counters import read_disks, read_nics
-from telemetry.host import UsageSampler
+from telemetry.host import HostUsage, UsageSampler
 from tests.support.node_daemon_parts import NodeDaemonParts, node_daemon_parts
 from tests.support.private_libvirt_host import eventually
 
@@ -181,6 +182,30 @@ async def test_fault_17_events_are_the_hypervisors_own_and_nothing_else(daemon: 
     done, _ = await asyncio.wait([quiet], timeout=0.2)
     assert not done
     quiet.cancel()
+
+
+class Loads:
+    """A host whose processors are busy as the test says, one measure after another, the last one for ever."""
+
+    def __init__(self, *cpu_percents: float) -> None:
+        self._cpu_percents = list(cpu_percents)
+        self.usage = UsageSampler(Path("/")).sample()
+
+    def sample(self) -> HostUsage:
+        percent = self._cpu_percents.pop(0) if len(self._cpu_percents) > 1 else self._cpu_percents[0]
+        return dataclasses.replace(self.usage, cpu_percent=percent, memory_used_bytes=0)
+
+
+async def test_host_that_is_overloaded_and_recovers_tells_so_once_among_the_events(hypervisor: MockHypervisor) -> None:
+    loads = Loads(99, 99, 99, 99, 85, 85, 85, 10, 10, 10)
+    config = LoadWatchConfig(interval_s=0.001)
+    stream = EventStreams(hypervisor, watch_load=lambda: LoadWatch(loads, config)).events()
+    async with asyncio.timeout(DEADLINE_S):
+        overloaded, recovered = await anext(stream), await anext(stream)
+    assert (overloaded.type, recovered.type) == (pb.EVENT_TYPE_NODE_OVERLOADED, pb.EVENT_TYPE_NODE_RECOVERED)
+    assert overloaded.message == "CPU at 99 % (limit 90 %)"
+    assert (overloaded.vm_id, overloaded.metadata["cpu_percent"]) == ("", "99.0")
+    await stream.aclose()
 
 
 async def test_reader_of_events_that_falls_behind_is_cut_off(hypervisor: MockHypervisor) -> None:

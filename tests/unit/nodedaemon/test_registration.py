@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from hypervisor.mock.backend import MockHypervisor
 from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
+from hypervisor.types import Capabilities
 from limiquantix.compute.v1 import node_pb2
 from limiquantix.compute.v1 import node_service_pb2 as pb
 from limiquantix.errors import ApiError, NotFound, Reason, Unavailable
@@ -21,7 +22,7 @@ from limiquantix.rpc.validation import violations_of
 from nodedaemon.change_count import StateChanges
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
-from nodedaemon.registration import Registration
+from nodedaemon.registration import HEARTBEATS_UNTIL_LOOK, Registration, lasting_facts
 from nodedaemon.reporter import Reporter
 from telemetry.host import UsageSampler
 
@@ -174,3 +175,47 @@ async def test_heartbeats_keep_their_interval_while_the_clock_of_the_host_jumps(
             await Registration(control_plane, report, reporter, 0.05).run()
     assert control_plane.log.count("beat") == 11
     assert time.monotonic() - began_s >= 10 * 0.05
+
+
+async def test_host_that_changed_registers_again_after_some_heartbeats(tmp_path: Path) -> None:
+    networks = iter([("default",), *[("default", "dmz")] * 99])
+    beats: list[ApiError | pb.UpdateHeartbeatResponse] = [ok()] * (2 * HEARTBEATS_UNTIL_LOOK + 3)
+    control_plane = await told(
+        tmp_path,
+        [None, None],
+        beats,
+        prepare=lambda h: setattr(h, "capabilities", _with_networks(h, networks)),
+    )
+    calls = [entry for entry in control_plane.log if entry in ("register", "beat")]
+    again = calls.index("register", 1)
+    assert calls.count("register") == 2
+    assert again <= HEARTBEATS_UNTIL_LOOK + 1
+    told_now = [request for request in control_plane.requests if isinstance(request, pb.RegisterNodeRequest)]
+    assert list(told_now[-1].host_networks) == ["default", "dmz"]
+
+
+def test_what_changes_by_itself_is_no_change_of_the_host() -> None:
+    request = pb.RegisterNodeRequest(hostname="h", bridges=["br0"])
+    request.storage_domains.add(id=NODE_ID, free_bytes=1)
+    request.devices.add(address="0000:00:03.0", used_by_vm_id=NODE_ID, driver="vfio-pci")
+    request.network_devices.add(name="eth0", speed_mbps=1000)
+    request.system.uptime_seconds = 5
+    other = pb.RegisterNodeRequest(hostname="h", bridges=["br0"])
+    other.storage_domains.add(id=NODE_ID, free_bytes=2)
+    other.devices.add(address="0000:00:03.0", driver="e1000e")
+    other.network_devices.add(name="eth0")
+    assert lasting_facts(request) == lasting_facts(other)
+    other.bridges.append("br1")
+    assert lasting_facts(request) != lasting_facts(other)
+
+
+def _with_networks(
+    hypervisor: MockHypervisor, networks: Iterator[tuple[str, ...]]
+) -> Callable[[], Awaitable[Capabilities]]:
+    """Make a host whose networks are others at some later look; heartbeats look too."""
+    tell = hypervisor.capabilities
+
+    async def capabilities() -> Capabilities:
+        return replace(await tell(), host_networks=next(networks))
+
+    return capabilities

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from controlplane.domain.node import Capacity, Phase
+from controlplane.scheduler.inventory import UNTOLD, Inventory
 from controlplane.scheduler.snapshot import Candidate
 from limiquantix.compute.v1.node_pb2 import NodeStatus, Taint
 
@@ -24,6 +25,7 @@ def a_candidate(
     taints: Iterable[Taint] = (),
     labels: Mapping[str, str] | None = None,
     pools: Iterable[str] = (),
+    inventory: Inventory = UNTOLD,
 ) -> Candidate:
     """Make a node; its host name is its id with `host-` before it."""
     return Candidate(
@@ -37,6 +39,7 @@ def a_candidate(
         taints=tuple(taints),
         labels=dict(labels or {}),
         storage_pool_ids=frozenset(pools),
+        inventory=inventory,
     )
 
 

@@ -11,6 +11,7 @@ from controlplane.scheduler import filters
 from controlplane.scheduler.filters import FILTERS, Check, checks_for, rejections_of
 from controlplane.scheduler.snapshot import Candidate, PlacementRequest, Toleration
 from limiquantix.compute.v1.vm_pb2 import PlacementPolicy
+from tests.unit.scheduler.filter_examples import HOST_ALLOWED, HOST_REFUSED
 from tests.unit.scheduler.placement_builders import MIB, a_candidate, a_taint
 
 SMALL = PlacementRequest(vcpus=1, memory_bytes=128 * MIB)
@@ -186,6 +187,9 @@ ALLOWED: list[tuple[Check, Candidate, PlacementRequest]] = [
         PlacementRequest(vcpus=1, memory_bytes=4096 * MIB),
     ),
 ]
+
+REFUSED += HOST_REFUSED
+ALLOWED += HOST_ALLOWED
 
 
 @pytest.mark.parametrize(("check", "candidate", "request_", "message"), REFUSED)

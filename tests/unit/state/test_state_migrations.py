@@ -16,6 +16,7 @@ import migrations
 from controlplane.state.factory import create_store, migrate, migration_engine
 from controlplane.state.interface import SchemaMismatch
 from controlplane.state.schema import REVISION
+from limiquantix.compute.v1.vm_pb2 import PlacementPolicy, VmAffinityRule, VmSpec
 from limiquantix.errors import Reason, Unavailable
 from tests.support.databases import alembic_config, fresh_sqlite, sqlite_url
 
@@ -68,6 +69,32 @@ def test_migration_repeated_keeps_every_row(path: Path) -> None:
     migrate(url)
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM vms").fetchone() == (1,)
+    connection.close()
+
+
+def test_vms_of_an_older_program_whose_rules_reach_far_are_marked(path: Path) -> None:
+    url, apart = sqlite_url(path), VmAffinityRule.APART
+    migrate(url)
+    with migration_engine(url).begin() as older:
+        command.downgrade(alembic_config(older), "0009")
+    rules = {
+        "by rack": VmAffinityRule(kind=apart, labels={"a": "1"}, topology_key="rack"),
+        "by host": VmAffinityRule(kind=apart, labels={"a": "1"}),
+        "wished": VmAffinityRule(kind=apart, labels={"a": "1"}, topology_key="rack", weight=1),
+        "together": VmAffinityRule(kind=VmAffinityRule.TOGETHER, labels={"a": "1"}, topology_key="rack"),
+    }
+    with sqlite3.connect(path) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(vms)") if row[1] != "node_id"]
+        marks = ",".join("?" * len(columns))
+        for name, rule in rules.items():
+            spec = VmSpec(placement=PlacementPolicy(vm_rules=[rule])).SerializeToString()
+            known = {"id": name, "name": name, "spec": spec}
+            values = [known.get(column, "1") for column in columns]
+            connection.execute(f"INSERT INTO vms ({','.join(columns)}) VALUES ({marks})", values)  # noqa: S608
+    connection.close()
+    migrate(url)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT id FROM vms WHERE reaches_far").fetchall() == [("by rack",)]
     connection.close()
 
 

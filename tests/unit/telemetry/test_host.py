@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from telemetry.host import UsageSampler, management_ip, nearest_existing, read_host_facts
+from telemetry.host import UsageSampler, management_ip, nearest_existing, read_bridges, read_host_facts
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,12 @@ def test_usage_sampler_measures_within_bounds_even_for_a_path_that_does_not_exis
 def test_nearest_existing_climbs_to_a_directory_that_is_there(tmp_path: Path) -> None:
     assert nearest_existing(tmp_path / "a" / "b") == tmp_path
     assert nearest_existing(tmp_path) == tmp_path
+
+
+def test_bridges_are_the_interfaces_with_a_bridge_directory(tmp_path: Path) -> None:
+    for name in ("br1", "br0", "eth0"):
+        (tmp_path / name).mkdir()
+    for name in ("br0", "br1"):
+        (tmp_path / name / "bridge").mkdir()
+    assert read_bridges(tmp_path) == ("br0", "br1")
+    assert read_bridges(tmp_path / "absent") == ()

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.limiquantix/compute/v1/balancing_service.proto\x12\x16limiquantix.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x07\n\x0eRecommendation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x41\n\x08priority\x18\x02 \x01(\x0e\x32/.limiquantix.compute.v1.Recommendation.Priority\x12=\n\x06status\x18\x03 \x01(\x0e\x32-.limiquantix.compute.v1.Recommendation.Status\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05vm_id\x18\x05 \x01(\t\x12\x0f\n\x07vm_name\x18\x06 \x01(\t\x12\x16\n\x0esource_node_id\x18\x07 \x01(\t\x12\x16\n\x0etarget_node_id\x18\x08 \x01(\t\x12\x14\n\x0cgain_percent\x18\t \x01(\x01\x12\x19\n\x11\x63ost_memory_bytes\x18\n \x01(\x04\x12 \n\x18\x63ost_dirty_bytes_per_sec\x18\x0b \x01(\x04\x12\x18\n\x10\x63ost_duration_ms\x18\x0c \x01(\x04\x12\x1a\n\x12source_load_before\x18\r \x01(\x01\x12\x19\n\x11source_load_after\x18\x0e \x01(\x01\x12\x1a\n\x12target_load_before\x18\x0f \x01(\x01\x12\x19\n\x11target_load_after\x18\x10 \x01(\x01\x12\x0c\n\x04step\x18\x11 \x01(\r\x12\x0e\n\x06run_id\x18\x12 \x01(\t\x12.\n\ncreated_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndecided_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndecided_by\x18\x16 \x01(\t\x12\x14\n\x0coperation_id\x18\x17 \x01(\t\x12\x16\n\x0estatus_message\x18\x18 \x01(\t\"Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x07\n\x03LOW\x10\x01\x12\n\n\x06MEDIUM\x10\x02\x12\x08\n\x04HIGH\x10\x03\x12\x0c\n\x08\x43RITICAL\x10\x04\"o\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0c\n\x08\x41PPROVED\x10\x02\x12\x0b\n\x07\x41PPLIED\x10\x03\x12\x0c\n\x08REJECTED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\"\x13\n\x11GetBalanceRequest\"\x95\x02\n\x07\x42\x61lance\x12?\n\nautomation\x18\x01 \x01(\x0e\x32+.limiquantix.compute.v1.BalancingAutomation\x12\x12\n\nis_enabled\x18\x02 \x01(\x08\x12\x11\n\timbalance\x18\x03 \x01(\x01\x12/\n\x05nodes\x18\x04 \x03(\x0b\x32 .limiquantix.compute.v1.NodeLoad\x12/\n\x0blast_run_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bnext_run_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x07 \x01(\t\"\xa9\x01\n\x08NodeLoad\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x16\n\x0ememory_percent\x18\x04 \x01(\x01\x12\x1b\n\x13\x63pu_claimed_percent\x18\x05 \x01(\x01\x12\x1e\n\x16memory_claimed_percent\x18\x06 \x01(\x01\x12\x10\n\x08vm_count\x18\x07 \x01(\r\"\x15\n\x13RunBalancingRequest\"\x9b\x01\n\x14RunBalancingResponse\x12?\n\x0frecommendations\x18\x01 \x03(\x0b\x32&.limiquantix.compute.v1.Recommendation\x12\x18\n\x10imbalance_before\x18\x02 \x01(\x01\x12\x17\n\x0fimbalance_after\x18\x03 \x01(\x01\x12\x0f\n\x07message\x18\x04 \x01(\t\"0\n\x18GetRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc4\x01\n\x1aListRecommendationsRequest\x12P\n\x08statuses\x18\x01 \x03(\x0e\x32-.limiquantix.compute.v1.Recommendation.StatusB\x0f\xbaH\x0c\x92\x01\t\x10\x10\"\x05\x82\x01\x02\x10\x01\x12\x1a\n\x05vm_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\x8c\x01\n\x1bListRecommendationsResponse\x12?\n\x0frecommendations\x18\x01 \x03(\x0b\x32&.limiquantix.compute.v1.Recommendation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x05\"4\n\x1c\x41pproveRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"Z\n\x1bRejectRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12%\n\x06reason\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x18\x80\x08\x32\x0b^[^\\p{C}]*$\"2\n\x1a\x41pplyRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01*\x9d\x01\n\x13\x42\x61lancingAutomation\x12$\n BALANCING_AUTOMATION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x42\x41LANCING_AUTOMATION_MANUAL\x10\x01\x12 \n\x1c\x42\x41LANCING_AUTOMATION_PARTIAL\x10\x02\x12\x1d\n\x19\x42\x41LANCING_AUTOMATION_FULL\x10\x03\x32\xa5\x06\n\x10\x42\x61lancingService\x12X\n\nGetBalance\x12).limiquantix.compute.v1.GetBalanceRequest\x1a\x1f.limiquantix.compute.v1.Balance\x12i\n\x0cRunBalancing\x12+.limiquantix.compute.v1.RunBalancingRequest\x1a,.limiquantix.compute.v1.RunBalancingResponse\x12m\n\x11GetRecommendation\x12\x30.limiquantix.compute.v1.GetRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendation\x12~\n\x13ListRecommendations\x12\x32.limiquantix.compute.v1.ListRecommendationsRequest\x1a\x33.limiquantix.compute.v1.ListRecommendationsResponse\x12u\n\x15\x41pproveRecommendation\x12\x34.limiquantix.compute.v1.ApproveRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendation\x12s\n\x14RejectRecommendation\x12\x33.limiquantix.compute.v1.RejectRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendation\x12q\n\x13\x41pplyRecommendation\x12\x32.limiquantix.compute.v1.ApplyRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.limiquantix/compute/v1/balancing_service.proto\x12\x16limiquantix.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x07\n\x0eRecommendation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x41\n\x08priority\x18\x02 \x01(\x0e\x32/.limiquantix.compute.v1.Recommendation.Priority\x12=\n\x06status\x18\x03 \x01(\x0e\x32-.limiquantix.compute.v1.Recommendation.Status\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05vm_id\x18\x05 \x01(\t\x12\x0f\n\x07vm_name\x18\x06 \x01(\t\x12\x16\n\x0esource_node_id\x18\x07 \x01(\t\x12\x16\n\x0etarget_node_id\x18\x08 \x01(\t\x12\x14\n\x0cgain_percent\x18\t \x01(\x01\x12\x19\n\x11\x63ost_memory_bytes\x18\n \x01(\x04\x12 \n\x18\x63ost_dirty_bytes_per_sec\x18\x0b \x01(\x04\x12\x18\n\x10\x63ost_duration_ms\x18\x0c \x01(\x04\x12\x1a\n\x12source_load_before\x18\r \x01(\x01\x12\x19\n\x11source_load_after\x18\x0e \x01(\x01\x12\x1a\n\x12target_load_before\x18\x0f \x01(\x01\x12\x19\n\x11target_load_after\x18\x10 \x01(\x01\x12\x0c\n\x04step\x18\x11 \x01(\r\x12\x0e\n\x06run_id\x18\x12 \x01(\t\x12.\n\ncreated_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndecided_at\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndecided_by\x18\x16 \x01(\t\x12\x14\n\x0coperation_id\x18\x17 \x01(\t\x12\x16\n\x0estatus_message\x18\x18 \x01(\t\x12\x15\n\rexchange_with\x18\x19 \x01(\t\"Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x07\n\x03LOW\x10\x01\x12\n\n\x06MEDIUM\x10\x02\x12\x08\n\x04HIGH\x10\x03\x12\x0c\n\x08\x43RITICAL\x10\x04\"o\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0c\n\x08\x41PPROVED\x10\x02\x12\x0b\n\x07\x41PPLIED\x10\x03\x12\x0c\n\x08REJECTED\x10\x04\x12\x0b\n\x07\x45XPIRED\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\"\x13\n\x11GetBalanceRequest\"\x95\x02\n\x07\x42\x61lance\x12?\n\nautomation\x18\x01 \x01(\x0e\x32+.limiquantix.compute.v1.BalancingAutomation\x12\x12\n\nis_enabled\x18\x02 \x01(\x08\x12\x11\n\timbalance\x18\x03 \x01(\x01\x12/\n\x05nodes\x18\x04 \x03(\x0b\x32 .limiquantix.compute.v1.NodeLoad\x12/\n\x0blast_run_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bnext_run_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x07 \x01(\t\"\xa9\x01\n\x08NodeLoad\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x16\n\x0ememory_percent\x18\x04 \x01(\x01\x12\x1b\n\x13\x63pu_claimed_percent\x18\x05 \x01(\x01\x12\x1e\n\x16memory_claimed_percent\x18\x06 \x01(\x01\x12\x10\n\x08vm_count\x18\x07 \x01(\r\"\x15\n\x13RunBalancingRequest\"\x9b\x01\n\x14RunBalancingResponse\x12?\n\x0frecommendations\x18\x01 \x03(\x0b\x32&.limiquantix.compute.v1.Recommendation\x12\x18\n\x10imbalance_before\x18\x02 \x01(\x01\x12\x17\n\x0fimbalance_after\x18\x03 \x01(\x01\x12\x0f\n\x07message\x18\x04 \x01(\t\"0\n\x18GetRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc4\x01\n\x1aListRecommendationsRequest\x12P\n\x08statuses\x18\x01 \x03(\x0e\x32-.limiquantix.compute.v1.Recommendation.StatusB\x0f\xbaH\x0c\x92\x01\t\x10\x10\"\x05\x82\x01\x02\x10\x01\x12\x1a\n\x05vm_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\x8c\x01\n\x1bListRecommendationsResponse\x12?\n\x0frecommendations\x18\x01 \x03(\x0b\x32&.limiquantix.compute.v1.Recommendation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x05\"4\n\x1c\x41pproveRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"Z\n\x1bRejectRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12%\n\x06reason\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x18\x80\x08\x32\x0b^[^\\p{C}]*$\"2\n\x1a\x41pplyRecommendationRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01*\x9d\x01\n\x13\x42\x61lancingAutomation\x12$\n BALANCING_AUTOMATION_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x42\x41LANCING_AUTOMATION_MANUAL\x10\x01\x12 \n\x1c\x42\x41LANCING_AUTOMATION_PARTIAL\x10\x02\x12\x1d\n\x19\x42\x41LANCING_AUTOMATION_FULL\x10\x03\x32\xa5\x06\n\x10\x42\x61lancingService\x12X\n\nGetBalance\x12).limiquantix.compute.v1.GetBalanceRequest\x1a\x1f.limiquantix.compute.v1.Balance\x12i\n\x0cRunBalancing\x12+.limiquantix.compute.v1.RunBalancingRequest\x1a,.limiquantix.compute.v1.RunBalancingResponse\x12m\n\x11GetRecommendation\x12\x30.limiquantix.compute.v1.GetRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendation\x12~\n\x13ListRecommendations\x12\x32.limiquantix.compute.v1.ListRecommendationsRequest\x1a\x33.limiquantix.compute.v1.ListRecommendationsResponse\x12u\n\x15\x41pproveRecommendation\x12\x34.limiquantix.compute.v1.ApproveRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendation\x12s\n\x14RejectRecommendation\x12\x33.limiquantix.compute.v1.RejectRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendation\x12q\n\x13\x41pplyRecommendation\x12\x32.limiquantix.compute.v1.ApplyRecommendationRequest\x1a&.limiquantix.compute.v1.Recommendationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,36 +51,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REJECTRECOMMENDATIONREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\022r\020\030\200\0102\013^[^\\p{C}]*$'
   _globals['_APPLYRECOMMENDATIONREQUEST'].fields_by_name['id']._loaded_options = None
   _globals['_APPLYRECOMMENDATIONREQUEST'].fields_by_name['id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_BALANCINGAUTOMATION']._serialized_start=2293
-  _globals['_BALANCINGAUTOMATION']._serialized_end=2450
+  _globals['_BALANCINGAUTOMATION']._serialized_start=2316
+  _globals['_BALANCINGAUTOMATION']._serialized_end=2473
   _globals['_RECOMMENDATION']._serialized_start=137
-  _globals['_RECOMMENDATION']._serialized_end=1046
-  _globals['_RECOMMENDATION_PRIORITY']._serialized_start=852
-  _globals['_RECOMMENDATION_PRIORITY']._serialized_end=933
-  _globals['_RECOMMENDATION_STATUS']._serialized_start=935
-  _globals['_RECOMMENDATION_STATUS']._serialized_end=1046
-  _globals['_GETBALANCEREQUEST']._serialized_start=1048
-  _globals['_GETBALANCEREQUEST']._serialized_end=1067
-  _globals['_BALANCE']._serialized_start=1070
-  _globals['_BALANCE']._serialized_end=1347
-  _globals['_NODELOAD']._serialized_start=1350
-  _globals['_NODELOAD']._serialized_end=1519
-  _globals['_RUNBALANCINGREQUEST']._serialized_start=1521
-  _globals['_RUNBALANCINGREQUEST']._serialized_end=1542
-  _globals['_RUNBALANCINGRESPONSE']._serialized_start=1545
-  _globals['_RUNBALANCINGRESPONSE']._serialized_end=1700
-  _globals['_GETRECOMMENDATIONREQUEST']._serialized_start=1702
-  _globals['_GETRECOMMENDATIONREQUEST']._serialized_end=1750
-  _globals['_LISTRECOMMENDATIONSREQUEST']._serialized_start=1753
-  _globals['_LISTRECOMMENDATIONSREQUEST']._serialized_end=1949
-  _globals['_LISTRECOMMENDATIONSRESPONSE']._serialized_start=1952
-  _globals['_LISTRECOMMENDATIONSRESPONSE']._serialized_end=2092
-  _globals['_APPROVERECOMMENDATIONREQUEST']._serialized_start=2094
-  _globals['_APPROVERECOMMENDATIONREQUEST']._serialized_end=2146
-  _globals['_REJECTRECOMMENDATIONREQUEST']._serialized_start=2148
-  _globals['_REJECTRECOMMENDATIONREQUEST']._serialized_end=2238
-  _globals['_APPLYRECOMMENDATIONREQUEST']._serialized_start=2240
-  _globals['_APPLYRECOMMENDATIONREQUEST']._serialized_end=2290
-  _globals['_BALANCINGSERVICE']._serialized_start=2453
-  _globals['_BALANCINGSERVICE']._serialized_end=3258
+  _globals['_RECOMMENDATION']._serialized_end=1069
+  _globals['_RECOMMENDATION_PRIORITY']._serialized_start=875
+  _globals['_RECOMMENDATION_PRIORITY']._serialized_end=956
+  _globals['_RECOMMENDATION_STATUS']._serialized_start=958
+  _globals['_RECOMMENDATION_STATUS']._serialized_end=1069
+  _globals['_GETBALANCEREQUEST']._serialized_start=1071
+  _globals['_GETBALANCEREQUEST']._serialized_end=1090
+  _globals['_BALANCE']._serialized_start=1093
+  _globals['_BALANCE']._serialized_end=1370
+  _globals['_NODELOAD']._serialized_start=1373
+  _globals['_NODELOAD']._serialized_end=1542
+  _globals['_RUNBALANCINGREQUEST']._serialized_start=1544
+  _globals['_RUNBALANCINGREQUEST']._serialized_end=1565
+  _globals['_RUNBALANCINGRESPONSE']._serialized_start=1568
+  _globals['_RUNBALANCINGRESPONSE']._serialized_end=1723
+  _globals['_GETRECOMMENDATIONREQUEST']._serialized_start=1725
+  _globals['_GETRECOMMENDATIONREQUEST']._serialized_end=1773
+  _globals['_LISTRECOMMENDATIONSREQUEST']._serialized_start=1776
+  _globals['_LISTRECOMMENDATIONSREQUEST']._serialized_end=1972
+  _globals['_LISTRECOMMENDATIONSRESPONSE']._serialized_start=1975
+  _globals['_LISTRECOMMENDATIONSRESPONSE']._serialized_end=2115
+  _globals['_APPROVERECOMMENDATIONREQUEST']._serialized_start=2117
+  _globals['_APPROVERECOMMENDATIONREQUEST']._serialized_end=2169
+  _globals['_REJECTRECOMMENDATIONREQUEST']._serialized_start=2171
+  _globals['_REJECTRECOMMENDATIONREQUEST']._serialized_end=2261
+  _globals['_APPLYRECOMMENDATIONREQUEST']._serialized_start=2263
+  _globals['_APPLYRECOMMENDATIONREQUEST']._serialized_end=2313
+  _globals['_BALANCINGSERVICE']._serialized_start=2476
+  _globals['_BALANCINGSERVICE']._serialized_end=3281
 # @@protoc_insertion_point(module_scope)

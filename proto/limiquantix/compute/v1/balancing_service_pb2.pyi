@@ -132,6 +132,7 @@ class Recommendation(_message.Message):
     DECIDED_BY_FIELD_NUMBER: _builtins.int
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    EXCHANGE_WITH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID."""
     priority: Global___Recommendation.Priority.ValueType
@@ -162,6 +163,11 @@ class Recommendation(_message.Message):
     operation_id: _builtins.str
     """UUID of the operation that moves the VM; empty until it is applied."""
     status_message: _builtins.str
+    exchange_with: _builtins.str
+    """UUID of the recommendation that belongs to this one, such as of two VMs that change places: neither is of use alone,
+    so a decision about one is a decision about both. The one with the lower step is carried out first. Empty if there is
+    none.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -195,10 +201,11 @@ class Recommendation(_message.Message):
         decided_by: _builtins.str = ...,
         operation_id: _builtins.str = ...,
         status_message: _builtins.str = ...,
+        exchange_with: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "decided_at", b"decided_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_dirty_bytes_per_sec", b"cost_dirty_bytes_per_sec", "cost_duration_ms", b"cost_duration_ms", "cost_memory_bytes", b"cost_memory_bytes", "created_at", b"created_at", "decided_at", b"decided_at", "decided_by", b"decided_by", "expires_at", b"expires_at", "gain_percent", b"gain_percent", "id", b"id", "operation_id", b"operation_id", "priority", b"priority", "reason", b"reason", "run_id", b"run_id", "source_load_after", b"source_load_after", "source_load_before", b"source_load_before", "source_node_id", b"source_node_id", "status", b"status", "status_message", b"status_message", "step", b"step", "target_load_after", b"target_load_after", "target_load_before", b"target_load_before", "target_node_id", b"target_node_id", "vm_id", b"vm_id", "vm_name", b"vm_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_dirty_bytes_per_sec", b"cost_dirty_bytes_per_sec", "cost_duration_ms", b"cost_duration_ms", "cost_memory_bytes", b"cost_memory_bytes", "created_at", b"created_at", "decided_at", b"decided_at", "decided_by", b"decided_by", "exchange_with", b"exchange_with", "expires_at", b"expires_at", "gain_percent", b"gain_percent", "id", b"id", "operation_id", b"operation_id", "priority", b"priority", "reason", b"reason", "run_id", b"run_id", "source_load_after", b"source_load_after", "source_load_before", b"source_load_before", "source_node_id", b"source_node_id", "status", b"status", "status_message", b"status_message", "step", b"step", "target_load_after", b"target_load_after", "target_load_before", b"target_load_before", "target_node_id", b"target_node_id", "vm_id", b"vm_id", "vm_name", b"vm_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,7 +105,8 @@ class BalancingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ApproveRecommendation(self, request, context):
-        """Say that a recommendation may be carried out; the next run does so. Idempotent.
+        """Say that a recommendation may be carried out; the next run does so. Idempotent. So for its `exchange_with`, as in the
+        methods that follow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

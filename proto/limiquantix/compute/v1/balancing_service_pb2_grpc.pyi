@@ -42,7 +42,9 @@ class BalancingServiceStub:
     ListRecommendations: _grpc.UnaryUnaryMultiCallable[_balancing_service_pb2.ListRecommendationsRequest, _balancing_service_pb2.ListRecommendationsResponse]
     """List recommendations, newest first. They are kept for 24 hours."""
     ApproveRecommendation: _grpc.UnaryUnaryMultiCallable[_balancing_service_pb2.ApproveRecommendationRequest, _balancing_service_pb2.Recommendation]
-    """Say that a recommendation may be carried out; the next run does so. Idempotent."""
+    """Say that a recommendation may be carried out; the next run does so. Idempotent. So for its `exchange_with`, as in the
+    methods that follow.
+    """
     RejectRecommendation: _grpc.UnaryUnaryMultiCallable[_balancing_service_pb2.RejectRecommendationRequest, _balancing_service_pb2.Recommendation]
     """Say that it must not, and that the VM is to be left alone for a while. Idempotent."""
     ApplyRecommendation: _grpc.UnaryUnaryMultiCallable[_balancing_service_pb2.ApplyRecommendationRequest, _balancing_service_pb2.Recommendation]
@@ -62,7 +64,9 @@ class BalancingServiceAsyncStub(BalancingServiceStub):
     ListRecommendations: _aio.UnaryUnaryMultiCallable[_balancing_service_pb2.ListRecommendationsRequest, _balancing_service_pb2.ListRecommendationsResponse]  # type: ignore[assignment]
     """List recommendations, newest first. They are kept for 24 hours."""
     ApproveRecommendation: _aio.UnaryUnaryMultiCallable[_balancing_service_pb2.ApproveRecommendationRequest, _balancing_service_pb2.Recommendation]  # type: ignore[assignment]
-    """Say that a recommendation may be carried out; the next run does so. Idempotent."""
+    """Say that a recommendation may be carried out; the next run does so. Idempotent. So for its `exchange_with`, as in the
+    methods that follow.
+    """
     RejectRecommendation: _aio.UnaryUnaryMultiCallable[_balancing_service_pb2.RejectRecommendationRequest, _balancing_service_pb2.Recommendation]  # type: ignore[assignment]
     """Say that it must not, and that the VM is to be left alone for a while. Idempotent."""
     ApplyRecommendation: _aio.UnaryUnaryMultiCallable[_balancing_service_pb2.ApplyRecommendationRequest, _balancing_service_pb2.Recommendation]  # type: ignore[assignment]
@@ -109,7 +113,9 @@ class BalancingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _balancing_service_pb2.ApproveRecommendationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_balancing_service_pb2.Recommendation, _abc.Awaitable[_balancing_service_pb2.Recommendation]]:
-        """Say that a recommendation may be carried out; the next run does so. Idempotent."""
+        """Say that a recommendation may be carried out; the next run does so. Idempotent. So for its `exchange_with`, as in the
+        methods that follow.
+        """
 
     @_abc_1.abstractmethod
     def RejectRecommendation(

@@ -453,8 +453,11 @@ class DrainNodeRequest(_message.Message):
     TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     grace_period_sec: _builtins.int
-    """Seconds that all moves together may take, at most a day; 0 means no limit."""
+    """Seconds that all moves together may take, at most a day; 0 means no limit. With `force` also how long a guest that is
+    stopped gets to shut down before its power is cut; there 0 means 30.
+    """
     force: _builtins.bool
+    """Stop the VMs that cannot be moved. They stay on the node."""
     target_node_id: _builtins.str
     """UUID of the node to take all VMs; empty lets the scheduler choose for each."""
     def __init__(

@@ -693,6 +693,9 @@ class MigrationPrediction(_message.Message):
     DIRTY_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
     BANDWIDTH_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
     CONVERGES_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    PASS_COUNT_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     target_node_id: _builtins.str
     duration_ms: _builtins.int
     downtime_ms: _builtins.int
@@ -704,6 +707,14 @@ class MigrationPrediction(_message.Message):
     bandwidth_bytes_per_sec: _builtins.int
     converges: _builtins.bool
     """Whether the passes over the memory come to an end without post-copy or slowing the guest down."""
+    ends: _builtins.bool
+    """Whether they do with what the request and the VM's settings allow."""
+    pass_count: _builtins.int
+    """Passes over the memory."""
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___MigrationAlternative]:
+        """What it would take otherwise, where it does not converge."""
+
     def __init__(
         self,
         *,
@@ -715,14 +726,48 @@ class MigrationPrediction(_message.Message):
         dirty_bytes_per_sec: _builtins.int = ...,
         bandwidth_bytes_per_sec: _builtins.int = ...,
         converges: _builtins.bool = ...,
+        ends: _builtins.bool = ...,
+        pass_count: _builtins.int = ...,
+        alternatives: _abc.Iterable[Global___MigrationAlternative] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes_per_sec", b"bandwidth_bytes_per_sec", "converges", b"converges", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_bytes", b"disk_bytes", "downtime_ms", b"downtime_ms", "duration_ms", b"duration_ms", "memory_bytes", b"memory_bytes", "target_node_id", b"target_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "bandwidth_bytes_per_sec", b"bandwidth_bytes_per_sec", "converges", b"converges", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_bytes", b"disk_bytes", "downtime_ms", b"downtime_ms", "duration_ms", b"duration_ms", "ends", b"ends", "memory_bytes", b"memory_bytes", "pass_count", b"pass_count", "target_node_id", b"target_node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrationPrediction: _TypeAlias = MigrationPrediction  # noqa: Y015
+
+@_typing.final
+class MigrationAlternative(_message.Message):
+    """What a migration is expected to take if it is carried in another way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    DOWNTIME_MS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"auto-converge" or "post-copy"."""
+    duration_ms: _builtins.int
+    downtime_ms: _builtins.int
+    ends: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        duration_ms: _builtins.int = ...,
+        downtime_ms: _builtins.int = ...,
+        ends: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["downtime_ms", b"downtime_ms", "duration_ms", b"duration_ms", "ends", b"ends", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationAlternative: _TypeAlias = MigrationAlternative  # noqa: Y015
 
 @_typing.final
 class MigrationStats(_message.Message):

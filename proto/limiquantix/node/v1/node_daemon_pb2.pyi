@@ -2118,6 +2118,26 @@ class PrepareMigrationRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DiskSizeBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VM_ID_FIELD_NUMBER: _builtins.int
     SOURCE_NODE_URI_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
@@ -2125,6 +2145,8 @@ class PrepareMigrationRequest(_message.Message):
     SOURCE_NODE_ID_FIELD_NUMBER: _builtins.int
     TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
     STORAGE_FIELD_NUMBER: _builtins.int
+    OFF_FIELD_NUMBER: _builtins.int
+    DISK_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     source_node_uri: _builtins.str
     """Hypervisor URI of the source."""
@@ -2135,9 +2157,17 @@ class PrepareMigrationRequest(_message.Message):
     target_node_id: _builtins.str
     storage: _builtins.bool
     """The hosts share no storage: make room for its disks."""
+    off: _builtins.bool
+    """The VM is off, so that no memory is needed for it."""
     @_builtins.property
     def definition(self) -> Global___CreateVMOnNodeRequest:
         """The VM as it is defined."""
+
+    @_builtins.property
+    def disk_size_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What the guest sees of each disk, by the disk's id, as the source's forecast says; for `storage`. A disk that is not
+        named is as large as the definition says.
+        """
 
     def __init__(
         self,
@@ -2149,14 +2179,44 @@ class PrepareMigrationRequest(_message.Message):
         source_node_id: _builtins.str = ...,
         target_node_id: _builtins.str = ...,
         storage: _builtins.bool = ...,
+        off: _builtins.bool = ...,
+        disk_size_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "generation", b"generation", "source_node_id", b"source_node_id", "source_node_uri", b"source_node_uri", "storage", b"storage", "target_node_id", b"target_node_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "disk_size_bytes", b"disk_size_bytes", "generation", b"generation", "off", b"off", "source_node_id", b"source_node_id", "source_node_uri", b"source_node_uri", "storage", b"storage", "target_node_id", b"target_node_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrepareMigrationRequest: _TypeAlias = PrepareMigrationRequest  # noqa: Y015
+
+@_typing.final
+class MigrationPlaces(_message.Message):
+    """Where a host keeps what VMs need: what lies below a path of one host lies below the same of another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ROOT_FIELD_NUMBER: _builtins.int
+    CONSOLE_LOG_DIR_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    storage_root: _builtins.str
+    console_log_dir: _builtins.str
+    storage_id: _builtins.str
+    """UUID of the storage itself, the same from whichever host it is looked at."""
+    def __init__(
+        self,
+        *,
+        storage_root: _builtins.str = ...,
+        console_log_dir: _builtins.str = ...,
+        storage_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_log_dir", b"console_log_dir", "storage_id", b"storage_id", "storage_root", b"storage_root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MigrationPlaces: _TypeAlias = MigrationPlaces  # noqa: Y015
 
 @_typing.final
 class MigrationToken(_message.Message):
@@ -2171,6 +2231,7 @@ class MigrationToken(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     SOURCE_NODE_ID_FIELD_NUMBER: _builtins.int
     TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Secret."""
     vm_id: _builtins.str
@@ -2182,6 +2243,10 @@ class MigrationToken(_message.Message):
     target_node_id: _builtins.str
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def places(self) -> Global___MigrationPlaces:
+        """Of the target; for the source."""
+
     def __init__(
         self,
         *,
@@ -2192,10 +2257,11 @@ class MigrationToken(_message.Message):
         generation: _builtins.int = ...,
         source_node_id: _builtins.str = ...,
         target_node_id: _builtins.str = ...,
+        places: Global___MigrationPlaces | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "places", b"places"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "generation", b"generation", "source_node_id", b"source_node_id", "target_node_id", b"target_node_id", "target_node_uri", b"target_node_uri", "token", b"token", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "generation", b"generation", "places", b"places", "source_node_id", b"source_node_id", "target_node_id", b"target_node_id", "target_node_uri", b"target_node_uri", "token", b"token", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2218,6 +2284,7 @@ class MigrateVMRequest(_message.Message):
     POST_COPY_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
     TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    TARGET_PLACES_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     target_node_uri: _builtins.str
     """Hypervisor URI of the target."""
@@ -2237,6 +2304,10 @@ class MigrateVMRequest(_message.Message):
     compression: _builtins.bool
     target_node_id: _builtins.str
     """UUID of the node that it goes to."""
+    @_builtins.property
+    def target_places(self) -> Global___MigrationPlaces:
+        """As the target's token says."""
+
     def __init__(
         self,
         *,
@@ -2251,10 +2322,11 @@ class MigrateVMRequest(_message.Message):
         post_copy: _builtins.bool = ...,
         compression: _builtins.bool = ...,
         target_node_id: _builtins.str = ...,
+        target_places: Global___MigrationPlaces | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target_places", b"target_places"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_converge", b"auto_converge", "bandwidth_mbps", b"bandwidth_mbps", "compression", b"compression", "generation", b"generation", "live", b"live", "max_downtime_ms", b"max_downtime_ms", "post_copy", b"post_copy", "storage", b"storage", "target_node_id", b"target_node_id", "target_node_uri", b"target_node_uri", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_converge", b"auto_converge", "bandwidth_mbps", b"bandwidth_mbps", "compression", b"compression", "generation", b"generation", "live", b"live", "max_downtime_ms", b"max_downtime_ms", "post_copy", b"post_copy", "storage", b"storage", "target_node_id", b"target_node_id", "target_node_uri", b"target_node_uri", "target_places", b"target_places", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2354,25 +2426,51 @@ class MigrationForecast(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DiskSizeBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DIRTY_BYTES_PER_SEC_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory that would be sent in the first pass."""
     dirty_bytes_per_sec: _builtins.int
     """How fast its guest writes to memory; absent if it was not measured, 0 if it is off."""
     disk_bytes: _builtins.int
     """What its disks hold."""
+    @_builtins.property
+    def disk_size_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What the guest sees of each disk, by the disk's id."""
+
     def __init__(
         self,
         *,
         memory_bytes: _builtins.int = ...,
         dirty_bytes_per_sec: _builtins.int | None = ...,
         disk_bytes: _builtins.int = ...,
+        disk_size_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec", "dirty_bytes_per_sec", b"dirty_bytes_per_sec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec", "dirty_bytes_per_sec", b"dirty_bytes_per_sec", "disk_bytes", b"disk_bytes", "disk_size_bytes", b"disk_size_bytes", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dirty_bytes_per_sec: _TypeAlias = _typing.Literal["dirty_bytes_per_sec"]  # noqa: Y015
     _WhichOneofArgType__dirty_bytes_per_sec: _TypeAlias = _typing.Literal["_dirty_bytes_per_sec", b"_dirty_bytes_per_sec"]  # noqa: Y015

@@ -1,0 +1,173 @@
+"""Look for what is wrong, and keep the alerts level with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from controlplane.domain.alert import CLUSTER, AlertKind, AlertSeverity, Finding
+from controlplane.domain.event import NODE, VM
+from controlplane.domain.node import Node, Phase
+from controlplane.domain.recommendation import Recommendation, Status
+from controlplane.domain.vm import PowerState, Vm
+from controlplane.drs.board import board_of
+from controlplane.drs.headroom import survives
+from controlplane.drs.snapshot import BalanceConfig, ClusterLoad, NodeLoad, Priority, VmLoad
+from controlplane.services.alerts import AlertService
+from controlplane.services.balancing_loads import excluded, is_down
+from controlplane.state.interface import Store, Transaction
+
+RECOVERY_POINTS: Final = 5.0
+"""How far below its threshold a load must fall before the alert about it ends: else it would come and go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From which load on a node counts as overloaded, in percent."""
+
+    cpu_percent: float = 80.0
+    memory_percent: float = 85.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    nodes: Sequence[Node]
+    conflicts: Sequence[Vm]
+    recommendations: Sequence[Recommendation]
+    overloaded_ids: frozenset[str]
+    claims: Sequence[VmLoad]
+
+
+@dataclass(frozen=True, slots=True)
+class AlertWatch:
+    """Looks once when it is told to."""
+
+    store: Store
+    alerts: AlertService
+    thresholds: Thresholds
+
+    async def look(self) -> None:
+        """Find everything, and sync the alerts of each kind.
+
+        Raises:
+            ApiError: the database does not answer, or another process does the same at this moment.
+        """
+        seen = await self.store.read(_see)
+        found = {
+            AlertKind.NODE_OVERLOADED: overloaded(seen.nodes, seen.overloaded_ids, self.thresholds),
+            AlertKind.NODE_SILENT: silent(seen.nodes),
+            AlertKind.VM_CONFLICT: conflicts(seen.conflicts, seen.nodes),
+            AlertKind.RECOMMENDATION_CRITICAL: critical(seen.recommendations),
+            AlertKind.NO_HEADROOM: without_headroom(seen.nodes, seen.claims),
+        }
+        for kind, findings in found.items():
+            await self.alerts.sync(kind, findings)
+
+
+async def _see(tx: Transaction) -> _Seen:
+    return _Seen(
+        nodes=await tx.all_nodes(),
+        conflicts=await tx.vms_in_conflict(),
+        recommendations=await tx.open_recommendations(),
+        overloaded_ids=frozenset(alert.resource_id for alert in await tx.open_alerts(AlertKind.NODE_OVERLOADED)),
+        claims=[VmLoad(each.vm_id, "", each.node_id, each.claim) for each in await tx.vm_claims()],
+    )
+
+
+def overloaded(nodes: Sequence[Node], known_ids: Collection[str], thresholds: Thresholds) -> list[Finding]:
+    """Find READY nodes above a threshold; one that was stays so until it is clearly below."""
+    found = []
+    for node in nodes:
+        total_bytes = node.usage.memory_total_bytes
+        if node.phase != Phase.READY or not total_bytes:
+            continue
+        slack = RECOVERY_POINTS if node.id in known_ids else 0.0
+        memory_percent = 100.0 * node.usage.memory_used_bytes / total_bytes
+        loads = (
+            ("CPU", node.usage.cpu_percent, thresholds.cpu_percent),
+            ("memory", memory_percent, thresholds.memory_percent),
+        )
+        above = [(name, load, limit) for name, load, limit in loads if load >= limit - slack and load > 0]
+        if above:
+            words = " and ".join(f"{load:.0f} % {name} (threshold {limit:.0f} %)" for name, load, limit in above)
+            worst = max(load for _, load, _ in above)
+            severity = AlertSeverity.CRITICAL if Priority.of_load(worst) is Priority.CRITICAL else AlertSeverity.WARNING
+            found.append(Finding(NODE, node.id, severity, f"node {node.hostname} uses {words}"))
+    return found
+
+
+def silent(nodes: Sequence[Node]) -> list[Finding]:
+    """Find nodes that send no heartbeats."""
+    return [
+        Finding(
+            NODE,
+            node.id,
+            AlertSeverity.CRITICAL,
+            f"node {node.hostname} sends no heartbeats; see to its host, network and node daemon",
+        )
+        for node in nodes
+        if node.phase == Phase.NOT_READY
+    ]
+
+
+def conflicts(vms: Sequence[Vm], nodes: Sequence[Node]) -> list[Finding]:
+    """Find VMs that more than one host has."""
+    names = {node.id: node.hostname for node in nodes}
+    found = []
+    for vm in vms:
+        where = ", ".join(
+            f"{names.get(node_id, node_id)} ({PowerState.Name(state)})"
+            for node_id, state in sorted(vm.sightings.items())
+        )
+        home = names.get(vm.node_id, vm.node_id) or "no node"
+        message = f"VM {vm.name} belongs to {home} and was seen on {where} too; stop one of them on its host"
+        found.append(Finding(VM, vm.id, AlertSeverity.CRITICAL, message))
+    return found
+
+
+def critical(recommendations: Sequence[Recommendation]) -> list[Finding]:
+    """Find recommendations that cannot wait and that nobody has decided about; one a VM, as there is but one."""
+    return [
+        Finding(
+            VM,
+            each.vm_id,
+            AlertSeverity.CRITICAL,
+            f"VM {each.vm_name} should be moved at once: {each.reason} Approve or reject recommendation {each.id}.",
+        )
+        for each in recommendations
+        if each.status == Status.PENDING and each.priority == Priority.CRITICAL
+    ]
+
+
+def without_headroom(nodes: Sequence[Node], claims: Sequence[VmLoad]) -> list[Finding]:
+    """Find out whether any one node could fail without its VMs finding no room; nothing to say of fewer than two."""
+    loads = tuple(
+        NodeLoad(
+            node.id,
+            node.hostname,
+            node.capacity,
+            node.allocated,
+            thread_count=1,
+            memory_bytes=1,
+            excluded=excluded(node),
+            is_down=is_down(node),
+        )
+        for node in nodes
+    )
+    able_count = sum(not load.excluded for load in loads)
+    if able_count < 2:
+        return []
+    board = board_of(ClusterLoad(loads, tuple(claims), is_measured=False), BalanceConfig(), 0.0)
+    if survives(board, 1):
+        return []
+    if not survives(board, 0):
+        message = (
+            f"VMs of nodes that are silent or being emptied have no room on the {able_count} others; "
+            "bring these nodes back, add one, or remove VMs"
+        )
+        return [Finding(CLUSTER, "", AlertSeverity.WARNING, message)]
+    message = (
+        f"if a node of {able_count} failed, not all of its VMs would find room on the others; add a node, or remove VMs"
+    )
+    return [Finding(CLUSTER, "", AlertSeverity.WARNING, message)]
