@@ -5,10 +5,15 @@ What a host did not tell of is unknown, and lets the VM pass: the host looks its
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from controlplane.domain.vm import BYTES_PER_MIB
 from controlplane.scheduler.inventory import SourceCpu, devices_for, numa_fits
 from controlplane.scheduler.rejection import Rejection, Words, listed
 from controlplane.scheduler.snapshot import Candidate, PlacementRequest
+
+_NEAR_COUNT = 3
+"""Names that a message offers for one that is perhaps misspelt."""
 
 _GUEST_NUMA = "guest NUMA node"
 
@@ -62,7 +67,9 @@ def cpu_model(candidate: Candidate, request: PlacementRequest) -> Rejection | No
     inventory, needs = candidate.inventory, request.needs
     models = inventory.machine.cpu_models if inventory.machine else frozenset()
     if needs.cpu_model and models and needs.cpu_model not in models:
-        return Rejection(CPU_MODEL, f"cannot run CPU model {needs.cpu_model}", f"need model {needs.cpu_model}")
+        near = get_close_matches(needs.cpu_model, sorted(models), _NEAR_COUNT)
+        hint = f"; near are {', '.join(near)}" if near else ""
+        return Rejection(CPU_MODEL, f"cannot run CPU model {needs.cpu_model}{hint}", f"need model {needs.cpu_model}")
     if inventory.cpu_features and (missing := needs.cpu_features - inventory.cpu_features):
         wanted = f"need {listed(needs.cpu_features)}"
         return Rejection(CPU_MODEL, f"lacks processor features {listed(missing)}", wanted, f"no {listed(missing)}")

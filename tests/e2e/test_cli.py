@@ -221,7 +221,8 @@ def test_refusals_end_with_status_1_and_say_why(limiquantix: Command) -> None:
     assert "spec.disks[0].bus (--disk): 'FLOPPY' is not one of VIRTIO_BLK" in refused.stderr
     assert "name (NAME): must not contain" in refused.stderr
     refused = limiquantix("vm", "create", "big", "--cpus", "1000", "--memory", "1GiB", status=1)
-    assert "  node host-1: cpu: needs 1000 vCPUs" in refused.stderr
+    assert "  node host-1: max vCPUs: runs VMs of at most" in refused.stderr
+    assert "cpu: needs 1000 vCPUs" in refused.stderr
     limiquantix("vm", "create", "web", "--cpus", "1", "--memory", "128MiB")
     assert "already has a VM" in limiquantix("vm", "create", "web", "--cpus", "1", "--memory", "1GiB", status=1).stderr
     assert "while it is STOPPED" in limiquantix("vm", "pause", "web", status=1).stderr

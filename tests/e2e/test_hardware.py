@@ -84,5 +84,5 @@ def test_what_the_host_lacks_is_refused_with_the_reason_and_leaves_nothing(real:
 
     assert "near are" in complaint
     assert "Westmere" in complaint
-    assert f"PCI device {device['address']} cannot be passed through" in complaint
+    assert f"cannot give PCI device {device['address']} ({device['obstacle']})" in complaint
     assert real.vm("refused") is None
