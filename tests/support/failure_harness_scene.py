@@ -341,7 +341,7 @@ class Scene:
 
     def _images(self) -> dict[str, list[str]]:
         directories = self.host.images_dir.iterdir() if self.host.images_dir.exists() else ()
-        of_vms = (path for path in directories if path.name != "iso")
+        of_vms = (path for path in directories if path.is_dir() and path.name != "iso")
         return {path.name: sorted(image.name for image in path.iterdir()) for path in of_vms}
 
     def _end(self, everything: Everything, operation: Operation | None) -> End:

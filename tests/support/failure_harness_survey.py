@@ -93,7 +93,7 @@ def _images(directory: Path) -> dict[str, list[str]]:
     return {
         path.name: sorted(image.name for image in path.iterdir())
         for path in directory.iterdir()
-        if path.name != _NOT_OF_A_VM
+        if path.is_dir() and path.name != _NOT_OF_A_VM  # a file: the storage's own id
     }
 
 
