@@ -34,6 +34,8 @@ from tests.support.linux_guest import LinuxGuest, linux_config
 from tests.support.private_libvirt_host import eventually, leave_out, private_libvirt, skip_unless_private_libvirt
 
 MIB = 2**20
+SUBNET = f"10.231.{uuid.uuid4().int % 254 + 1}"
+"""Another one each time: a run that was cut short may have left its bridge."""
 DRIVE = CdromConfig(str(uuid.uuid4()), bus=DiskBus.SCSI)
 """On SCSI: the kernel of this guest is made for VMs and has no driver for SATA."""
 
@@ -87,13 +89,13 @@ async def guest(hypervisor: Hypervisor, vm_id: str) -> LinuxGuest:
 
 @pytest.fixture
 def bridge() -> Iterator[str]:
-    """A bridge with the address 10.231.77.1/24, of this test alone."""
+    """A bridge with the first address of `SUBNET`, of this test alone."""
     if shutil.which("tc") is None:
         leave_out("tc (package iproute2) is not installed")
     name = f"lqt{uuid.uuid4().hex[:8]}"
     run("ip", "link", "add", name, "type", "bridge")
     try:
-        run("ip", "addr", "add", "10.231.77.1/24", "dev", name)
+        run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", name)
         run("ip", "link", "set", name, "up")
         yield name
     finally:
@@ -225,7 +227,7 @@ async def test_card_on_a_bridge_stays_within_its_bandwidth_in_both_directions(
     await devices.attach_nic(vm_id, nic)
     await guest.until("test -e /sys/class/net/eth0", "the card")
     await guest.until(
-        "ip addr add 10.231.77.2/24 dev eth0 2>/dev/null; ip link set eth0 up; ping -c 1 -W 1 10.231.77.1 >/dev/null",
+        f"ip addr add {SUBNET}.2/24 dev eth0 2>/dev/null; ip link set eth0 up; ping -c 1 -W 1 {SUBNET}.1 >/dev/null",
         "the first ping",
         deadline_s=60,
     )
@@ -283,11 +285,11 @@ async def transfer(guest: LinuxGuest, *, sends: bool) -> float:
         took_s.set_result(asyncio.get_running_loop().time() - began_s)
         writer.close()
 
-    server = await asyncio.start_server(serve, "10.231.77.1", 0)
+    server = await asyncio.start_server(serve, f"{SUBNET}.1", 0)
     async with server, asyncio.timeout(120):
         port = server.sockets[0].getsockname()[1]
         if sends:
-            await guest.run(f"dd if=/dev/zero bs=64k count=32 2>/dev/null | nc 10.231.77.1 {port}")
+            await guest.run(f"dd if=/dev/zero bs=64k count=32 2>/dev/null | nc {SUBNET}.1 {port}")
         else:
-            await guest.run(f"nc 10.231.77.1 {port} </dev/null >/dev/null")
+            await guest.run(f"nc {SUBNET}.1 {port} </dev/null >/dev/null")
         return await took_s

@@ -105,10 +105,6 @@ async def test_turn_is_taken_by_one_after_the_other_and_the_later_sees_what_the_
         assert await later == 1
 
 
-async def test_turn_without_any_node_is_taken_at_once(store: Store) -> None:
-    await store.run(lambda tx: tx.take_placement_turn())
-
-
 async def test_names_and_labels_of_nodes_are_read(store: Store) -> None:
     plain, labelled = make_node(), make_node(labels={"rack": "1", "zone": "a"})
     await add(store, plain, labelled)
