@@ -21,6 +21,7 @@ _AT_ONCE_S: Final = 0.5
 _GAVE_UP: Final = (
     "it broke off, or sent what libvirt does not take of it; it is heard again once it was restarted in the guest"
 )
+_NOT_CONNECTED: Final = "agent is not connected"
 _CONNECTED_CHANNEL: Final = "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']"
 
 
@@ -48,7 +49,7 @@ class AgentErrors:
         explained: HypervisorError | None = None
         # libvirt 9.0 was seen to fail without saying why, in the moment in which an agent comes or goes.
         if code in (None, ErrorCode.AGENT_UNRESPONSIVE, ErrorCode.AGENT_UNSYNCED):
-            explained = self._unresponsive(domain, vm_id, at_once=at_once)
+            explained = self._unresponsive(error, domain, vm_id, at_once=at_once)
         elif code == ErrorCode.OPERATION_INVALID:
             explained = WrongState(vm_id, "ask the guest agent of", power_state(*domain.state(), is_saved=False).value)
         elif code == _ARGUMENT_UNSUPPORTED and is_of_driver:  # the VM has no channel
@@ -66,8 +67,9 @@ class AgentErrors:
             explained = refused if is_said else GuestAgentSilent(vm_id, _GAVE_UP)
         return explained
 
-    def _unresponsive(self, domain: Any, vm_id: str, *, at_once: bool) -> HypervisorError:
-        if not self._is_connected(domain):
+    def _unresponsive(self, error: Any, domain: Any, vm_id: str, *, at_once: bool) -> HypervisorError:
+        # The sentence is of the moment of the call; a booting guest may open its channel before the next look.
+        if _NOT_CONNECTED in str(error.get_error_message() or "") or not self._is_connected(domain):
             return GuestAgentAbsent(vm_id)
         return GuestAgentSilent(vm_id, _GAVE_UP if at_once else "it does not react; it may hang, or be busy")
 

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from controlplane.cli.dev.guest_image import build_guest_image
 from hypervisor.base import Hypervisor
-from hypervisor.errors import GuestAgentAbsent, GuestAgentRefused, VmNotFound, WrongState
+from hypervisor.errors import GuestAgentAbsent, GuestAgentRefused, GuestAgentSilent, VmNotFound, WrongState
 from hypervisor.guests import MAX_FILE_BYTES, MAX_OUTPUT_BYTES, FreezeStatus, GuestAgents, GuestCommand
 from hypervisor.mock.backend import MockHypervisor
 from hypervisor.mock.host import MockSettings
@@ -61,7 +61,7 @@ class Guest:
         async def look() -> bool | None:
             try:
                 await self.agent.ping(self.vm_id)
-            except GuestAgentAbsent:
+            except (GuestAgentAbsent, GuestAgentSilent):  # a guest under emulation may be slow as it boots
                 return None
             return True
 
