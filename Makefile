@@ -10,7 +10,7 @@ quietly = @echo '· $(1)'; output=$$($(2) 2>&1) || { printf '%s\n' "$$output"; e
 # uv keeps versions that still fit; `make lock ARGS=--upgrade` takes the newest.
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help setup run demo test test-faults lint proto bench lock clean
+.PHONY: help setup run demo test test-faults test-ha sim lint proto bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-11s  %s\n", $$1, $$2 }'
@@ -31,6 +31,13 @@ test: lint ## lint, then all tests, those with real VMs included
 
 test-faults: setup ## every fault at every step of every operation, and 250 random kills; prints the table
 	@LIMIQUANTIX_FAULTS=all $(BIN)/python -m pytest -q -n 2 --max-worker-restart 2 tests/faults $(ARGS)
+
+sim: setup ## simulated clusters: N=10000 histories, SEED=n for one with all that happened, MUTANTS=1 to test the checker
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(N),--count $(N)) $(if $(MUTANTS),--mutants) \
+		$(if $(BROKEN),--broken $(BROKEN)) $(ARGS)
+
+test-ha: setup ## high availability on real guests, every fault of hosts, network, etcd and control planes; prints the times
+	@LIMIQUANTIX_HA=all $(BIN)/python -m pytest -q -n 0 -s tests/integration/test_ha_real_hosts.py $(ARGS)
 
 lint: setup ## style, types, layers, dependencies, generated code
 	$(call quietly,ruff check,$(BIN)/ruff check -q .)

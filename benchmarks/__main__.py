@@ -14,6 +14,8 @@ from benchmarks.api import LARGE, SMALL, ApiEffort, measure_api
 from benchmarks.claims import ClaimEffort, measure_claims
 from benchmarks.creates import CreateEffort, measure_creates
 from benchmarks.decisions import DecisionEffort, measure_decisions
+from benchmarks.failover import FailoverEffort, measure_failover
+from benchmarks.heartbeats import HeartbeatEffort, measure_heartbeats
 from benchmarks.lifecycle import measure_lifecycle
 from benchmarks.machine import observe_machine
 from benchmarks.measurement import Section
@@ -28,7 +30,7 @@ from controlplane.cli.dev.stack import ClusterFailed, HypervisorChoice
 
 PARTS = (
     *("lifecycle", "operations", "api", "scale", "claims", "creates", "watches", "metrics", "memory"),
-    *("migrations", "decisions", "packing"),
+    *("migrations", "decisions", "packing", "heartbeats", "failover"),
 )
 
 
@@ -49,6 +51,8 @@ class Effort:
     memory_hypervisors: tuple[HypervisorChoice, ...]
     decisions: DecisionEffort
     packing: PackingEffort
+    heartbeats: HeartbeatEffort
+    failover: FailoverEffort
 
 
 FULL = Effort(
@@ -65,6 +69,8 @@ FULL = Effort(
     memory_hypervisors=(HypervisorChoice.MOCK, HypervisorChoice.LIBVIRT),
     decisions=DecisionEffort(round_count=5, decision_count=2000),
     packing=PackingEffort(seed_count=5, node_count=24),
+    heartbeats=HeartbeatEffort(node_count=2000),
+    failover=FailoverEffort(run_count=20),
 )
 QUICK = Effort(
     lifecycle_pairs=5,
@@ -80,6 +86,8 @@ QUICK = Effort(
     memory_hypervisors=(HypervisorChoice.MOCK,),
     decisions=DecisionEffort(round_count=2, decision_count=1000),
     packing=PackingEffort(seed_count=2, node_count=10),
+    heartbeats=HeartbeatEffort(node_count=200),
+    failover=FailoverEffort(run_count=4),
 )
 
 
@@ -88,7 +96,16 @@ QUICK = Effort(
 @click.option("--quick", is_flag=True, help="Fewer pairs and VMs: a bit over a minute, and less to rely on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--migrations", "migration_pairs", type=click.IntRange(1), help="Pairs of live migrations. Default: 5.")
-def main(parts: Sequence[str], quick: bool, as_json: bool, migration_pairs: int | None) -> None:
+@click.option("--nodes", "node_count", type=click.IntRange(1), help="Nodes that send heartbeats. Default: 2000.")
+@click.option("--runs", "run_count", type=click.IntRange(1), help="Deaths of a host, with each proof. Default: 20.")
+def main(
+    parts: Sequence[str],
+    quick: bool,
+    as_json: bool,
+    migration_pairs: int | None,
+    node_count: int | None,
+    run_count: int | None,
+) -> None:
     """Measure the product against what it stands on, all of it or the PARTS named.
 
     Example: python -m benchmarks --quick lifecycle
@@ -97,6 +114,10 @@ def main(parts: Sequence[str], quick: bool, as_json: bool, migration_pairs: int 
     try:
         effort = QUICK if quick else FULL
         effort = replace(effort, migration_pairs=migration_pairs or effort.migration_pairs)
+        if node_count:
+            effort = replace(effort, heartbeats=HeartbeatEffort(node_count))
+        if run_count:
+            effort = replace(effort, failover=FailoverEffort(run_count))
         sections = uvloop.run(_measure(parts or PARTS, effort))
     except ClusterFailed as error:
         raise click.ClickException(str(error)) from error
@@ -123,6 +144,8 @@ async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
         "memory": lambda: measure_memory(effort.memory_vm_count, effort.memory_hypervisors),
         "decisions": lambda: measure_decisions(effort.decisions),
         "packing": lambda: measure_packing(effort.packing),
+        "heartbeats": lambda: measure_heartbeats(effort.heartbeats),
+        "failover": lambda: measure_failover(effort.failover),
     }
     return [await measures[part]() for part in PARTS if part in parts]
 

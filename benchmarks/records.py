@@ -44,6 +44,22 @@ async def insert_records(database: Path, vm_count: int, node_count: int = 1) -> 
     return [vm.id for vm in vms]
 
 
+async def insert_nodes(database: Path, count: int) -> list[str]:
+    """Migrate a new database and insert nodes without VMs, READY though nobody heard them yet; returns their ids."""
+    url = f"sqlite:///{database}"
+    await asyncio.to_thread(database.parent.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(migrate, url)
+    store = create_store(url)
+    await store.open()
+    try:
+        nodes = ready_nodes(count, vcpus=128)
+        for first in range(0, count, _BATCH):
+            await store.run(partial(_insert_nodes, nodes[first : first + _BATCH]))
+    finally:
+        await store.close()
+    return [node.id for node in nodes]
+
+
 async def _insert_nodes(nodes: list[Node], tx: Transaction) -> None:
     for node in nodes:
         await tx.insert_node(node)

@@ -15,7 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FilePath, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from controlplane.coordination.settings import CoordinationSettings
 from controlplane.domain.recommendation import Automation
+from controlplane.ha_settings import HighAvailabilitySettings
 from controlplane.scheduler.scores import Strategy
 
 DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/controlplane.yaml")
@@ -120,6 +122,7 @@ class NodeSettings(_Section):
     """What is expected of node daemons, and how they are called."""
 
     heartbeat_interval_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    """What daemons are told without high availability; with it, `ha.heartbeat_interval_s` counts."""
     overload_cpu_percent: Annotated[float, Field(gt=0, le=100)] = 90.0
     overload_memory_percent: Annotated[float, Field(gt=0, le=100)] = 95.0
     overload_heartbeat_count: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -170,10 +173,18 @@ class DrsSettings(_Section):
     """How long a VM stays where it is after it was moved, or after somebody refused to have it moved."""
     node_cool_down_s: Annotated[float, Field(ge=0, le=604_800)] = 300.0
     cluster_cool_down_s: Annotated[float, Field(ge=0, le=604_800)] = 0.0
-    headroom_failures: Annotated[int, Field(ge=0, le=8)] = 1
+    headroom_failures: Annotated[int, Field(ge=0, le=8)] | None = None
     """How many nodes may fail with room for their VMs elsewhere, which no move may take away."""
     copies_disks: bool = False
     """Whether VMs are moved too whose disks would have to be copied."""
+
+
+class PowerSettings(_Section):
+    """Controllers by which the power of hosts can be cut; none without a file."""
+
+    devices_path: Path | None = None
+    limit_s: Annotated[float, Field(ge=1, le=120)] = 10.0
+    """How long cutting the power of one host may take."""
 
 
 class EventSettings(_Section):
@@ -205,6 +216,9 @@ class ControlPlaneConfig(BaseSettings):
     operations: OperationSettings = OperationSettings()
     migrations: MigrationSettings = MigrationSettings()
     drs: DrsSettings = DrsSettings()
+    ha: HighAvailabilitySettings = HighAvailabilitySettings()
+    coordination: CoordinationSettings = CoordinationSettings()
+    power: PowerSettings = PowerSettings()
     events: EventSettings = EventSettings()
     log: LogSettings = LogSettings()
 

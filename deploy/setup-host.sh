@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install what LimiQuantix needs from the distribution: QEMU, libvirt, what building libvirt's Python binding takes, and
-# PostgreSQL.
+# Install what LimiQuantix needs from the distribution: QEMU, libvirt, what building libvirt's Python binding takes,
+# PostgreSQL and etcd.
 #
 # Usage: deploy/setup-host.sh [--check]
 #
@@ -16,8 +16,8 @@
 # It may be run any number of times; when nothing is missing it only asks dpkg. It upgrades nothing. libvirt comes as
 # libvirt-daemon-system, since that package alone makes the user libvirt-qemu, without whom libvirt's QEMU driver does not
 # start, whoever it shall run QEMU as; where systemd runs, the package starts libvirt as a service. So does PostgreSQL, with
-# an empty cluster that listens on this machine only; the demo leaves it alone, the tests start servers of their own, and
-# docs/operations.md says how a control plane uses it. Debian and Ubuntu only.
+# an empty cluster, and etcd; both listen on this machine only. The demo leaves them alone, the tests start servers of
+# their own, and docs/operations.md says how a control plane uses them. Debian and Ubuntu only.
 
 set -eu
 
@@ -33,6 +33,7 @@ libvirt-daemon-driver-qemu
 libvirt-clients
 libvirt-dev
 postgresql
+etcd-server
 gcc
 pkg-config pkgconf
 python3-venv
@@ -40,6 +41,7 @@ python3-dev
 genisoimage
 busybox-static busybox
 iproute2
+ipmitool
 ca-certificates
 zstd'
 

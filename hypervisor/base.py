@@ -27,6 +27,7 @@ from hypervisor.devices import Devices
 from hypervisor.guests import GuestAgents
 from hypervisor.host_devices import HostDevices
 from hypervisor.migration import Migration
+from hypervisor.processes import VmProcesses
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
@@ -72,6 +73,11 @@ class Hypervisor(ABC):
     @abstractmethod
     def migration(self) -> Migration | None:
         """Moving VMs to other hosts."""
+
+    @property
+    @abstractmethod
+    def processes(self) -> VmProcesses | None:
+        """Ending VMs without asking the backend."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -122,8 +128,12 @@ class Hypervisor(ABC):
         """
 
     @abstractmethod
-    async def start(self, vm_id: str) -> None:
+    async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
         """Start from off, or continue from a saved state.
+
+        Args:
+            may_run: called, perhaps in another thread, when all is ready and the guest has done nothing yet. What it
+                raises ends the VM again and is passed on.
 
         Raises:
             WrongState: it runs or is paused.

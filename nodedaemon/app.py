@@ -16,6 +16,7 @@ import click
 import structlog
 import uvloop
 
+from hypervisor.base import Hypervisor
 from hypervisor.errors import HypervisorError
 from hypervisor.mock.host import MockSettings
 from hypervisor.registry import Backend, HypervisorSettings, create_hypervisor
@@ -29,14 +30,20 @@ from nodedaemon.commands import Commands
 from nodedaemon.config import ConfigError, NodeConfig, is_loopback, join_address, load_config, split_address
 from nodedaemon.control_plane import GrpcControlPlane
 from nodedaemon.disk_images import DiskImages
+from nodedaemon.fence_gate import FenceGate
 from nodedaemon.generations import Generations, open_generations
 from nodedaemon.guest_facts import GuestFacts
 from nodedaemon.guest_watch import GuestWatch
 from nodedaemon.host_report import AGENT_VERSION, HostReport
 from nodedaemon.observer import VmObserver
+from nodedaemon.planned_shutdown import PlannedShutdown, read_host_end
 from nodedaemon.registration import Registration
 from nodedaemon.reporter import Reporter
+from nodedaemon.self_fencing.guard_link import GuardLink, default_run_dir
+from nodedaemon.self_fencing.keeper import SelfFencing
+from nodedaemon.self_fencing.memory import open_memory
 from nodedaemon.servicer import SERVICE, NodeDaemonServicer
+from nodedaemon.storage_health import StorageHealth
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
 from nodedaemon.vm_migrations import MigrationSettings
@@ -124,7 +131,7 @@ async def run(config: NodeConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         try:
-            background = await _start(config, stack)
+            background, shutdown = await _start(config, stack)
         except (HypervisorError, DataDirError, AddressInUse, OSError) as error:
             raise StartError(str(error)) from error
         until_stopped = asyncio.create_task(stop.wait(), name="stop")
@@ -133,10 +140,16 @@ async def run(config: NodeConfig) -> None:
         for task in done - {until_stopped}:
             task.result()  # raises: background work ends only by a defect
         _log.info("stopping")
+        if (kind := await read_host_end(config.shutdown.marker_path)) is not None:
+            await shutdown.carry_out(kind)
 
 
-async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
-    """Start every part, the listening ones last; `stack` undoes it in reverse. Returns what runs in the background."""
+async def _start(config: NodeConfig, stack: AsyncExitStack) -> tuple[list[asyncio.Task[None]], PlannedShutdown]:
+    """Start every part, the listening ones last; `stack` undoes it in reverse.
+
+    Returns:
+        What runs in the background, and what is to be done when the machine goes down.
+    """
     _warn_of_open_listener(config)
     boot_number = await asyncio.to_thread(next_boot_number, config.node.data_dir, time.time())
     generations = await open_generations(config.node.data_dir)
@@ -146,6 +159,10 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     await hypervisor.open()
     stack.push_async_callback(hypervisor.close)
 
+    fencing = await _fencing(config, stack, hypervisor)
+    planes = _ControlPlanes(config, stack)
+    lasting: list[asyncio.Task[None]] = []
+    stack.push_async_callback(_cancel, lasting)  # late: while calls get their time to end, the lease must not
     guests: dict[str, GuestFacts] = {}
     observer = VmObserver(hypervisor, StateChanges(boot_number), generations.newest, guests=guests)
     with suppress(ApiError, TimeoutError):  # what exists now began before us; if nothing answers, so be it
@@ -163,31 +180,31 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     )
     actors = VmActors(config.limits.concurrent_operations, config.limits.queued_operations_per_vm)
     stack.push_async_callback(actors.close, STOP_GRACE_S)
+    gate = FenceGate(fencing)
+    commands = Commands(actors, generations, gate)
+    fencing.watch_changes(commands.under_way)
     # The generated stub calls every method abstract; those not overridden answer UNIMPLEMENTED.
     servicer = NodeDaemonServicer(  # type: ignore[abstract]
         hypervisor,
         observer,
-        Commands(actors, generations),
+        commands,
         DiskImages(paths),
         paths,
         report,
         MigrationSettings(config.node.data_dir / "migrations", config.node.data_dir / "console"),
+        fencing,
     )
     stack.push_async_callback(servicer.close)
     await servicer.migrations.start()
     registry = build_registry()
     host, _ = split_address(config.server.listen_address)
-    metrics_address = join_address(host, config.server.metrics_port)
-    try:
-        metrics = start_metrics_server(metrics_address, registry)
-    except OSError as error:
-        raise StartError(f"cannot serve metrics on {metrics_address}: {error.strerror}") from error
-    stack.push_async_callback(asyncio.to_thread, metrics.stop)
+    metrics_port = _serve_metrics(join_address(host, config.server.metrics_port), registry, stack)
     server = RpcServer(
         CallPipeline({}, RpcMetrics(registry)),
         [SERVICE],
         lambda s: add_NodeDaemonServiceServicer_to_server(servicer, s),
         _tls_files(config),
+        gate.admit,
     )
     port = await server.start(config.server.listen_address)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
@@ -195,19 +212,87 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> list[asyncio.Task
     _log.info(
         "listening",
         grpc_address=join_address(host, port),
-        metrics_address=join_address(host, metrics.port),
+        metrics_address=join_address(host, metrics_port),
         backend=config.hypervisor.backend,
         storage_path=str(paths.root),
     )
     forgetting = asyncio.create_task(_forget_regularly(generations, observer), name="generations")
-    reporting, tell = _reporting(config, stack, hypervisor.subscribe, observer, report)
+    reporting, tell = _reporting(config, stack, planes, hypervisor.subscribe, observer, report, fencing)
     watch = GuestWatch(hypervisor, guests, tell)
     stack.callback(hypervisor.subscribe(watch.on_event))
     stack.callback(hypervisor.subscribe(servicer.bandwidths.on_event))
     shaping = asyncio.create_task(servicer.bandwidths.run(), name="bandwidths")
-    tasks = [forgetting, shaping, asyncio.create_task(watch.run(), name="guest-watch"), *reporting]
+    lasting += [asyncio.create_task(fencing.run(), name="self-fencing"), *reporting]
+    tasks = [
+        forgetting,
+        shaping,
+        asyncio.create_task(watch.run(), name="guest-watch"),
+        _watch_storage(paths, report),
+    ]
     stack.push_async_callback(_cancel, tasks)
-    return tasks
+    shutdown = PlannedShutdown(
+        hypervisor,
+        planes.any,
+        lambda: report.node_id,
+        fencing.boot_id,
+        stop_s=config.shutdown.vm_stop_secs,
+        migrate_s=config.shutdown.migrate_secs,
+    )
+    return [*tasks, *lasting], shutdown
+
+
+def _serve_metrics(address: str, registry: Any, stack: AsyncExitStack) -> int:
+    """Serve metrics until the end; returns the port.
+
+    Raises:
+        StartError: the address cannot be had.
+    """
+    try:
+        metrics = start_metrics_server(address, registry)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {address}: {error.strerror}") from error
+    stack.push_async_callback(asyncio.to_thread, metrics.stop)
+    return metrics.port
+
+
+def _watch_storage(paths: StoragePaths, report: HostReport) -> asyncio.Task[None]:
+    storage = StorageHealth(paths.root)
+    report.tell_lost_storage(lambda: storage.lost_ids)
+    return asyncio.create_task(storage.run(), name="storage-health")
+
+
+async def _fencing(config: NodeConfig, stack: AsyncExitStack, hypervisor: Hypervisor) -> SelfFencing:
+    """Begin with what this host was told before; VMs whose lease ended meanwhile are killed as soon as it runs."""
+    settings, processes = config.self_fencing, hypervisor.processes
+    memory = await asyncio.to_thread(open_memory, config.node.data_dir)
+    stack.callback(memory.close)
+    has_processes = processes is not None and processes.pid_dir is not None
+    obstacle = "" if settings.enabled else "self_fencing.enabled is false in the node daemon's configuration"
+    if has_processes and settings.guard == "off" and not obstacle:
+        obstacle = "self_fencing.guard is off in the node daemon's configuration"
+    beside = config.node.data_dir / "guard"  # a simulated host leaves nothing elsewhere
+    run_dir = settings.run_dir or (default_run_dir(config.node.data_dir) if has_processes else beside)
+    guard = GuardLink(
+        run_dir,
+        config.node.boot_id_path,
+        starts=has_processes and settings.guard == "spawn" and settings.enabled,
+        watchdog_device=settings.watchdog_device,
+    )
+    boot_id = (await asyncio.to_thread(config.node.boot_id_path.read_text)).strip()
+    return SelfFencing(
+        memory, processes, guard, boot_id=boot_id, kill_ms=int(settings.kill_s * 1000), obstacle=obstacle
+    )
+
+
+class _ControlPlanes:
+    """Connections: `any` goes to whichever instance answers and is None if there is none to tell, `each` has all."""
+
+    def __init__(self, config: NodeConfig, stack: AsyncExitStack) -> None:
+        addresses = config.control_plane.addresses if config.control_plane.registration_enabled else ()
+        self.any = GrpcControlPlane(addresses, _tls_files(config)) if addresses else None
+        self.each = [GrpcControlPlane([address], _tls_files(config)) for address in addresses]
+        for connection in (*self.each, *((self.any,) if self.any is not None else ())):
+            stack.push_async_callback(connection.close)
 
 
 async def _forget_regularly(generations: Generations, observer: VmObserver) -> None:
@@ -223,20 +308,31 @@ async def _forget_regularly(generations: Generations, observer: VmObserver) -> N
 
 
 def _reporting(
-    config: NodeConfig, stack: AsyncExitStack, subscribe: Any, observer: VmObserver, report: HostReport
+    config: NodeConfig,
+    stack: AsyncExitStack,
+    planes: _ControlPlanes,
+    subscribe: Any,
+    observer: VmObserver,
+    report: HostReport,
+    fencing: SelfFencing,
 ) -> tuple[list[asyncio.Task[None]], Callable[[str], None]]:
-    """Start registration and reporting if the configuration asks for it.
+    """Start registration and reporting if there is a control plane to tell.
 
     Returns:
         The tasks, for the caller to end, and a function that has a VM reported.
     """
-    if not config.control_plane.registration_enabled:
+    if planes.any is None:
         return [], lambda vm_id: None
-    control_plane = GrpcControlPlane(config.control_plane.addresses, _tls_files(config))
-    stack.push_async_callback(control_plane.close)
-    reporter = Reporter(observer, control_plane, report.full_state)
+    reporter = Reporter(observer, planes.any, report.full_state)
     stack.callback(subscribe(reporter.on_event))
-    registration = Registration(control_plane, report, reporter, float(config.control_plane.heartbeat_interval_secs))
+    registration = Registration(
+        planes.any,
+        report,
+        reporter,
+        float(config.control_plane.heartbeat_interval_secs),
+        instances=planes.each,
+        fencing=fencing,
+    )
     tasks = [
         asyncio.create_task(reporter.run(), name="reporter"),
         asyncio.create_task(registration.run(), name="registration"),
@@ -247,7 +343,8 @@ def _reporting(
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks, timeout=_CLOSE_DEADLINE_S)
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CLOSE_DEADLINE_S)
 
 
 def _hypervisor_settings(config: NodeConfig, management_ip: str) -> HypervisorSettings:

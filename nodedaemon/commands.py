@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from limiquantix.errors import FailedPrecondition, Reason
 from nodedaemon.errors import hypervisor_errors
+from nodedaemon.fence_gate import FenceGate, Told
 from nodedaemon.generations import Generations
 from nodedaemon.observer import READ_DEADLINE_S
 from nodedaemon.vm_actor import VmActors
@@ -47,13 +48,19 @@ class VmCommand(VmRequest, Protocol):
 
 
 class Commands:
-    """Runs requests on VMs."""
+    """Runs requests on VMs.
 
-    def __init__(self, actors: VmActors, generations: Generations) -> None:
+    Args:
+        gate: None where calls carry no tokens of fences.
+    """
+
+    def __init__(self, actors: VmActors, generations: Generations, gate: FenceGate | None = None) -> None:
+        self._gate = gate
         self._actors = actors
         self._generations = generations
         self._copied: Counter[str] = Counter()
         self._leaving: set[str] = set()
+        self._under_way: set[object] = set()
 
     async def change(
         self,
@@ -81,12 +88,20 @@ class Commands:
                 f"VM {vm_id} is being cloned; wait until its disks are copied, or cancel that operation",
                 metadata={"vm_id": vm_id},
             )
+        told = self._gate.told() if self._gate is not None else Told()
         await self._generations.accept(vm_id, request.generation)
 
         async def run_unless_overtaken() -> ResultT:
+            if self._gate is not None:
+                self._gate.require_newest(told)
             self._generations.check(vm_id, request.generation)
             self._require_here(vm_id)  # a migration may have begun while it waited
-            return await operation()
+            mark = object()
+            self._under_way.add(mark)
+            try:
+                return await operation()
+            finally:
+                self._under_way.discard(mark)
 
         with hypervisor_errors(vm_id):
             return await self._actors.run(
@@ -97,6 +112,21 @@ class Commands:
                 generation=request.generation,
                 is_interruptible=is_interruptible,
             )
+
+    def newest_check(self) -> Callable[[], None]:
+        """Return what looks, later, whether the command that is being served was overtaken by a fence or leader.
+
+        It raises Aborted, STALE_FENCE_TOKEN or STALE_EPOCH, and may be called in any thread.
+        """
+        gate = self._gate
+        if gate is None:
+            return lambda: None
+        told = gate.told()
+        return lambda: gate.require_newest(told)
+
+    def under_way(self) -> frozenset[object]:
+        """Return a mark for each change whose turn has come and that is not over."""
+        return frozenset(self._under_way)
 
     def set_leaving(self, vm_id: str, *, is_leaving: bool) -> None:
         """Refuse all changes of a VM from now on, since it is sent to another host; or let them through again."""

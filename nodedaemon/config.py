@@ -108,6 +108,8 @@ class NodeSection(_Section):
     ] = {}
     data_dir: Path = Path("/var/lib/limiquantix/node")
     """What the daemon itself remembers: its boot number, generations of commands, the mock's VMs, console logs."""
+    boot_id_path: Path = Path("/proc/sys/kernel/random/boot_id")
+    """A file that another boot of the host has other words in; simulated hosts have one of their own."""
 
 
 class ServerSection(_Section):
@@ -214,6 +216,44 @@ class MigrationSection(_Section):
         return f"qemu+{'tls' if self.tls else 'tcp'}://{f'[{address}]' if ':' in address else address}/system"
 
 
+class SelfFencingSection(_Section):
+    """How this host ends its protected VMs when its lease ends.
+
+    Attributes:
+        kill_s: within which they are dead; the control plane counts on it, and its `ha.kill_s` must not be less.
+        guard: who runs the guard: the daemon starts one that outlives it (spawn), something else does (external), or
+            nobody (off), and the host is then not taken to fence itself.
+        run_dir: where daemon and guard meet, on a tmpfs; null chooses one in /run by the data directory.
+        watchdog_device: fed by the guard that the daemon starts, so that a host that cannot kill is reset; "" for none.
+    """
+
+    enabled: bool = True
+    kill_s: Annotated[float, Field(ge=0.2, le=60)] = 1.0
+    guard: Literal["spawn", "external", "off"] = "spawn"
+    run_dir: Path | None = None
+    watchdog_device: Annotated[str, Field(pattern=r"^$|^/")] = ""
+
+    @model_validator(mode="after")
+    def _check_watchdog(self) -> SelfFencingSection:
+        if self.watchdog_device and self.guard != "spawn":
+            raise ValueError("self_fencing.watchdog_device is for guard: spawn; give another guard its device itself")
+        return self
+
+
+class ShutdownSection(_Section):
+    """What a shutdown or reboot of the machine gives its VMs; systemd's limits must not be shorter.
+
+    Attributes:
+        vm_stop_secs: for guests to shut down before their plug is pulled.
+        migrate_secs: for VMs to be moved away, where the control plane's policy has them moved.
+        marker_path: a file that says, where there is no systemd, that the machine goes down: "poweroff" or "reboot".
+    """
+
+    vm_stop_secs: Annotated[float, Field(ge=0, le=3600)] = 60.0
+    migrate_secs: Annotated[float, Field(ge=0, le=86400)] = 600.0
+    marker_path: Path | None = None
+
+
 class LimitsSection(_Section):
     """Bounds of concurrent work."""
 
@@ -239,6 +279,8 @@ class NodeConfig(BaseSettings):
     control_plane: ControlPlaneSection = ControlPlaneSection()
     tls: TlsSection = TlsSection()
     migration: MigrationSection = MigrationSection()
+    self_fencing: SelfFencingSection = SelfFencingSection()
+    shutdown: ShutdownSection = ShutdownSection()
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
 

@@ -9,6 +9,8 @@ import grpc
 
 from limiquantix.compute.v1.node_pb2 import Node
 from limiquantix.compute.v1.node_service_pb2 import (
+    AnnounceShutdownRequest,
+    AnnounceShutdownResponse,
     RegisterNodeRequest,
     SyncFullStateRequest,
     SyncFullStateResponse,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # the asynchronous stub's type exists for type checkers only
 AnswerT = TypeVar("AnswerT")
 
 CALL_DEADLINE_S = 5.0
+HEARTBEAT_DEADLINE_S = 2.0
+"""A lease outlasts several of these, so that one lost answer costs nothing."""
 SYNC_DEADLINE_S = 30.0
 """A full inventory of 20,000 VMs is some MiB to send and as many rows to compare."""
 
@@ -79,7 +83,11 @@ class GrpcControlPlane:
 
     async def heartbeat(self, request: UpdateHeartbeatRequest) -> UpdateHeartbeatResponse:
         """See `ControlPlane`."""
-        return await self._call(lambda stub: stub.UpdateHeartbeat(request, timeout=CALL_DEADLINE_S))
+        return await self._call(lambda stub: stub.UpdateHeartbeat(request, timeout=HEARTBEAT_DEADLINE_S))
+
+    async def announce_shutdown(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
+        """Say that this host is about to go."""
+        return await self._call(lambda stub: stub.AnnounceShutdown(request, timeout=CALL_DEADLINE_S))
 
     async def sync_full_state(self, request: SyncFullStateRequest) -> SyncFullStateResponse:
         """See `ControlPlane`."""

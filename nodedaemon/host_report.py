@@ -31,6 +31,9 @@ from telemetry.host import HostUsage, UsageSampler, read_host_facts
 TELEMETRY_DEADLINE_S = 10.0
 """Reading the host takes milliseconds; a dead network mount must not keep the daemon from registering."""
 
+HEARTBEAT_READ_S = 1.0
+"""A heartbeat goes without what cannot be had in this time: the lease of the host hangs on it."""
+
 _MIN_USAGE_INTERVAL_S = 1.0
 
 AGENT_VERSION = version("limiquantix")
@@ -69,8 +72,10 @@ class HostReport:
         self.node_id = node_id
         self._endpoint = ""
         self._find_templates: Callable[[], Awaitable[Collection[str]]] | None = None
-        self._usage_lock = asyncio.Lock()
-        self._usage_before: tuple[float, HostUsage] | None = None
+        self._find_lost_storage: Callable[[], Sequence[str]] = tuple
+        self._sampling: asyncio.Future[HostUsage] | None = None
+        self._sampled_s = 0.0
+        self._usage_before: HostUsage | None = None
 
     def serve_at(self, listen_address: str, port: int, advertise_address: str) -> None:
         """Set where the control plane finds the daemon; a wildcard address becomes the management IP when asked."""
@@ -80,6 +85,10 @@ class HostReport:
     def tell_templates(self, find: Callable[[], Awaitable[Collection[str]]]) -> None:
         """Say from now on in full states which VMs, as `find` names them, are templates."""
         self._find_templates = find
+
+    def tell_lost_storage(self, find: Callable[[], Sequence[str]]) -> None:
+        """Say from now on in heartbeats which storage domains, as `find` names them, are lost."""
+        self._find_lost_storage = find
 
     async def registration(self) -> RegisterNodeRequest:
         """Describe this host.
@@ -98,11 +107,18 @@ class HostReport:
         return request
 
     async def heartbeat(self) -> UpdateHeartbeatRequest:
-        """Say how busy this host is; while the hypervisor does not answer, nothing is said of VMs."""
-        usage = await self._usage()
+        """Say how busy this host is; while the hypervisor does not answer, nothing is said of VMs.
+
+        Takes no longer than two seconds, whatever hangs: old figures, or none, are better than silence.
+        """
         try:
-            vms: list[ObservedVm] | None = await self._observer.read_all()
-            capabilities = await self.capabilities()
+            usage = await self._usage(HEARTBEAT_READ_S)
+        except TimeoutError:
+            usage = self._usage_before or HostUsage(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        try:
+            async with asyncio.timeout(HEARTBEAT_READ_S):
+                vms: list[ObservedVm] | None = await self._observer.read_all()
+                capabilities = await self.capabilities()
         except (ApiError, TimeoutError):
             vms = capabilities = None
         memory_used, memory_total = usage.memory_used_bytes, usage.memory_total_bytes
@@ -121,6 +137,7 @@ class HostReport:
             load_5m=usage.load_5m,
             load_15m=usage.load_15m,
             state_hash=encode.inventory_hash(vms) if vms is not None else "",
+            lost_storage_ids=self._find_lost_storage(),
         )
 
     async def full_state(self) -> SyncFullStateRequest:
@@ -191,10 +208,21 @@ class HostReport:
             _log.error("storage_domain_unknown", error=str(error) or "time-out", path=str(self._storage_root))
             return ()
 
-    async def _usage(self) -> HostUsage:
-        """Measure, or repeat what was measured a moment ago: CPU use over a few milliseconds means nothing."""
-        async with self._usage_lock, asyncio.timeout(TELEMETRY_DEADLINE_S):
-            now_s = asyncio.get_running_loop().time()
-            if self._usage_before is None or now_s - self._usage_before[0] >= _MIN_USAGE_INTERVAL_S:
-                self._usage_before = (now_s, await asyncio.to_thread(self._sampler.sample))
-            return self._usage_before[1]
+    async def _usage(self, limit_s: float = TELEMETRY_DEADLINE_S) -> HostUsage:
+        """Measure, or repeat what was measured a moment ago: CPU use over a few milliseconds means nothing.
+
+        One that hangs, as on storage that is gone, is waited for and not joined by others.
+
+        Raises:
+            TimeoutError: it takes longer than `limit_s`.
+        """
+        now_s = asyncio.get_running_loop().time()
+        if self._usage_before is not None and now_s - self._sampled_s < _MIN_USAGE_INTERVAL_S:
+            return self._usage_before
+        if self._sampling is None or self._sampling.done():
+            self._sampling = asyncio.ensure_future(asyncio.to_thread(self._sampler.sample))
+        async with asyncio.timeout(limit_s):
+            usage = await asyncio.shield(self._sampling)
+        if usage is not self._usage_before:
+            self._usage_before, self._sampled_s = usage, now_s
+        return usage

@@ -7,24 +7,29 @@ coming back.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import structlog
 
-from limiquantix.compute.v1.node_service_pb2 import RegisterNodeRequest
+from limiquantix.compute.v1.node_service_pb2 import RegisterNodeRequest, UpdateHeartbeatRequest
 from limiquantix.errors import ApiError, Code
 from nodedaemon.config import MAX_HEARTBEAT_INTERVAL_S
 from nodedaemon.control_plane import ControlPlane
 from nodedaemon.host_report import HostReport
 from nodedaemon.reporter import Reporter
+from nodedaemon.self_fencing.keeper import SelfFencing
+from nodedaemon.self_fencing.lease import boottime_ns
 
 FIRST_RETRY_S = 1.0
-MAX_RETRY_S = 60.0
+MAX_RETRY_S = 5.0
+"""Not longer than it takes until a silent host is suspected: a control plane that comes back has to hear from it."""
 FAILURES_UNTIL_REGISTRATION = 3
 HEARTBEATS_UNTIL_LOOK = 10
 """Looking takes a tenth of a second, and what a host has changes by somebody's hand: minutes are soon enough."""
 
+_FAILURES_PER_LINE = 30
 _JITTER = 0.2
 """Share by which a wait varies, so that hosts that lost the control plane together do not all come back at once."""
 
@@ -56,6 +61,10 @@ class Registration:
     """One task (`run`).
 
     Args:
+        control_plane: where it registers: whichever instance answers.
+        instances: every instance of the control plane, each by itself; all are sent heartbeats, so that each has heard
+            for itself and any of them grants leases. None given: `control_plane` alone.
+        fencing: takes the leases; None for none.
         sleep, jitter: seams for tests; `jitter` returns a number from 0 to 1.
     """
 
@@ -66,22 +75,41 @@ class Registration:
         reporter: Reporter,
         interval_s: float,
         *,
+        instances: Sequence[ControlPlane] = (),
+        fencing: SelfFencing | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._control_plane = control_plane
+        self._instances = tuple(instances) or (control_plane,)
+        self._fencing = fencing
         self._report = report
         self._reporter = reporter
         self._interval_s = interval_s
         self._sleep = sleep
         self._jitter = jitter
         self._told = b""
+        self._failure_counts = [0] * len(self._instances)
+        self._building: asyncio.Task[UpdateHeartbeatRequest] | None = None
+        self._registering: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Register, beat, and register again when the control plane is lost, until cancelled."""
-        while True:
-            await self._register()
-            await self._beat_until_lost()
+        """Register, then beat at every instance beside each other, until cancelled."""
+        await self._register()
+        tasks = [asyncio.create_task(self._beat(number), name=f"heartbeat-{number}") for number in self._numbers()]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # raises: it ends only by a defect
+        finally:
+            doomed = [*tasks, *(task for task in (self._registering, self._looking) if task is not None)]
+            for task in doomed:
+                task.cancel()
+            await asyncio.gather(*doomed, return_exceptions=True)
+
+    def _numbers(self) -> range:
+        return range(len(self._instances))
 
     async def _register(self) -> None:
         for wait_s in self._waits_s():
@@ -98,40 +126,81 @@ class Registration:
             self._reporter.node_registered(node.id)
             return
 
-    async def _beat_until_lost(self) -> None:
-        failure_count = beat_count = 0
-        while failure_count < FAILURES_UNTIL_REGISTRATION:
-            if beat_count == HEARTBEATS_UNTIL_LOOK:
-                beat_count = 0
-                if await self._has_changed():
-                    _log.info("host_changed", node_id=self._report.node_id)
-                    return
-            beat_count += 1
-            try:
-                response = await self._control_plane.heartbeat(await self._report.heartbeat())
-            except (ApiError, TimeoutError) as error:
-                failure_count += 1
-                _log.warning("heartbeat_failed", error=str(error) or "time-out", failure_count=failure_count)
-                if isinstance(error, ApiError) and error.code is Code.NOT_FOUND:
-                    return  # the control plane does not know this node (any more)
-            else:
-                if failure_count:
-                    self._reporter.retry_now()
-                failure_count = 0
-                if response.heartbeat_interval_secs:
-                    self._interval_s = min(response.heartbeat_interval_secs, MAX_HEARTBEAT_INTERVAL_S)
-                if response.request_full_sync:
-                    self._reporter.request_full_sync()
-            if failure_count < FAILURES_UNTIL_REGISTRATION:
-                await self._sleep(self._interval_s)
+    def _register_again(self) -> asyncio.Task[None]:
+        """Have this host registered, once for all who ask meanwhile. Heartbeats go on: leases hang on them."""
+        if self._registering is None or self._registering.done():
+            self._registering = asyncio.create_task(self._register(), name="register")
+        return self._registering
 
-    async def _has_changed(self) -> bool:
-        """Tell whether the host has other bridges, networks, storage, devices or parts than it told of."""
+    async def _beat(self, number: int) -> None:
+        """Beat at one instance, for ever."""
+        for beat_count in itertools.count(1):
+            if number == 0 and beat_count % HEARTBEATS_UNTIL_LOOK == 0:
+                self._look_soon()
+            failure = await self._beat_once(number)
+            if failure is not None and failure.code is Code.NOT_FOUND:  # it does not know this node (any more)
+                if self._failure_counts[number] > 1:
+                    await self._sleep(FIRST_RETRY_S)  # it has not heard of the registration yet
+                await asyncio.shield(self._register_again())
+                continue
+            if min(self._failure_counts) >= FAILURES_UNTIL_REGISTRATION:
+                self._register_again()
+            await self._sleep(self._pause_s(self._failure_counts[number]))
+
+    def _pause_s(self, failure_count: int) -> float:
+        """Say how long to wait after a heartbeat; soon after one that failed, and until told the interval is long."""
+        if failure_count == 0:
+            return self._interval_s
+        return min(self._interval_s, MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failure_count - 1, 8))
+
+    async def _beat_once(self, number: int) -> ApiError | None:
+        """Send one heartbeat; returns why it failed, if it did."""
         try:
-            return lasting_facts(await self._report.registration()) != self._told
+            request = await self._heartbeat()
+            sent_ns = boottime_ns()
+            if self._fencing is not None:
+                self._fencing.describe(request)
+            response = await self._instances[number].heartbeat(request)
+            if self._fencing is not None:
+                await self._fencing.take_answer(sent_ns, response)
+        except (ApiError, TimeoutError) as error:
+            self._failure_counts[number] += 1
+            count = self._failure_counts[number]
+            if count <= FAILURES_UNTIL_REGISTRATION or count % _FAILURES_PER_LINE == 0:
+                _log.warning("heartbeat_failed", error=str(error) or "time-out", failure_count=count, instance=number)
+            return error if isinstance(error, ApiError) else None
+        if self._failure_counts[number]:
+            self._reporter.retry_now()
+        self._failure_counts[number] = 0
+        if response.heartbeat_interval_secs:
+            self._interval_s = min(response.heartbeat_interval_secs, MAX_HEARTBEAT_INTERVAL_S)
+        if response.request_full_sync:
+            self._reporter.request_full_sync()
+        return None
+
+    async def _heartbeat(self) -> UpdateHeartbeatRequest:
+        """Build one; instances that are due at the same time share the looking."""
+        if self._building is None or self._building.done():
+            self._building = asyncio.create_task(self._report.heartbeat(), name="build-heartbeat")
+        request = UpdateHeartbeatRequest()
+        request.CopyFrom(await asyncio.shield(self._building))
+        return request
+
+    def _look_soon(self) -> None:
+        """Have the host looked at, while heartbeats go on."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="look-at-host")
+
+    async def _look(self) -> None:
+        """Register again if the host has other bridges, networks, storage, devices or parts than it told of."""
+        try:
+            if lasting_facts(await self._report.registration()) == self._told:
+                return
         except (ApiError, TimeoutError) as error:
             _log.warning("host_not_looked_at", error=str(error) or "time-out")
-            return False
+            return
+        _log.info("host_changed", node_id=self._report.node_id)
+        self._register_again()
 
     def _waits_s(self) -> Iterator[float]:
         wait_s = FIRST_RETRY_S

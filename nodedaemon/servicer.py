@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -34,12 +33,15 @@ from nodedaemon.load_watch import LoadWatch
 from nodedaemon.metrics_sampler import MetricsSampler
 from nodedaemon.nic_bandwidth import NicBandwidths
 from nodedaemon.observer import READ_DEADLINE_S, VmObserver
+from nodedaemon.self_fencing.keeper import SelfFencing
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.templates import Templates
 from nodedaemon.vm_consoles import VmConsoles
+from nodedaemon.vm_creation import VmCreation
 from nodedaemon.vm_devices import VmDevices
 from nodedaemon.vm_guests import VmGuests
 from nodedaemon.vm_migrations import MigrationSettings, VmMigrations
+from nodedaemon.vm_protection import VmProtection
 from nodedaemon.vm_resizing import VmResizing
 from nodedaemon.vm_snapshots import VmSnapshots
 from telemetry.host import UsageSampler
@@ -68,6 +70,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         paths: StoragePaths,
         report: HostReport,
         migration_settings: MigrationSettings | None = None,
+        fencing: SelfFencing | None = None,
     ) -> None:
         self._hypervisor = hypervisor
         self._observer = observer
@@ -75,10 +78,12 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         self._images = images
         self._paths = paths
         self._report = report
+        self._protection = VmProtection(fencing)
         self._templates = Templates(paths)
         report.tell_templates(self._templates.all)
         self._copies = DiskCopies(hypervisor, commands, images, paths, self._templates)
         self._first_boot = FirstBootMedia(paths)
+        self._creation = VmCreation(hypervisor, images, self._copies, self._first_boot)
         self._started_s = time.monotonic()
         self._consoles = VmConsoles(hypervisor)
         self.bandwidths = NicBandwidths(hypervisor)
@@ -129,7 +134,9 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         vm_id, copies = decoded.config.vm_id, any(not plan.is_linked for plan in decoded.copies)
         is_new = await self._commands.change(
             request,
-            lambda: self._create(vm_id, decoded),
+            lambda: self._protection.around_creation(
+                vm_id, lambda: self._creation.create(vm_id, decoded), is_protected=request.spec.is_protected
+            ),
             deadline_s=COPY_DEADLINE_S if copies else CREATE_DEADLINE_S,
             takes_slot=not decoded.copies,  # it waits for the VM that it is made from, which may wait for a slot
             is_interruptible=copies,
@@ -137,6 +144,35 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         message = "created" if is_new else "exists with this configuration"
         status = to_status(await self._observer.read(vm_id))
         return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message, status=status)
+
+    async def AdoptVM(self, request: pb.CreateVMOnNodeRequest, context: Any) -> pb.CreateVMOnNodeResponse:
+        """Define a VM whose disks are here already, since the host that it was on shares this storage; it stays off.
+
+        Its first-boot medium is made if it is not there. What lay on the other host alone is gone: the firmware's
+        variables begin as the template has them, a TPM's state begins anew. Idempotent.
+        """
+        decoded = await self._decode(request)
+        vm_id = decoded.config.vm_id
+        is_new = await self._commands.change(
+            request,
+            lambda: self._protection.around_creation(
+                vm_id, lambda: self._creation.adopt(vm_id, decoded), is_protected=request.spec.is_protected
+            ),
+            deadline_s=CREATE_DEADLINE_S,
+        )
+        message = "defined" if is_new else "exists with this configuration"
+        status = to_status(await self._observer.read(vm_id))
+        return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message, status=status)
+
+    async def ReleaseVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
+        """Undefine a VM that is off and was started on another host, whose images are these now; they stay."""
+        await self._commands.change(request, lambda: self._release(vm_id_of(request)))
+        return Empty()
+
+    async def SetVMProtection(self, request: pb.SetVMProtectionRequest, context: Any) -> Empty:
+        """Note whether the VM ends with the host's lease."""
+        await self._commands.change(request, lambda: self._set_protection(request))
+        return Empty()
 
     async def ReconfigureVM(self, request: pb.ReconfigureVMRequest, context: Any) -> Empty:
         """Redefine a VM that is off: new disks are made, larger ones grown; images of disks left out stay."""
@@ -152,7 +188,8 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def StartVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Start it."""
-        await self._commands.change(request, lambda: self._start(vm_id_of(request)))
+        require_newest = self._commands.newest_check()
+        await self._commands.change(request, lambda: self._start(vm_id_of(request), require_newest))
         return Empty()
 
     async def StopVM(self, request: pb.StopVMRequest, context: Any) -> Empty:
@@ -184,7 +221,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def ResumeVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Let its vCPUs run again."""
-        await self._commands.change(request, lambda: self._hypervisor.resume(vm_id_of(request)))
+        await self._commands.change(request, lambda: self._resume(vm_id_of(request)))
         return Empty()
 
     async def SuspendVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
@@ -200,6 +237,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def RevertSnapshot(self, request: pb.RevertSnapshotRequest, context: Any) -> Empty:
         """Put the VM back to a snapshot."""
+        self._protection.require_lease(vm_id_of(request))  # it may run afterwards
         await self._snapshots.revert(request)
         return Empty()
 
@@ -355,10 +393,11 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def PrepareMigration(self, request: pb.PrepareMigrationRequest, context: Any) -> pb.MigrationToken:
         """Get ready for a VM of another host."""
-        return await self.migrations.prepare(request)
+        return await self._protection.around_arrival(request, lambda: self.migrations.prepare(request))
 
     async def ReceiveMigration(self, request: pb.MigrationToken, context: Any) -> Empty:
         """Let a VM of another host in, once."""
+        self._protection.require_lease(vm_id_of(request))
         await self.migrations.receive(request)
         return Empty()
 
@@ -380,6 +419,8 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
     async def EndMigration(self, request: pb.EndMigrationRequest, context: Any) -> Empty:
         """Tidy up after a migration."""
         await self.migrations.end(request)
+        if request.moved == (request.role == pb.MIGRATION_ROLE_SOURCE) and await self._find(vm_id_of(request)) is None:
+            await self._protection.forget(vm_id_of(request))
         return Empty()
 
     async def ForecastMigration(self, request: pb.MigrationForecastRequest, context: Any) -> pb.MigrationForecast:
@@ -398,45 +439,11 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         async with asyncio.timeout(READ_DEADLINE_S):
             return await asyncio.to_thread(decode_vm, vm_id, request.name, request.spec, self._paths)
 
-    async def _create(self, vm_id: str, decoded: DecodedVm) -> bool:
-        """Create; returns whether the VM is new."""
-        if await self._find(vm_id) is not None:
-            # First the definition: one that differs must be refused before any image is made.
-            await self._hypervisor.create(decoded.config)
-            await self._make_files(vm_id, decoded)
-            return False
-        made = await self._make_files(vm_id, decoded)
-        try:
-            await self._hypervisor.create(decoded.config)
-        except BaseException as error:
-            if isinstance(error, Unavailable):
-                await self._undo_definition(vm_id)
-            await self._first_boot.remove(vm_id)
-            await self._images.discard(vm_id, made)
-            raise
-        return True
-
-    async def _make_files(self, vm_id: str, decoded: DecodedVm) -> list[Path]:
-        """Make the images and the first-boot medium that are not there yet, all or none; returns the images."""
-        made: list[Path] = []
-        try:
-            async with self._copies.sources_held(decoded.copies):
-                made += await self._copies.copy(vm_id, decoded.copies)
-                made += await self._images.ensure(vm_id, decoded.images)
-            await self._first_boot.ensure(vm_id, decoded.first_boot)
-        except BaseException:
-            await self._first_boot.discard(vm_id)
-            await self._images.discard(vm_id, made)
-            raise
-        return made
-
-    async def _undo_definition(self, vm_id: str) -> None:
-        """Remove a definition of which nobody knows whether it was made; if that fails too, so does the create."""
-        try:
-            async with asyncio.timeout(READ_DEADLINE_S):
-                await self._hypervisor.delete(vm_id)
-        except (Unavailable, TimeoutError):
-            return  # the caller is told that the hypervisor does not answer; the inventory shows what became of it
+    async def _set_protection(self, request: pb.SetVMProtectionRequest) -> None:
+        vm_id = vm_id_of(request)
+        if request.is_protected:  # noted for one that is not here, it would only be forgotten at the next deletion
+            await self._hypervisor.status(vm_id, with_memory=False)
+        await self._protection.set(vm_id, is_protected=request.is_protected)
 
     async def _reconfigure(self, vm_id: str, decoded: DecodedVm) -> None:
         status = await self._find(vm_id)
@@ -472,14 +479,35 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
             await self._images.discard(vm_id, made)
             raise
 
-    async def _start(self, vm_id: str) -> None:
+    async def _start(self, vm_id: str, require_newest: Callable[[], None]) -> None:
         await self._templates.require_startable(vm_id)
-        await self._hypervisor.start(vm_id)
+        self._protection.require_lease(vm_id)
+
+        def may_run() -> None:
+            """Look again: what hung in the hypervisor may come after the lease has ended, or after a fence."""
+            require_newest()
+            self._protection.require_lease(vm_id)
+
+        await self._hypervisor.start(vm_id, may_run if self._protection.is_protected(vm_id) else None)
+
+    async def _resume(self, vm_id: str) -> None:
+        self._protection.require_lease(vm_id)
+        await self._hypervisor.resume(vm_id)
+
+    async def _release(self, vm_id: str) -> None:
+        status = await self._find(vm_id)
+        if status is not None and not status.is_managed:
+            raise FailedPrecondition(
+                Reason.VM_NOT_MANAGED, f"VM {vm_id} was not defined by LimiQuantix", metadata={"vm_id": vm_id}
+            )
+        await self._hypervisor.delete(vm_id)
+        await self._protection.forget(vm_id)
 
     async def _delete(self, vm_id: str) -> None:
         await self._templates.require_removable(vm_id)
         await self._hypervisor.delete(vm_id)
         await self._images.delete_vm(vm_id)
+        await self._protection.forget(vm_id)
 
     async def _find(self, vm_id: str) -> VmStatus | None:
         try:

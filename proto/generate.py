@@ -9,6 +9,9 @@ descriptor set (documentation included) from which `buf` and clients in other la
 own file, `buf/validate/validate.proto`, is not kept in this tree: the installed protovalidate package carries its
 descriptor, and that one is used, so rules and their interpreter cannot disagree.
 
+The protocol of etcd, which we speak but do not define, lies beside: modules are derived from it too, but it is neither
+in the descriptor set nor linted nor compared with a baseline.
+
 `proto/baseline.binpb` is not derived: it is the contract as last released, and later ones may only add to it.
 """
 
@@ -30,6 +33,9 @@ from protovalidate import FieldPathPb
 PROTO_ROOT = Path(__file__).resolve().parent
 DESCRIPTOR_SET = PROTO_ROOT / "limiquantix.binpb"
 BASELINE = PROTO_ROOT / "baseline.binpb"
+CONTRACT = "limiquantix"
+SPOKEN = ("etcdserverpb", "mvccpb")
+"""Directories of protocols that are other people's."""
 GENERATED_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
@@ -54,15 +60,20 @@ def _run_protoc(arguments: list[str]) -> None:
         raise SystemExit("protoc failed; its messages are above")
 
 
+def _sources(*directories: str) -> list[str]:
+    paths = [path for directory in directories for path in PROTO_ROOT.glob(f"{directory}/**/*.proto")]
+    return sorted(str(path.relative_to(PROTO_ROOT)) for path in paths)
+
+
 @contextmanager
 def _protoc_inputs() -> Iterator[list[str]]:
-    """Give the arguments that name the imports, and at the end of a command line the files to compile."""
+    """Give the arguments that name the imports, and at the end of a command line the contract's files to compile."""
     well_known = resources.files("grpc_tools") / "_proto"
     with tempfile.TemporaryDirectory() as scratch:
         rules = Path(scratch) / "rules.binpb"
         _write_rules_descriptor(rules)
-        sources = sorted(str(p.relative_to(PROTO_ROOT)) for p in PROTO_ROOT.glob("limiquantix/**/*.proto"))
-        yield [f"--proto_path={PROTO_ROOT}", f"--proto_path={well_known}", f"--descriptor_set_in={rules}", *sources]
+        imports = [f"--proto_path={PROTO_ROOT}", f"--proto_path={well_known}", f"--descriptor_set_in={rules}"]
+        yield [*imports, *_sources(CONTRACT)]
 
 
 def generate(out: Path) -> None:
@@ -78,6 +89,7 @@ def generate(out: Path) -> None:
                 f"--mypy_out=quiet:{out}",
                 f"--mypy_grpc_out=quiet:{out}",
                 *inputs,
+                *_sources(*SPOKEN),
             ]
         )
         _run_protoc(
@@ -92,7 +104,8 @@ def write_baseline(path: Path) -> None:
 
 
 def _derived_files(root: Path) -> dict[str, bytes]:
-    paths = [p for p in root.glob("limiquantix/**/*") if p.name.endswith(GENERATED_SUFFIXES)]
+    directories = (CONTRACT, *SPOKEN)
+    paths = [p for each in directories for p in root.glob(f"{each}/**/*") if p.name.endswith(GENERATED_SUFFIXES)]
     paths += [p for p in [root / DESCRIPTOR_SET.name] if p.exists()]
     return {str(p.relative_to(root)): p.read_bytes() for p in paths}
 

@@ -16,6 +16,7 @@ from controlplane.services.metrics import MetricsService
 from controlplane.services.node_life import NodeLifeService
 from controlplane.services.nodes import NodeService
 from controlplane.services.page_tokens import encode_cursor
+from controlplane.services.shutdowns import ShutdownService
 from controlplane.services.watches import WatchService
 from limiquantix.compute.v1 import node_pb2
 from limiquantix.compute.v1 import node_service_pb2 as api
@@ -35,6 +36,7 @@ class NodeServicer(NodeServiceServicer):
         events: EventListService,
         metrics: MetricsService,
         life: NodeLifeService,
+        shutdowns: ShutdownService,
     ) -> None:
         self._nodes = nodes
         self._heartbeats = heartbeats
@@ -43,6 +45,7 @@ class NodeServicer(NodeServiceServicer):
         self._events = events
         self._metrics = metrics
         self._life = life
+        self._shutdowns = shutdowns
 
     async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
         registered = await self._nodes.register(request)
@@ -88,6 +91,11 @@ class NodeServicer(NodeServiceServicer):
         self, request: api.UpdateHeartbeatRequest, context: CallContext
     ) -> api.UpdateHeartbeatResponse:
         return await self._heartbeats.heartbeat(request)
+
+    async def AnnounceShutdown(
+        self, request: api.AnnounceShutdownRequest, context: CallContext
+    ) -> api.AnnounceShutdownResponse:
+        return await self._shutdowns.announce(request)
 
     async def NotifyVMChange(self, request: api.VMChangeNotification, context: CallContext) -> api.VMChangeAck:
         return api.VMChangeAck(acknowledged=True, action=await self._reports.vm_changed(request))

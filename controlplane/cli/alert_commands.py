@@ -23,7 +23,22 @@ from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiGroup, session_of
 from controlplane.cli.sizes import format_age
 
-KINDS = ("node.overloaded", "node.silent", "balancing.critical", "vm.conflict", "cluster.no_headroom")
+KINDS = (
+    "node.overloaded",
+    "node.silent",
+    "balancing.critical",
+    "vm.conflict",
+    "cluster.no_headroom",
+    "ha.node_lost",
+    "ha.fence_unproven",
+    "ha.vm_fits_nowhere",
+    "ha.vm_not_restarted",
+    "ha.brake",
+    "ha.disarmed",
+    "ha.nothing_decided",
+    "ha.storage_lost",
+    "ha.guest_silent",
+)
 _SHORT_ID_CHARS = 8
 _COLUMNS = (
     Column("ID"),

@@ -26,6 +26,7 @@ NODE_SERVICE = "limiquantix.compute.v1.NodeService"
 OPERATION_SERVICE = "limiquantix.compute.v1.OperationService"
 BALANCING_SERVICE = "limiquantix.compute.v1.BalancingService"
 ALERT_SERVICE = "limiquantix.compute.v1.AlertService"
+HA_SERVICE = "limiquantix.compute.v1.HaService"
 PLACEMENT_SERVICE = "limiquantix.compute.v1.PlacementService"
 
 READ_DEADLINE_S = 30.0

@@ -27,6 +27,7 @@ _HINTS = {
     Reason.VM_NOT_FOUND: "'limiquantix vm list' shows the VMs there are",
     Reason.NODE_NOT_FOUND: "'limiquantix node list' shows the nodes there are",
     Reason.NO_NODE_FITS: "'limiquantix node list' shows what each node has free",
+    Reason.NO_FAILOVER_ROOM: "'limiquantix ha status --forecast' shows what would happen if each node died now",
     Reason.NODE_UNREACHABLE: "'limiquantix node list' shows which nodes are alive",
     Reason.GUEST_AGENT_ABSENT: "'limiquantix vm console-log' shows how far the guest has booted",
     Reason.GUEST_AGENT_SILENT: "'limiquantix vm guest ping' tells when it answers again",

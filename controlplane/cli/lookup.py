@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from controlplane.cli.api_client import (
     ALERT_SERVICE,
     BALANCING_SERVICE,
+    HA_SERVICE,
     NODE_SERVICE,
     OPERATION_SERVICE,
     VM_SERVICE,
@@ -123,12 +124,13 @@ def operation_id_of(client: ApiClient, id_or_beginning: str) -> str:
     return str(matches[0].get("id", ""))
 
 
-def id_by_beginning(named: str, what: str, documents: Callable[[], Iterable[Document]]) -> str:
+def id_by_beginning(named: str, what: str, documents: Callable[[], Iterable[Document]], shown_by: str = "") -> str:
     """Return the id that a person wrote, or wrote the beginning of.
 
     Args:
         what: the word for what it names, such as "alert".
         documents: reads those among which a beginning is looked for.
+        shown_by: the command that lists them; "" for the usual one of that word.
 
     Raises:
         UsageError: it is neither an id nor at least four characters of one.
@@ -143,7 +145,7 @@ def id_by_beginning(named: str, what: str, documents: Callable[[], Iterable[Docu
     matches = [str(each.get("id", "")) for each in searched if str(each.get("id", "")).startswith(beginning)]
     if len(matches) != 1:
         count = "no" if not matches else str(len(matches))
-        hint = f"'limiquantix {what} list' shows them" if not matches else "write more of it"
+        hint = f"'{shown_by or f'limiquantix {what} list'}' shows them" if not matches else "write more of it"
         verb = "begins" if not matches else "begin"
         raise Failure(f"{count} {what}'s id {verb} with {named!r}", explanations=tuple(matches), hint=hint)
     return matches[0]
@@ -172,6 +174,11 @@ def complete_recommendation(context: click.Context, _: click.Parameter, incomple
 def complete_alert(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the id of one of the newest alerts, see `complete_vm`."""
     return _complete(context, ALERT_SERVICE, "ListAlerts", "alerts", "id", incomplete)
+
+
+def complete_fence(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the id of one of the newest fences, see `complete_vm`."""
+    return _complete(context, HA_SERVICE, "ListFences", "fences", "id", incomplete)
 
 
 def _complete(

@@ -79,6 +79,7 @@ COMMANDS = {
         "Approve, reject and carry out recommended moves.",
     ),
     "alert": LazyCommand("controlplane.cli.alert_commands", "alert", "Show what is wrong in the cluster."),
+    "ha": LazyCommand("controlplane.cli.ha_commands", "ha", "Show and steer what happens when hosts die."),
     "operation": LazyCommand(
         "controlplane.cli.operation_commands", "operation", "Show, wait for and cancel the changes that were asked for."
     ),

@@ -67,6 +67,11 @@ KINDS = (
     "vm.migrate",
     "vm.settle_migration",
     "vm.clean_up",
+    "vm.failover",
+    "vm.finish_failover",
+    "vm.relocate",
+    "vm.release",
+    "vm.protect",
     "node.drain",
 )
 

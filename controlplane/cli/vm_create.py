@@ -7,6 +7,7 @@ from typing import IO, Any
 import click
 
 from controlplane.cli.api_client import CHANGE_DEADLINE_S, VM_SERVICE, ApiClient, Document
+from controlplane.cli.ha_options import Restarting, add_restarting, ha_options
 from controlplane.cli.lookup import complete_node, complete_vm, connect, node_id_of, vm_id_of
 from controlplane.cli.output import print_document
 from controlplane.cli.placement_options import Rules, add_rules, placement_options
@@ -73,6 +74,7 @@ from controlplane.cli.vm_spec_options import (
 @first_boot_options
 @hardware_options
 @placement_options
+@ha_options
 @click.option("--start", is_flag=True, help="Start the VM too.")
 @click.option("--dry-run", is_flag=True, help="Only say whether it could be made and on which node; nothing is done.")
 @click.option(
@@ -97,6 +99,7 @@ def create(
     provisioning: Document | None,
     hardware: Hardware,
     rules: Rules,
+    restarting: Restarting,
     dry_run: bool,
     asking: Asking,
     **given: Any,
@@ -124,6 +127,7 @@ def create(
     name = str(request["name"])
     with connect(context) as client:
         add_rules(client, request["spec"], rules, project or "")
+        add_restarting(client, request["spec"], restarting, project or "")
         if node:
             request.pop("node_id", None)
             request["nodeId"] = node_id_of(client, node)
@@ -161,6 +165,7 @@ def _print_possible(context: click.Context, client: ApiClient, vm: Document) -> 
 @first_boot_options
 @hardware_options
 @placement_options
+@ha_options
 @click.option("--no-rules", is_flag=True, help="Remove all rules about where it may run.")
 @asking_options
 @click.pass_context
@@ -176,10 +181,11 @@ def update(
     provisioning: Document | None,
     hardware: Hardware,
     rules: Rules,
+    restarting: Restarting,
     no_rules: bool,
     asking: Asking,
 ) -> None:
-    """Change a VM: size, labels, first boot, rules.
+    """Change a VM: size, labels, first boot, rules, HA.
 
     What is not named stays. A running VM gets more CPU and memory at once, up to --max-cpus and --max-memory it was
     started with; what cannot be done now takes effect when it is started next, and is shown. What the guest is told at
@@ -210,13 +216,13 @@ def update(
         if rules != Rules():
             raise click.UsageError("--no-rules removes all rules; say it alone, or only the rules that shall be")
         paths.append("spec.placement")
-    elif not paths and rules == Rules():
+    elif not paths and rules == Rules() and restarting == Restarting():
         raise click.UsageError(
-            "say what to change: --cpus, --memory, --description, --label, --remove-label, what the guest is told, or "
-            "rules such as --apart-from"
+            "say what to change: --cpus, --memory, --description, --label, --remove-label, what the guest is told, "
+            "rules such as --apart-from, or what --ha does"
         )
     with connect(context) as client:
-        paths += add_rules(client, spec, rules, project)
+        paths += add_rules(client, spec, rules, project) + add_restarting(client, spec, restarting, project)
         request: Document = {
             "id": vm_id_of(client, vm, project),
             "spec": spec,

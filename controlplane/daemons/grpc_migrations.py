@@ -25,6 +25,7 @@ class GrpcMigrationCalls:
 
     _stub: NodeDaemonServiceAsyncStub
     _peer: str
+    _metadata: tuple[tuple[str, str], ...]
     _timeouts: CallTimeouts
 
     async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
@@ -42,7 +43,8 @@ class GrpcMigrationCalls:
     async def migrate_vm(self, request: node_v1.MigrateVMRequest) -> AsyncGenerator[node_v1.MigrationProgress, None]:
         call = None
         try:
-            call = self._stub.MigrateVM(request)  # as long as it takes; who reads gives up on a silent stream
+            # As long as it takes; who reads gives up on a silent stream.
+            call = self._stub.MigrateVM(request, metadata=self._metadata)
             async for progress in call:
                 yield progress
         except grpc.aio.AioRpcError as error:

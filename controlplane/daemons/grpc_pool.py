@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from controlplane.daemons.grpc_devices import GrpcDeviceCalls
+from controlplane.daemons.grpc_failover import GrpcFailoverCalls
 from controlplane.daemons.grpc_guests import GrpcGuestCalls
 from controlplane.daemons.grpc_migrations import GrpcMigrationCalls
 from controlplane.domain import errors
@@ -22,7 +23,14 @@ from limiquantix.rpc.channel import open_channel
 from limiquantix.rpc.server import TlsFiles
 from limiquantix.rpc.status import from_rpc_error
 
+if TYPE_CHECKING:
+    from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
+
 ResponseT = TypeVar("ResponseT")
+
+TOKEN_KEY: Final = "limiquantix-fence-token"  # noqa: S105 - a name, no secret
+EPOCH_KEY: Final = "limiquantix-epoch"
+"""Metadata of calls: what daemons compare with what they know, see decision 23."""
 
 _CLOSE_GRACE_S = 1.0
 
@@ -42,17 +50,33 @@ class CallTimeouts:
     copy_s: float = 4 * 3600.0 + 300.0
 
 
-class GrpcNodeDaemon(GrpcDeviceCalls, GrpcGuestCalls, GrpcMigrationCalls):
-    """One node's daemon behind one channel."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What all calls on one object tell the daemon; an epoch of 0 is not told."""
 
-    def __init__(self, channel: grpc.aio.Channel, peer: str, timeouts: CallTimeouts) -> None:
-        self._stub = NodeDaemonServiceStub(channel)
+    fence_token: int
+    epoch: int = 0
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """As it goes with a call."""
+        token = (TOKEN_KEY, str(self.fence_token))
+        return (token, (EPOCH_KEY, str(self.epoch))) if self.epoch else (token,)
+
+
+class GrpcNodeDaemon(GrpcDeviceCalls, GrpcFailoverCalls, GrpcGuestCalls, GrpcMigrationCalls):
+    """One node's daemon as it is called with one token; the channel behind it is shared."""
+
+    def __init__(self, stub: NodeDaemonServiceAsyncStub, peer: str, timeouts: CallTimeouts, told: Told) -> None:
+        self._stub = stub
         self._peer = peer
         self._timeouts = timeouts
+        self.told = told
+        self._metadata = told.metadata
 
     async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, peer=self._peer) from error
         except grpc.aio.UsageError as error:
@@ -131,7 +155,7 @@ class GrpcNodeDaemon(GrpcDeviceCalls, GrpcGuestCalls, GrpcMigrationCalls):
     async def metrics(self, request: node_v1.StreamMetricsRequest) -> AsyncGenerator[node_v1.NodeMetrics, None]:
         call = None
         try:
-            call = self._stub.StreamMetrics(request)
+            call = self._stub.StreamMetrics(request, metadata=self._metadata)
             async for metrics in call:
                 yield metrics
         except grpc.aio.AioRpcError as error:
@@ -155,29 +179,45 @@ def _vm(vm_id: str, generation: int = 0) -> node_v1.VMIdRequest:
     return node_v1.VMIdRequest(vm_id=vm_id, generation=generation)
 
 
+@dataclass(slots=True)
+class _Connection:
+    """The way to one node, and the object that calls were last made on."""
+
+    endpoint: str
+    channel: grpc.aio.Channel
+    stub: NodeDaemonServiceAsyncStub
+    latest: GrpcNodeDaemon | None = None
+
+
 class GrpcDaemonPool:
     """Channels to all nodes, opened on first use and replaced when a node moves to another endpoint."""
 
     def __init__(self, timeouts: CallTimeouts, tls: TlsFiles | None = None) -> None:
         self._timeouts = timeouts
         self._tls = tls
-        self._open: dict[str, tuple[str, grpc.aio.Channel, GrpcNodeDaemon]] = {}
+        self._open: dict[str, _Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def daemon(self, node: Node) -> GrpcNodeDaemon:
+    def daemon(self, node: Node, epoch: int = 0) -> GrpcNodeDaemon:
         """Return the daemon of a node, see `DaemonPool`."""
         if not node.agent_endpoint:
             raise errors.node_has_no_agent(node.hostname)
+        connection, told = self._connection(node), Told(node.fence_token, epoch)
+        daemon = connection.latest
+        if daemon is None or daemon.told != told:
+            peer = f"node {node.hostname} ({node.agent_endpoint})"
+            daemon = connection.latest = GrpcNodeDaemon(connection.stub, peer, self._timeouts, told)
+        return daemon
+
+    def _connection(self, node: Node) -> _Connection:
         known = self._open.get(node.id)
         if known is not None:
-            endpoint, channel, daemon = known
-            if endpoint == node.agent_endpoint:
-                return daemon
-            self._close_later(channel)
+            if known.endpoint == node.agent_endpoint:
+                return known
+            self._close_later(known.channel)
         channel = open_channel(node.agent_endpoint, self._tls)
-        daemon = GrpcNodeDaemon(channel, f"node {node.hostname} ({node.agent_endpoint})", self._timeouts)
-        self._open[node.id] = (node.agent_endpoint, channel, daemon)
-        return daemon
+        made = self._open[node.id] = _Connection(node.agent_endpoint, channel, NodeDaemonServiceStub(channel))
+        return made
 
     def _close_later(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(channel.close(_CLOSE_GRACE_S))
@@ -186,8 +226,8 @@ class GrpcDaemonPool:
 
     async def close(self) -> None:
         """Close every channel; calls in flight get a second to finish."""
-        for _, channel, _ in self._open.values():
-            self._close_later(channel)
+        for connection in self._open.values():
+            self._close_later(connection.channel)
         self._open.clear()
         if self._closing:
             await asyncio.wait(self._closing, timeout=_CLOSE_GRACE_S * 3)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from controlplane.daemons.device_calls import DeviceCalls
+from controlplane.daemons.failover_calls import FailoverCalls
 from controlplane.daemons.guest_calls import GuestCalls
 from controlplane.daemons.migration_calls import MigrationCalls
 from controlplane.domain.node import Node
@@ -32,7 +33,7 @@ from limiquantix.node.v1.node_daemon_pb2 import (
 )
 
 
-class NodeDaemon(DeviceCalls, GuestCalls, MigrationCalls, Protocol):
+class NodeDaemon(DeviceCalls, FailoverCalls, GuestCalls, MigrationCalls, Protocol):
     """The daemon of one node. All calls are idempotent on its side, see the contract.
 
     Whatever changes a VM carries its generation; a daemon that took a newer one for this VM refuses it with `Aborted`,
@@ -119,8 +120,15 @@ class NodeDaemon(DeviceCalls, GuestCalls, MigrationCalls, Protocol):
 class DaemonPool(Protocol):
     """Finds the daemon of a node."""
 
-    def daemon(self, node: Node) -> NodeDaemon:
-        """Return the daemon of a node; connects at the first call on it.
+    def daemon(self, node: Node, epoch: int = 0) -> NodeDaemon:
+        """Return the daemon of a node; connects at the first call on it. To be called in the event loop.
+
+        What is called on it carries the token that the node's record has, so a record that is read before something is
+        decided makes the daemon refuse the command if the node was fenced after that (Aborted, STALE_FENCE_TOKEN).
+
+        Args:
+            epoch: that of the leader for whom the calls are made, which daemons refuse once they know a newer one
+                (Aborted, STALE_EPOCH); 0 for calls that are nobody's in particular.
 
         Raises:
             Unavailable: the node has no agent endpoint.

@@ -139,6 +139,24 @@ def to_node_spec(spec: VmSpec) -> node_v1.VMSpec:
     return node_spec
 
 
+def to_defined_spec(spec: VmSpec, *, is_protected: bool) -> node_v1.VMSpec:
+    """Translate a spec for a host that is to have the VM from now on."""
+    node_spec = to_node_spec(spec)
+    node_spec.is_protected = is_protected
+    return node_spec
+
+
+def to_adopted_spec(spec: VmSpec) -> node_v1.VMSpec:
+    """Translate a spec for a host that finds the images on its storage: nothing of what they were made from."""
+    node_spec = to_node_spec(spec)
+    for disk in node_spec.disks:
+        for name in ("backing_file", "source_file", "source_format", "clone_of"):
+            disk.ClearField(name)
+        if not disk.path:
+            disk.size_gib = max(disk.size_gib, 1)
+    return node_spec
+
+
 def _add_provisioning(spec: VmSpec, node_spec: node_v1.VMSpec) -> None:
     """Add what the guest is told at its first boot. The messages of both contracts have the same fields."""
     match spec.provisioning.WhichOneof("method"):

@@ -23,6 +23,15 @@ class AlertKind(enum.StrEnum):
     RECOMMENDATION_CRITICAL = "balancing.critical"
     VM_CONFLICT = "vm.conflict"
     NO_HEADROOM = "cluster.no_headroom"
+    HA_NODE_LOST = "ha.node_lost"
+    HA_FENCE_UNPROVEN = "ha.fence_unproven"
+    HA_VM_FITS_NOWHERE = "ha.vm_fits_nowhere"
+    HA_VM_NOT_RESTARTED = "ha.vm_not_restarted"
+    HA_BRAKE = "ha.brake"
+    HA_DISARMED = "ha.disarmed"
+    HA_NOTHING_DECIDED = "ha.nothing_decided"
+    HA_STORAGE_LOST = "ha.storage_lost"
+    HA_GUEST_SILENT = "ha.guest_silent"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ def virtual_machine(vm: Vm) -> vm_pb2.VirtualMachine:
         status.last_seen_at.CopyFrom(timestamp(vm.last_seen_at))
     status.resource_usage.memory_allocated_bytes = vm.memory_bytes
     status.wanted_state = vm.wanted_state
+    status.is_protected = vm.is_protected
+    status.is_protected = vm.is_protected
     if vm.sightings:
         _conflict(vm, status.health)
     return message

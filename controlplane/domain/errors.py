@@ -16,6 +16,7 @@ from limiquantix.errors import (
     Reason,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
 )
 
 
@@ -187,6 +188,15 @@ def operation_not_found(operation_id: str) -> NotFound:
         Reason.OPERATION_NOT_FOUND,
         f"operation {operation_id} does not exist, or ended long ago",
         metadata={"operation_id": operation_id},
+    )
+
+
+def operation_unknown(kind: str) -> Unimplemented:
+    """No workflow of this program carries out operations of that kind."""
+    return Unimplemented(
+        Reason.NOT_IMPLEMENTED,
+        f"this control plane does not know operations of kind {kind}; bring all control planes to the same version",
+        metadata={"kind": kind},
     )
 
 

@@ -19,7 +19,8 @@ Severity = SystemEvent.Severity
 
 VM = "vm"
 NODE = "node"
-"""Kinds of resources that events are about."""
+CLUSTER = "cluster"
+"""Kinds of resources that events are about; the cluster as a whole has the id ""."""
 
 
 NODE_BEFORE = "node_id_before"
@@ -89,6 +90,17 @@ class EventType(enum.StrEnum):
     NODE_UNTAINTED = "node.untainted"
     NODE_OVERLOADED = "node.overloaded"
     NODE_RECOVERED = "node.recovered"
+    NODE_STORAGE_LOST = "node.storage_lost"
+    NODE_STORAGE_BACK = "node.storage_back"
+    NODE_SHUTTING_DOWN = "node.shutting_down"
+    NODE_SHUTDOWN_CANCELLED = "node.shutdown_cancelled"
+    NODE_FENCING = "node.fencing"
+    NODE_FENCED = "node.fenced"
+    NODE_FENCE_WITHDRAWN = "node.fence_withdrawn"
+    NODE_FENCE_ENDED = "node.fence_ended"
+    VM_FAILED_OVER = "vm.failed_over"
+    HA_DISARMED = "ha.disarmed"
+    HA_ARMED = "ha.armed"
     VM_NOT_EVICTED = "vm.not_evicted"
     VM_ALERT_RAISED = "vm.alert_raised"
     VM_ALERT_RESOLVED = "vm.alert_resolved"

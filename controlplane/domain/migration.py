@@ -134,4 +134,4 @@ def _add(node_use: Counter[str], migration: Migration) -> None:
 def share_storage(source: Node, target: Node) -> bool:
     """Whether the target has all the storage that the source keeps VMs on."""
     kept = {domain.id for domain in source.spec.storage_domains}
-    return bool(kept) and kept <= {domain.id for domain in target.spec.storage_domains}
+    return bool(kept) and kept <= {domain.id for domain in target.spec.storage_domains if not domain.is_lost}

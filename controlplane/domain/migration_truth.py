@@ -20,6 +20,8 @@ class Sight(enum.StrEnum):
     OFF = "OFF"
     ABSENT = "ABSENT"
     SILENT = "SILENT"
+    DEAD = "DEAD"
+    """It says nothing, and it is proven that it runs nothing."""
 
 
 class Progress(enum.StrEnum):
@@ -73,8 +75,8 @@ def whereabouts(views: Views, *, ran: bool) -> Whereabouts:
     """
     if views.progress is Progress.UNDER_WAY:
         return Whereabouts.UNDER_WAY
-    if views.source in (Sight.ABSENT, Sight.SILENT):
-        return _without_source(views)
+    if _GIVES_NO_STATE & {views.source} or views.target is Sight.DEAD:
+        return _without_one(views)
     if views.target is Sight.RUNNING:
         return _beside_running_target(views.source)
     has_one_not_noticed_yet = views.progress is Progress.COMPLETE and views.target is Sight.ABSENT
@@ -84,6 +86,32 @@ def whereabouts(views: Views, *, ran: bool) -> Whereabouts:
     if views.source is Sight.RUNNING or views.target is Sight.ABSENT:
         return Whereabouts.SOURCE
     return _both_still(views, ran=ran)
+
+
+_GIVES_NO_STATE = frozenset({Sight.ABSENT, Sight.SILENT, Sight.DEAD})
+
+
+def _without_one(views: Views) -> Whereabouts:
+    if views.source is Sight.DEAD:
+        return _after_death_of_source(views.target)
+    return _after_death_of_target(views) if views.target is Sight.DEAD else _without_source(views)
+
+
+def _after_death_of_source(target: Sight) -> Whereabouts:
+    if target is Sight.RUNNING:
+        return Whereabouts.TARGET
+    # One that stands still there may be about to vanish with what was sent, or may have come over whole.
+    return Whereabouts.UNKNOWN if target in (Sight.PAUSED, Sight.SILENT) else Whereabouts.SOURCE
+
+
+def _after_death_of_target(views: Views) -> Whereabouts:
+    if views.source in (Sight.RUNNING, Sight.OFF):
+        return Whereabouts.SOURCE
+    if views.source is Sight.ABSENT:
+        return Whereabouts.TARGET
+    # One that stands still may have run at the target meanwhile: its memory is older than its disks then.
+    failed = views.source is Sight.PAUSED and views.progress is Progress.FAILED
+    return Whereabouts.SOURCE if failed else Whereabouts.UNKNOWN
 
 
 def _without_source(views: Views) -> Whereabouts:

@@ -94,7 +94,8 @@ class Node:
     """One node as the control plane knows it.
 
     `allocated` is the sum of the claims of all VMs placed here, running or not; it changes only in the transactions
-    that place, resize and remove them.
+    that place, resize and remove them. `fence_token` is that of its newest fence, or the newest of all
+    when it was registered; commands to its daemon carry it, which refuses smaller ones than it knows.
     """
 
     id: str
@@ -113,6 +114,7 @@ class Node:
     system: SystemInfo = field(default_factory=SystemInfo)
     last_heartbeat_at: datetime | None = None
     error_message: str = ""
+    fence_token: int = 0
     version: int = 1
 
 

@@ -15,7 +15,7 @@ OVERLOAD_REASON = "limiquantix.io/overload-reason"
 OVERLOAD_SINCE = "limiquantix.io/overload-since"
 """Annotations that the control plane keeps, of which the conditions are made."""
 
-READY, CORDONED, OVERLOADED = "Ready", "Cordoned", "Overloaded"
+READY, CORDONED, OVERLOADED, STORAGE_LOST = "Ready", "Cordoned", "Overloaded", "StorageLost"
 
 _READINESS = {
     Phase.READY: (NodeCondition.TRUE, "Heard", "it sends heartbeats"),
@@ -34,6 +34,7 @@ def conditions_of(node: Node) -> list[NodeCondition]:
         NodeCondition(type=READY, status=status, reason=reason, message=message),
         _cordoned(node),
         _overloaded(node),
+        *_storage_lost(node),
     ]
 
 
@@ -58,6 +59,15 @@ def _overloaded(node: Node) -> NodeCondition:
         return NodeCondition(type=OVERLOADED, status=NodeCondition.FALSE, reason="LoadBelowLimits")
     condition = NodeCondition(type=OVERLOADED, status=NodeCondition.TRUE, reason="LoadAboveLimits", message=said)
     return _since(condition, node.annotations.get(OVERLOAD_SINCE, ""))
+
+
+def _storage_lost(node: Node) -> list[NodeCondition]:
+    """Say so only where it is so: most nodes never lose storage."""
+    lost = [domain.path or domain.id for domain in node.spec.storage_domains if domain.is_lost]
+    if not lost:
+        return []
+    message = f"{', '.join(lost)} does not answer, or is read-only"
+    return [NodeCondition(type=STORAGE_LOST, status=NodeCondition.TRUE, reason="DoesNotAnswer", message=message)]
 
 
 def _since(condition: NodeCondition, since: str) -> NodeCondition:

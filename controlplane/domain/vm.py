@@ -34,6 +34,8 @@ class Vm:
     the VM and the processes that take them up; commands to its host carry it. `wanted_state` is RUNNING or STOPPED,
     what was asked for last, UNKNOWN if nothing was. `sightings` are other nodes that say they have this VM too, each
     with the power state it has there. `restart_count` counts restarts that nobody asked for since somebody last did.
+    `is_protected` says that it runs on its node only while the host knows that it ends with the host's lease, see
+    decision 23.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Vm:
     sightings: Mapping[str, VmStatus.PowerState.ValueType] = field(default_factory=dict)
     restart_count: int = 0
     details: VmStatus = field(default_factory=VmStatus)
+    is_protected: bool = False
     version: int = 1
 
     @property
@@ -199,6 +202,14 @@ def settled(vm: Vm) -> Vm:
     return replace(vm, details=details)
 
 
+def without_failover(vm: Vm) -> Vm:
+    """Return the VM as one that ran since it was moved away from a host that failed."""
+    details = VmStatus()
+    details.CopyFrom(vm.details)
+    details.failover_unfinished = False
+    return replace(vm, details=details)
+
+
 def observed(vm: Vm, state: VmStatus.PowerState.ValueType, change_count: int, now: datetime) -> Vm:
     """Return the VM as its host reports it. The last error stays until an operation succeeds.
 
@@ -207,6 +218,8 @@ def observed(vm: Vm, state: VmStatus.PowerState.ValueType, change_count: int, no
     """
     is_off = state in (PowerState.STOPPED, PowerState.CRASHED)
     seen = settled(vm) if is_off else vm
+    if state in ALIVE_STATES and seen.details.failover_unfinished:
+        seen = without_failover(seen)
     return replace(
         seen,
         details=seen.details if state in ALIVE_STATES else without_guest(seen.details),
@@ -233,4 +246,4 @@ def lost(vm: Vm, reason: str, now: datetime) -> Vm:
 
 def without_node(vm: Vm) -> Vm:
     """Return the VM on no node: what its host last said of it, and how often it had then, is of no use any more."""
-    return replace(vm, node_id="", sightings={}, reported_change_count=0)
+    return replace(vm, node_id="", sightings={}, reported_change_count=0, is_protected=False)

@@ -1,4 +1,4 @@
-"""Keeps the log of events from growing for ever."""
+"""Keeps the log of events from growing for ever, and the fences that it tells of."""
 
 from __future__ import annotations
 
@@ -48,9 +48,13 @@ class EventLogCompactor:
                     _log.info("event_log_compacted", removed_count=removed_count)
 
     async def compact(self) -> int:
-        """Remove all that is old enough, a chunk at a time; returns how many entries that were."""
+        """Remove all that is old enough, a chunk at a time; returns how many entries that were.
+
+        Fences that ended before that go too: there are few, and nothing tells of them any more.
+        """
         limit = self._config.chunk_count
         recorded_before = self._now() - self._config.retention
+        await self._store.run(lambda tx: tx.forget_fences(recorded_before))
         total_count = 0
         while True:
             count = await self._store.run(lambda tx: tx.compact_events(recorded_before, limit))

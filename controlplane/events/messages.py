@@ -31,6 +31,8 @@ SYSTEM_TYPES: Mapping[EventType, SystemEvent.EventType.ValueType] = {
     EventType.NODE_REMOVED: SystemEvent.NODE_REMOVED,
     EventType.NODE_OVERLOADED: SystemEvent.SYSTEM_OVERLOAD,
     EventType.NODE_RECOVERED: SystemEvent.SYSTEM_RECOVERED,
+    EventType.HA_DISARMED: SystemEvent.WARNING_ISSUED,
+    EventType.HA_ARMED: SystemEvent.SYSTEM_RECOVERED,
 }
 """The contract's coarser types; an event's metadata have its own type too."""
 

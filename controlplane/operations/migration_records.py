@@ -35,7 +35,15 @@ async def hand_over(
         state: power state that the target told with `change_count`, which counts its own reports.
     """
     sightings = {node_id: seen for node_id, seen in vm.sightings.items() if node_id not in migration.node_ids}
-    there = replace(vm, node_id=migration.target_node_id, sightings=sightings, error_message="", updated_at=now)
+    # It is not protected there before it is known that its host noted it.
+    there = replace(
+        vm,
+        node_id=migration.target_node_id,
+        sightings=sightings,
+        error_message="",
+        is_protected=False,
+        updated_at=now,
+    )
     moved = observed(there, state, change_count, now)
     event = Event(
         EventType.VM_MIGRATED,

@@ -28,6 +28,9 @@ _log = structlog.get_logger(__name__)
 SILENCE_S = 15.0
 """A stream of progress that says nothing for so long is given up, and the hosts are asked instead."""
 
+FENCE_LOOK_S = 2.0
+"""After so much silence, see whether one of the hosts is proven dead."""
+
 NOTE_INTERVAL_S = 1.0
 """How often progress is written down."""
 
@@ -103,6 +106,7 @@ class TransferStep(Step):
     """Have the source send the VM, follow it, and ask both hosts where it is then."""
 
     name = "transfer"
+    minds_fences = True
     is_cancellable = False  # once it is under way, only the hosts can say whether it was stopped in time
 
     def __init__(self, rules: MigrationRules) -> None:
@@ -123,7 +127,11 @@ class TransferStep(Step):
             return await self._settle(run, hosts, _Stream())
         way = run.parameters["way"]
         if run.is_repeated:  # the door was opened for the commands of an older generation, and perhaps used
-            way = kept_of(await hosts.admit(run.operation.generation, await hosts.measured()))
+            token, is_protected = await hosts.admit(run.operation.generation, await hosts.measured())
+            if run.parameters["is_protected"] and not is_protected:  # it is on record that it will be
+                why = "the other host no longer notes that the VM ends with its lease"
+                raise migration_errors.failed(hosts.vm.id, why, hosts.source_node.hostname, {})
+            way = kept_of(token)
         stream = await self._send(run, hosts, way)
         return await self._settle(run, hosts, stream)
 
@@ -151,6 +159,8 @@ class TransferStep(Step):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._rules.poll_s):
                         await stream.ended.wait()
+                if _clock_s() - stream.heard_s >= FENCE_LOOK_S and (await Hosts.of(run)).dead:
+                    break  # the one that is dead says no more, and the other one may not notice for long
                 if _shall_stop(run) and not is_told and not stream.ended.is_set():
                     is_told = await self._cancel(run, hosts)
                 if stream.last is not None and _clock_s() - noted_s >= NOTE_INTERVAL_S:
@@ -195,8 +205,8 @@ class TransferStep(Step):
                     continue
                 case Whereabouts.TARGET_UNCONFIRMED | Whereabouts.GONE if waited_s >= self._rules.confirmation_s:
                     return self._arrived(hosts, seen, stream.last)
-                case _ if waited_s >= self._rules.patience_s:
-                    raise hosts.unsettled(seen)
+                case _ if waited_s >= self._rules.patience_s or (hosts.dead and _shall_stop(run)):
+                    raise hosts.unsettled(seen)  # starting it elsewhere waits for this, and asks the living host anew
             await run.note(f"word from both hosts of where the VM is ({seen.views.text})")
             await asyncio.sleep(self._rules.poll_s)
 
@@ -215,6 +225,9 @@ class TransferStep(Step):
         Raises:
             Aborted: it is gone from both hosts.
         """
+        if seen.views.target is Sight.DEAD:  # it had the VM, and died with it
+            unknown = {"state": PowerState.Name(PowerState.UNKNOWN), "state_change_count": 0, "stats": {}}
+            return Outcome(unknown, {"stats": {}})
         if seen.target is None:
             raise migration_errors.gone(hosts.vm.id, hosts.source_node.hostname, hosts.target_node.hostname)
         stats = _stats(seen.progress if _is_complete(seen.progress) else last)

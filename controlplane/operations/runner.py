@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -19,7 +19,17 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from controlplane.daemons.interface import DaemonPool
 from controlplane.domain import errors
 from controlplane.domain.operation import Fault, Operation, OperationState, StepState
-from controlplane.operations.steps import Clock, Located, Outcome, OwnershipLost, Run, Step, Workflow, Workflows
+from controlplane.operations.steps import (
+    Clock,
+    Located,
+    Outcome,
+    OwnershipLost,
+    Run,
+    Step,
+    Workflow,
+    Workflows,
+    require_unfenced,
+)
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import Aborted, ApiError, Internal, Reason, Unavailable
 
@@ -28,6 +38,9 @@ __all__ = ["OwnershipLost", "RetryPolicy", "Runner", "StoreAway"]
 _log = structlog.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
+
+FENCE_LOOK_S = 1.0
+"""How often to see whether the host is proven dead that a step waits for; most steps are done before the first look."""
 
 
 class StoreAway(Exception):
@@ -158,7 +171,7 @@ class Runner:
             except ApiError as error:
                 if _is_stale(error):
                     operation = await self._with_newer_generation(operation, error)
-                elif isinstance(error, Unavailable) and (pause_s := next(pauses_s, None)) is not None:
+                elif _may_pass(error) and (pause_s := next(pauses_s, None)) is not None:
                     _raise_if_store_is_away(error)
                     operation = await self._waiting(operation, error)
                     await asyncio.sleep(pause_s)
@@ -181,7 +194,7 @@ class Runner:
         return await self._write(operation, note)
 
     async def _do_once(self, run: Run, step: Step, cancel: asyncio.Event) -> Outcome:
-        acting = step.do(run)
+        acting = step.do(run) if step.minds_fences else self._while_host_lives(run.operation, step.do(run))
         if not step.is_interruptible:
             return await acting
         doing = asyncio.ensure_future(acting)
@@ -195,6 +208,26 @@ class Runner:
             for task in (doing, waiting):
                 task.cancel()
             await asyncio.gather(doing, waiting, return_exceptions=True)
+
+    async def _while_host_lives(self, operation: Operation, acting: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Act, but no longer than until the host of the VM is proven dead: its answer may take minutes not to come.
+
+        Raises:
+            Unavailable: it is, reason NODE_FENCED.
+        """
+        doing = asyncio.ensure_future(acting)
+        try:
+            while not (await asyncio.wait({doing}, timeout=FENCE_LOOK_S))[0]:
+                try:
+                    await self._store.read(lambda tx: _require_living_host(tx, operation))
+                except ApiError as error:
+                    if error.reason == Reason.NODE_FENCED:
+                        raise
+            return doing.result()
+        finally:
+            if not doing.done():
+                doing.cancel()
+                await asyncio.gather(doing, return_exceptions=True)
 
     async def _end_well(self, tx: Transaction, operation: Operation, workflow: Workflow) -> Operation:
         packed = AnyMessage()
@@ -250,14 +283,14 @@ class Runner:
         pauses_s = iter(self._retries.undo_pauses_s)
         while True:
             try:
-                await step.undo(self._run_of(operation, index, is_repeated=True))
+                await self._undo_once(self._run_of(operation, index, is_repeated=True), step)
                 return operation, None
             except ApiError as error:
                 _raise_if_store_is_away(error)
                 if _is_stale(error):
                     operation = await self._with_newer_generation(operation, error)
                     continue
-                pause_s = next(pauses_s, None) if isinstance(error, Unavailable) else None
+                pause_s = next(pauses_s, None) if _may_pass(error) else None
                 if pause_s is None:
                     _log.warning("step_not_undone", operation_id=operation.id, step=step.name, reason=error.reason)
                     return operation, Fault.of(error)
@@ -266,6 +299,12 @@ class Runner:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `_forward`
                 return operation, Fault.of(_defect(operation, error))
+
+    async def _undo_once(self, run: Run, step: Step) -> None:
+        if step.minds_fences:
+            await step.undo(run)
+        else:
+            await self._while_host_lives(run.operation, step.undo(run))
 
     async def _end_badly(self, tx: Transaction, operation: Operation, workflow: Workflow) -> Operation:
         fault = operation.fault
@@ -379,6 +418,20 @@ def _raise_if_store_is_away(error: ApiError) -> None:
     """A database that does not answer is no failure of the operation."""
     if error.reason == Reason.STATE_UNAVAILABLE:
         raise StoreAway from error
+
+
+async def _require_living_host(tx: Transaction, operation: Operation) -> None:
+    vm = await tx.get_vm(operation.resource_id)
+    node = await tx.get_node(vm.node_id) if vm is not None and vm.node_id else None
+    if node is not None:
+        await require_unfenced(tx, node)
+
+
+def _may_pass(error: ApiError) -> bool:
+    """Whether trying again soon may help: with a host that does not answer, or once its record is read anew."""
+    if isinstance(error, Unavailable):
+        return error.reason != Reason.NODE_FENCED
+    return isinstance(error, Aborted) and error.reason in (Reason.STALE_FENCE_TOKEN, Reason.STALE_EPOCH)
 
 
 def _is_stale(error: ApiError) -> bool:

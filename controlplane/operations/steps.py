@@ -17,8 +17,9 @@ from typing import ClassVar
 from google.protobuf.message import Message
 
 from controlplane.daemons.interface import DaemonPool, NodeDaemon
-from controlplane.domain import errors
-from controlplane.domain.node import Node
+from controlplane.domain import errors, ha_errors
+from controlplane.domain.fencing import FenceState
+from controlplane.domain.node import Node, Phase
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import Vm
 from controlplane.state.interface import Store, Transaction
@@ -129,14 +130,18 @@ class Run:
         Raises:
             NotFound: it is gone.
             FailedPrecondition: it is on no node.
+            Unavailable: its host is proven dead, reason NODE_FENCED.
         """
-        if self.known is not None:
+        if self.known is not None and self.known.node.phase != Phase.NOT_READY:
             return self.known.vm, self.daemons.daemon(self.known.node)
         vm_id = self.operation.resource_id
 
         async def read(tx: Transaction) -> tuple[Vm | None, Node | None]:
             vm = await tx.get_vm(vm_id)
-            return vm, await tx.get_node(vm.node_id) if vm is not None and vm.node_id else None
+            node = await tx.get_node(vm.node_id) if vm is not None and vm.node_id else None
+            if node is not None and node.phase == Phase.NOT_READY:  # as every node is that is proven dead
+                await require_unfenced(tx, node)
+            return vm, node
 
         vm, node = await self.store.read(read)
         if vm is None:
@@ -144,6 +149,17 @@ class Run:
         if node is None:
             raise errors.vm_not_placed(vm_id)
         return vm, self.daemons.daemon(node)
+
+
+async def require_unfenced(tx: Transaction, node: Node) -> None:
+    """Check that a node is not proven dead.
+
+    Raises:
+        Unavailable: it is, reason NODE_FENCED.
+    """
+    for fence in await tx.current_fences():
+        if fence.node_id == node.id and fence.state == FenceState.PROVEN:
+            raise ha_errors.node_fenced(node, fence.id)
 
 
 class Step(ABC):
@@ -155,6 +171,10 @@ class Step(ABC):
     is_cancellable: ClassVar[bool] = True
     """Whether a cancellation keeps it from being begun, or tried again. One that is not sees to it itself, or comes
     after what cannot be taken back."""
+
+    minds_fences: ClassVar[bool] = False
+    """Whether it itself leaves out hosts that are proven dead. Any other step is cut short when that of its VM is, and
+    is not undone there."""
 
     @abstractmethod
     async def do(self, run: Run) -> Outcome:
@@ -220,6 +240,9 @@ class Workflows:
         """Return the workflow of a kind.
 
         Raises:
-            KeyError: there is none; an older program took up an operation of a newer one.
+            Unimplemented: there is none; an older program took up an operation of a newer one.
         """
-        return self._by_kind[kind]
+        workflow = self._by_kind.get(kind)
+        if workflow is None:
+            raise errors.operation_unknown(kind)
+        return workflow

@@ -16,6 +16,7 @@ from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType, Severity
 from controlplane.domain.operation import DepartedVm, Fault, Json, Operation
 from controlplane.domain.vm import PowerOperation, require_managed, require_state
+from controlplane.operations.protection import defined_with_protection
 from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_power import StartStep
 from controlplane.operations.vm_records import (
@@ -49,13 +50,15 @@ class DefineStep(Step):
             generation=run.operation.generation,
         )
         try:
-            return outcome_of(await daemon.create_vm(request))
+            status, is_protected = await defined_with_protection(daemon.create_vm, request, vm.spec)
         except ApiError as error:
             raise in_callers_words(error) from error
+        return Outcome({**outcome_of(status).result, "is_protected": is_protected})
 
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
         """Write the host's answer."""
-        await record_status(tx, run.operation, outcome.result, run.now())
+        is_protected = bool(outcome.result["is_protected"])
+        await record_status(tx, run.operation, outcome.result, run.now(), is_protected=is_protected)
         return outcome
 
     async def undo(self, run: Run) -> None:

@@ -26,27 +26,33 @@ from controlplane.domain.migration import (
     share_storage,
     turns,
 )
-from controlplane.domain.migration_forecast import Load, forecast
 from controlplane.domain.migration_rules import (
-    bandwidth_between,
     require_capable,
     require_copyable,
     require_migratable,
-    way_of,
 )
 from controlplane.domain.node import Capacity, Node
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm
 from controlplane.operations.migration_hosts import Hosts
+from controlplane.operations.migration_prediction import predict
 from controlplane.operations.migration_records import hand_over, stay
 from controlplane.operations.migration_transfer import TransferStep, is_unsettled, kept_of
 from controlplane.operations.migration_wishes import wish_of
-from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, OwnershipLost, Run, Step, Workflow
+from controlplane.operations.steps import (
+    NOTHING,
+    DatabaseStep,
+    Outcome,
+    OwnershipLost,
+    Run,
+    Step,
+    Workflow,
+    require_unfenced,
+)
 from controlplane.operations.vm_records import locked, record_failure, size_of
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1.vm_service_pb2 import MigrateVMResponse, MigrationPrediction, MigrationStats
 from limiquantix.errors import Reason
-from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +102,13 @@ async def require_allowed(tx: Transaction, vm: Vm, wish: MigrationWish) -> Node:
 
     Raises:
         FailedPrecondition: the VM, or its node, keeps it where it is.
+        Unavailable: its node is proven dead, reason NODE_FENCED; only high availability moves VMs from there.
     """
     require_wished(vm, wish)
     node = await tx.get_node(vm.node_id)
     if node is None:
         raise errors.vm_not_placed(vm.id)
+    await require_unfenced(tx, node)
     require_capable(vm, node)
     unfinished = await tx.get_migration(vm.id)
     if unfinished is not None and not unfinished.is_settled:
@@ -229,6 +237,7 @@ class PrepareStep(Step):
     """Predict what it takes, make the target ready, and have it let the VM in."""
 
     name = "prepare"
+    minds_fences = True
 
     def __init__(self, rules: MigrationRules) -> None:
         self._rules = rules
@@ -240,9 +249,9 @@ class PrepareStep(Step):
         measured = await hosts.measured()
         predicted = predict(hosts, wish, self._rules, measured)
         told_before = await hosts.last_told(run.operation.generation)
-        token = await hosts.admit(run.operation.generation, measured)
+        token, is_protected = await hosts.admit(run.operation.generation, measured)
         shown = json_format.MessageToDict(predicted, preserving_proto_field_name=True)
-        kept = {"way": kept_of(token), "forecast": shown, "told_before": told_before}
+        kept = {"way": kept_of(token), "forecast": shown, "told_before": told_before, "is_protected": is_protected}
         return Outcome({"target": hosts.target_node.hostname, "forecast": shown}, kept)
 
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
@@ -281,46 +290,6 @@ class PrepareStep(Step):
         await tx.update_vm(replace(vm, power_state=state, state_changed_at=now, updated_at=now))
 
 
-def predict(
-    hosts: Hosts, wish: MigrationWish, rules: MigrationRules, measured: node_v1.MigrationForecast | None
-) -> MigrationPrediction:
-    """Work out what a migration will take, from what the source measured; without that, from the VM's size."""
-    vm, runs = hosts.vm, hosts.migration.ran
-    memory_bytes, dirty, disk_bytes = vm.memory_bytes if runs else 0, 0, 0
-    if measured is not None:
-        memory_bytes = measured.memory_bytes if runs else 0
-        dirty, disk_bytes = measured.dirty_bytes_per_sec, measured.disk_bytes
-    load = Load(memory_bytes, dirty, disk_bytes if hosts.migration.copies_disks else 0)
-    carried_mbps = bandwidth_between(hosts.source_node, hosts.target_node, rules.bandwidth_mbps)
-    way = way_of(vm.spec.migration, wish, carried_mbps)
-    if vm.power_state == PowerState.PAUSED:
-        load = replace(load, dirty_bytes_per_s=0)  # it stands still already
-    expected = forecast(load, way)
-    prediction = MigrationPrediction(
-        target_node_id=hosts.migration.target_node_id,
-        duration_ms=expected.duration_ms,
-        downtime_ms=expected.downtime_ms,
-        memory_bytes=load.memory_bytes,
-        disk_bytes=load.disk_bytes,
-        dirty_bytes_per_sec=load.dirty_bytes_per_s,
-        bandwidth_bytes_per_sec=way.bandwidth_bytes_per_s,
-        converges=expected.converges,
-        ends=expected.ends,
-        pass_count=expected.pass_count,
-    )
-    for name, other in (
-        ("auto-converge", replace(way, auto_converge=True, post_copy=False)),
-        ("post-copy", replace(way, post_copy=True)),
-    ):
-        if expected.converges or other == way:
-            continue
-        would = forecast(load, other)
-        prediction.alternatives.add(
-            name=name, duration_ms=would.duration_ms, downtime_ms=would.downtime_ms, ends=would.ends
-        )
-    return prediction
-
-
 class HandOverStep(TransferStep):
     """Send the VM; place and claim move in the transaction that notes that it is there."""
 
@@ -331,7 +300,9 @@ class HandOverStep(TransferStep):
         facts = {name: str(value) for name, value in stats.items()}
         state = PowerState.Value(result["state"])
         count, now = int(result["state_change_count"]), run.now()
-        await hand_over(tx, vm, migration, state, count, now, run.operation.principal, facts)
+        moved = await hand_over(tx, vm, migration, state, count, now, run.operation.principal, facts)
+        if run.parameters.get("is_protected"):
+            await tx.update_vm(replace(moved, is_protected=True))
         return outcome
 
 
@@ -339,6 +310,7 @@ class TidyStep(Step):
     """Have both hosts tidy up; what they cannot do now does not change that the VM has moved."""
 
     name = "tidy"
+    minds_fences = True
     is_cancellable = False
 
     async def do(self, run: Run) -> Outcome:

@@ -17,7 +17,7 @@ from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.migration_truth import Whereabouts
 from controlplane.domain.operation import Json, Operation
-from controlplane.domain.vm import Vm
+from controlplane.domain.vm import PowerState, Vm
 from controlplane.operations.migration_hosts import Hosts, Seen
 from controlplane.operations.migration_records import at_source, hand_over, stay, vanish
 from controlplane.operations.steps import NOTHING, Outcome, Run, Step, Workflow
@@ -40,6 +40,7 @@ class FindStep(Step):
     """Find out where the VM is, if that is not known."""
 
     name = "find"
+    minds_fences = True
 
     async def do(self, run: Run) -> Outcome:
         """Ask both hosts, once: they are asked again when one reports again.
@@ -72,6 +73,8 @@ class FindStep(Step):
         vm, now = await locked(tx, run.operation.resource_id), run.now()
         if seen.place is Whereabouts.GONE:
             await vanish(tx, vm, migration, now)
+        elif seen.place is Whereabouts.SOURCE and seen.source is None:
+            await stay(tx, migration, is_tidy=False)  # it is dead there; nothing of it is known that was not
         elif seen.place is Whereabouts.SOURCE:
             assert seen.source is not None  # noqa: S101 - it said that it has the VM
             text = f"VM {vm.name} is on node {vm.node_id}, which it did not leave"
@@ -79,8 +82,9 @@ class FindStep(Step):
             await tx.update_vm(back, Event(EventType.VM_UPDATED, text, actor=run.operation.principal))
             await stay(tx, migration, is_tidy=False)
         else:
-            assert seen.target is not None  # noqa: S101 - likewise
-            state, count = STATE_OF_STATUS[seen.target.state], seen.target.state_change_count
+            state, count = PowerState.UNKNOWN, 0  # of one that is dead with its host
+            if seen.target is not None:
+                state, count = STATE_OF_STATUS[seen.target.state], seen.target.state_change_count
             await hand_over(tx, vm, migration, state, count, now, run.operation.principal, {"settled": "true"})
         return Outcome(outcome.result)
 
@@ -89,6 +93,7 @@ class TidyUpStep(Step):
     """Have both hosts tidy up."""
 
     name = "tidy"
+    minds_fences = True
 
     async def do(self, run: Run) -> Outcome:
         """Give the commands.

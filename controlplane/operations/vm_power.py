@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from google.protobuf.message import Message
 from controlplane.daemons.interface import NodeDaemon
 from controlplane.daemons.node_spec import STATE_OF_STATUS
 from controlplane.domain import errors
+from controlplane.domain.guests import without_guest
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import (
     ALIVE_STATES,
@@ -87,12 +89,10 @@ class PowerStep(Step):
 
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
         """Write the host's answer."""
-        await record_status(tx, run.operation, outcome.result, run.now(), wanted=self.wanted, **self.counts(run))
+        # A restart that nobody asked for is counted.
+        count = int(run.parameters.get("restart_count", 0)) if self.wanted is not None else None
+        await record_status(tx, run.operation, outcome.result, run.now(), wanted=self.wanted, restart_count=count)
         return outcome
-
-    def counts(self, run: Run) -> dict[str, int]:
-        """Arguments of `record_status` for what else changes; a restart that nobody asked for is counted."""
-        return {"restart_count": int(run.parameters.get("restart_count", 0))} if self.wanted is not None else {}
 
 
 class StartStep(PowerStep):
@@ -153,11 +153,17 @@ class RebootStep(PowerStep):
             await daemon.reboot_vm(vm_id, generation)
 
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
-        """Write the host's answer; a forced reboot is a start, with which changes that waited took effect."""
+        """Write the host's answer; a forced reboot is a start, with which changes that waited took effect.
+
+        What the guest said before it is no word of the one that starts now. A reset that nobody asked for is counted.
+        """
         recorded = await super().record(tx, run, outcome)
         if run.parameters["force"]:
             vm = await locked(tx, run.operation.resource_id)
-            if (after := settled(vm)) is not vm:
+            started = settled(vm)
+            count = int(run.parameters.get("restart_count", vm.restart_count))
+            after = replace(started, details=without_guest(started.details), restart_count=count)
+            if after != vm:
                 await write_with_claim(tx, vm, after, None)
         return recorded
 

@@ -52,6 +52,7 @@ async def record_status(
     *,
     wanted: VmStatus.PowerState.ValueType | None = None,
     restart_count: int | None = None,
+    is_protected: bool | None = None,
 ) -> Vm:
     """Write what the host said after an operation; a newer report that came meanwhile wins over its state.
 
@@ -59,6 +60,7 @@ async def record_status(
         result: as `outcome_of` made it.
         wanted: the state that the operation makes the wanted one; None leaves that.
         restart_count: the new count; None leaves it.
+        is_protected: whether the host noted that the VM ends with its lease; None leaves what is recorded of that.
     """
     vm = await locked(tx, operation.resource_id)
     changed = vm
@@ -69,6 +71,7 @@ async def record_status(
         error_message="",
         wanted_state=vm.wanted_state if wanted is None else wanted,
         restart_count=vm.restart_count if restart_count is None else restart_count,
+        is_protected=vm.is_protected if is_protected is None else is_protected,
     )
     event = event_of_state(vm.name, vm.power_state, changed.power_state, operation.principal)
     return await write_with_claim(tx, vm, changed, event)

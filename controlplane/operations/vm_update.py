@@ -13,12 +13,14 @@ from google.protobuf.message import Message
 from controlplane.daemons.interface import NodeDaemon
 from controlplane.daemons.node_spec import in_callers_words, to_node_spec
 from controlplane.domain import errors, pending
+from controlplane.domain.admission import is_restarted_elsewhere
 from controlplane.domain.clones import is_same_but_for_role
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import ALIVE_STATES, PowerOperation, Vm, require_managed, require_state
 from controlplane.operations import vm_pending, vm_rules
+from controlplane.operations.protection import ProtectStep, without_unwanted
 from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_changes import VmChange, change_of
 from controlplane.operations.vm_records import (
@@ -45,7 +47,13 @@ def parameters_of(request: UpdateVMRequest) -> Json:
     whole.CopyFrom(request)
     whole.ClearField("update_mask")
     fields = json_format.MessageToDict(whole, preserving_proto_field_name=True)
-    return {"request": fields, "paths": list(request.update_mask.paths)}
+    paths = list(request.update_mask.paths)
+    touches_policy = request.spec.HasField("ha_policy") or any(_reaches_policy(path) for path in paths)
+    return {"request": fields, "paths": paths, "may_protect": touches_policy}
+
+
+def _reaches_policy(path: str) -> bool:
+    return path in ("*", "spec") or path.startswith("spec.ha_policy")
 
 
 def redefinition() -> Json:
@@ -149,13 +157,14 @@ class ApplyStep(DatabaseStep):
         grown, shrunk = _size_changes(vm, changed)
         if grown != _NO_ROOM and not await tx.claim(vm.node_id, grown):
             raise errors.no_room_to_grow(vm.id, grown, await tx.get_node(vm.node_id))
-        await tx.update_vm(changed, _event_of(vm, role, run.operation.principal))
+        await tx.update_vm(without_unwanted(changed), _event_of(vm, role, run.operation.principal))
         if not reaches_host and shrunk != _NO_ROOM:
             await tx.release(vm.node_id, shrunk)
         return Outcome(
             {"reaches_host": reaches_host},
             {
                 "reaches_host": reaches_host,
+                "protects": is_restarted_elsewhere(vm.spec) != is_restarted_elsewhere(changed.spec),
                 "is_live": is_live,
                 "pending": list(vm.details.pending_changes),
                 "grown": capacity_to_json(grown),
@@ -250,10 +259,11 @@ class UpdateVm(Workflow):
 
     kind = "vm.update"
     _steps = (ApplyStep(), ReconfigureStep())
+    _protect = ProtectStep()
 
     def steps(self, parameters: Json) -> Sequence[Step]:
-        """Both; the second has nothing to do where the host needs not know."""
-        return self._steps
+        """The second has nothing to do where the host needs not know; the third is there if the policy may change."""
+        return (*self._steps, self._protect) if parameters.get("may_protect") else self._steps
 
     async def conclude(self, tx: Transaction, operation: Operation) -> Message:
         """Answer with the VM."""

@@ -49,6 +49,8 @@ class Finding(enum.StrEnum):
     DISCOVERED = "DISCOVERED"
     IGNORED = "IGNORED"
     LEFTOVER = "LEFTOVER"
+    LEFT_BEHIND = "LEFT_BEHIND"
+    """Of a VM that was started elsewhere because this host failed: only its definition, off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ def judge_present(vm: Vm, node_id: str, report: VMStatusReport, now: datetime) -
     if not vm.node_id and vm.power_state == PowerState.LOST:
         return _found_again(vm, node_id, report, now)
     if vm.node_id != node_id:
+        if is_left_behind(vm, state):
+            return replace(_gone_elsewhere(vm, node_id, now), finding=Finding.LEFT_BEHIND)
         return _misplaced(vm, node_id, state, now)
     if report.state_change_count < vm.reported_change_count:
         return Verdict(Finding.STALE)
@@ -120,6 +124,12 @@ def _guest_told(told: Vm, report: VMStatusReport, now: datetime) -> Verdict:
     return Verdict(Finding.UPDATED, seen, Event(EventType.VM_GUEST_CHANGED, text))
 
 
+def is_left_behind(vm: Vm, state: VmStatus.PowerState.ValueType) -> bool:
+    """Whether what a host has of a VM that is placed elsewhere is harmless and to be released there. Pure."""
+    was_failed_over = vm.is_managed and bool(vm.details.last_fence_id) and bool(vm.node_id)
+    return was_failed_over and state in (PowerState.STOPPED, PowerState.CRASHED)
+
+
 def judge_absent(vm: Vm, node_id: str, change_count: int, now: datetime, *, is_busy: bool) -> Verdict:
     """Judge a VM that a host says it does not have.
 
@@ -131,7 +141,7 @@ def judge_absent(vm: Vm, node_id: str, change_count: int, now: datetime, *, is_b
         return _gone_elsewhere(vm, node_id, now)
     if change_count and vm.reported_change_count > change_count:
         return Verdict(Finding.STALE)
-    if is_busy or vm.power_state == PowerState.LOST:
+    if is_busy or vm.power_state == PowerState.LOST or vm.details.failover_unfinished:
         return Verdict(Finding.KEPT)
     if vm.power_state == PowerState.PROVISIONING:
         # Left by a program that did not record its operations yet: no host ever had it.

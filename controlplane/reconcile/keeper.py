@@ -7,17 +7,21 @@ processes that do the same, it asks for the same restarts under the same request
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 
+from controlplane.domain.admission import is_restarted_elsewhere
+from controlplane.domain.node import Phase
+from controlplane.domain.restarts import is_relocation
 from controlplane.domain.vm import PowerOperation, PowerState, Vm
 from controlplane.operations.desk import OperationDesk, Order
+from controlplane.operations.vm_failover import FinishFailover, RelocateVm, require_restartable
 from controlplane.operations.vm_power import StartVm, require_allowed
 from controlplane.reconcile.repairs import RECONCILER
-from controlplane.state.interface import Store
+from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1.vm_pb2 import HaPolicy
 from limiquantix.errors import ApiError
 
@@ -43,6 +47,8 @@ def restart_of(vm: Vm) -> Restart | None:
     under ON_FAILURE too. Restarts in a row come slower each time, and no more than `max_restarts` (0: no limit).
     """
     policy = vm.spec.ha_policy
+    if vm.details.failover_unfinished:
+        return _next(vm) if is_restarted_elsewhere(vm.spec) else None
     wants_it = policy.condition == HaPolicy.ALWAYS or (
         policy.condition == HaPolicy.ON_FAILURE and vm.power_state == PowerState.CRASHED
     )
@@ -50,10 +56,47 @@ def restart_of(vm: Vm) -> Restart | None:
         return None
     if policy.max_restarts and vm.restart_count >= policy.max_restarts:
         return None
+    return _next(vm)
+
+
+def _next(vm: Vm) -> Restart:
     back_off_s = 0.0 if vm.restart_count == 0 else min(_FIRST_BACK_OFF_S * 2 ** (vm.restart_count - 1), MAX_BACK_OFF_S)
-    wait_s = max(float(policy.restart_delay_sec), back_off_s)
+    wait_s = max(float(vm.spec.ha_policy.restart_delay_sec), back_off_s)
     since = max(vm.state_changed_at, vm.updated_at)
     return Restart(since + timedelta(seconds=wait_s), vm.restart_count + 1)
+
+
+def order_of(vm: Vm, restart: Restart) -> Order:
+    """Say which operation a restart is. Pure.
+
+    A VM that was moved since its host failed, and did not run since, is defined and started where it is; when that
+    failed as often as its policy has it on one node, somewhere else, as often as its policy has that.
+    """
+    parameters = {"restart_count": restart.number}
+    if not vm.details.failover_unfinished:
+        return Order(
+            StartVm.kind,
+            vm.id,
+            parameters=parameters,
+            check=lambda current: require_allowed(current, PowerOperation.START),
+        )
+    kind = RelocateVm.kind if is_relocation(vm.spec.ha_policy, restart.number) else FinishFailover.kind
+    return Order(kind, vm.id, parameters=parameters, check=require_restartable)
+
+
+async def _stopped_where_heard(tx: Transaction) -> Sequence[Vm]:
+    """VMs that shall run and do not, but for those whose node is fenced or silent: these may be started elsewhere.
+
+    Nor those that are just being started elsewhere.
+    """
+    vms = await tx.stopped_against_will()
+    if not vms:
+        return vms
+    fenced = {fence.node_id for fence in await tx.current_fences()}
+    nodes = await tx.nodes({vm.node_id for vm in vms} - fenced)
+    heard = {node.id for node in nodes if node.phase != Phase.NOT_READY}
+    moving = await tx.active_resource_ids([vm.id for vm in vms if vm.details.failover_unfinished])
+    return [vm for vm in vms if vm.node_id in heard and vm.id not in moving]
 
 
 class Keeper:
@@ -80,7 +123,7 @@ class Keeper:
         Raises:
             Unavailable: the database does not answer.
         """
-        for vm in await self._store.read(lambda tx: tx.stopped_against_will()):
+        for vm in await self._store.read(_stopped_where_heard):
             restart = restart_of(vm)
             if restart is not None and restart.due_at <= self._now():
                 await self.restart(vm, restart)
@@ -88,12 +131,7 @@ class Keeper:
     async def restart(self, vm: Vm, restart: Restart) -> None:
         """Ask for one restart; asked for twice it happens once. Never raises an `ApiError`."""
         request_id = f"restart-{vm.id}-{restart.number}-{vm.state_changed_at.isoformat()}"
-        order = Order(
-            StartVm.kind,
-            vm.id,
-            parameters={"restart_count": restart.number},
-            check=lambda current: require_allowed(current, PowerOperation.START),
-        )
+        order = order_of(vm, restart)
         caller = RECONCILER.with_request(request_id, request_id)
         try:
             operation = await self._desk.submit(order, caller)

@@ -5,21 +5,25 @@ They are looked for in every full state anew, so nothing is lost if one cannot b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 
 from controlplane.domain import errors
+from controlplane.domain.admission import is_restarted_elsewhere
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, OperationState
 from controlplane.domain.pending import Size, size_of_spec
 from controlplane.domain.snapshots import require_delete_allowed
 from controlplane.domain.vm import Vm, require_managed
 from controlplane.operations.desk import Caller, OperationDesk, Order
+from controlplane.operations.protection import ProtectVm
 from controlplane.operations.vm_clone import CloneVm
 from controlplane.operations.vm_life import CleanUpVm, CreateVm, DeleteVm, RemoveStep, TakeOverVm
 from controlplane.operations.vm_migration_settle import SettleMigration
 from controlplane.operations.vm_migration_settle import require_settleable as require_place
+from controlplane.operations.vm_release import ReleaseVm
 from controlplane.operations.vm_settle import SettleDevices, require_settleable
 from controlplane.operations.vm_snapshots import DeleteSnapshot
 from controlplane.operations.vm_update import ConvertVm, UpdateVm, redefinition, require_redefinable
@@ -158,6 +162,31 @@ async def settle_devices(desk: OperationDesk, vm_id: str) -> None:
 async def settle_migration(desk: OperationDesk, vm_id: str) -> None:
     """Have it found out where a VM is after its migration, and its hosts tidied up."""
     await _ask(desk, Order(SettleMigration.kind, vm_id, check=require_place))
+
+
+async def release(desk: OperationDesk, vm_id: str, node_id: str) -> None:
+    """Have a host that is back forget a VM that was started elsewhere; its disks stay."""
+    await _ask(desk, Order(ReleaseVm.kind, vm_id, parameters={"node_id": node_id}, check=require_managed))
+
+
+async def protect(desk: OperationDesk, vm_id: str) -> None:
+    """Have a host note whether a VM ends with its lease."""
+    await _ask(desk, Order(ProtectVm.kind, vm_id, check=require_place))
+
+
+async def not_as_protected_as_asked(tx: Transaction, node_id: str, vms: Sequence[Vm]) -> list[str]:
+    """Ids of those VMs of a node that are to be protected and are not, or the other way round, and are not busy.
+
+    None of a node that is known not to be able to.
+    """
+    found = [vm.id for vm in vms if vm.is_managed and vm.is_protected != is_restarted_elsewhere(vm.spec)]
+    if not found:
+        return []
+    guards = {guard.node_id: guard for guard in await tx.node_guards()}
+    if node_id not in guards or not guards[node_id].can_self_fence:
+        return []
+    busy = await tx.active_resource_ids(found)
+    return [vm_id for vm_id in found if vm_id not in busy]
 
 
 async def define_again(desk: OperationDesk, vm_id: str) -> None:

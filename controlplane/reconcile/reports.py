@@ -51,6 +51,10 @@ class SyncOutcome:
     """VMs with devices in doubt."""
     unsettled_migrations: list[str] = field(default_factory=list)
     """VMs whose last migration left something to do on this node."""
+    left_behind: list[str] = field(default_factory=list)
+    """VMs that were started elsewhere after this node failed, of which it still has the definition."""
+    unprotected: list[str] = field(default_factory=list)
+    """VMs of which the node has not noted what their policy asks for."""
     abandoned_snapshots: list[tuple[str, str]] = field(default_factory=list)
     """(VM id, snapshot id) of what failed creations may have left there."""
     misplaced: list[tuple[str, str]] = field(default_factory=list)
@@ -131,6 +135,10 @@ class HostReportService:
             await repairs.settle_devices(self.desk, vm_id)
         for vm_id in outcome.unsettled_migrations:
             await repairs.settle_migration(self.desk, vm_id)
+        for vm_id in outcome.left_behind:
+            await repairs.release(self.desk, vm_id, request.node_id)
+        for vm_id in outcome.unprotected:
+            await repairs.protect(self.desk, vm_id)
         for vm_id in outcome.otherwise_defined:
             await repairs.define_again(self.desk, vm_id)
         if outcome.lost or outcome.abandoned or outcome.misplaced or outcome.discovered or outcome.leftovers:
@@ -154,6 +162,7 @@ class HostReportService:
         unchanged: dict[str, int] = {}
         otherwise_defined: list[str] = []
         unsettled: list[str] = []
+        present: list[Vm] = []
         migrations = {each.vm_id: each for each in await tx.migrations_of_node(node_id)}
         for vm in sorted(await tx.vms_on_node(node_id), key=lambda vm: vm.id):
             report = reports.pop(vm.id, None)
@@ -170,10 +179,12 @@ class HostReportService:
             await self._apply(tx, verdict)
             if vm.details.devices_in_doubt:
                 unsettled.append(vm.id)
+            present.append(vm)
             outcome.abandoned_snapshots += [(vm.id, each) for each in abandoned_of(vm)]
             if verdict.finding is Finding.UPDATED and repairs.is_otherwise_defined(verdict.vm or vm, report):
                 otherwise_defined.append(vm.id)
         await tx.touch_vms(unchanged, now)
+        outcome.unprotected = await repairs.not_as_protected_as_asked(tx, node_id, present)
         busy = await tx.active_resource_ids([*otherwise_defined, *unsettled])  # they may just be changing
         outcome.unsettled = [vm_id for vm_id in unsettled if vm_id not in busy]
         moving = await tx.active_resource_ids(migrations)
@@ -214,6 +225,8 @@ class HostReportService:
                 verdict = judgement.judge_present(vm, node_id, reports[vm_id], now)
                 if verdict.finding is Finding.MISPLACED:
                     outcome.misplaced.append((vm_id, vm.node_id))
+                elif verdict.finding is Finding.LEFT_BEHIND:
+                    outcome.left_behind.append(vm_id)
                 await self._apply(tx, verdict)
                 continue
             match await self._unknown(tx, node_id, reports[vm_id], departed.get(vm_id)):

@@ -84,7 +84,7 @@ def inventory_of(spec: NodeSpec) -> Inventory:
     told = spec.memory.HasField("huge_pages") or machine.HasField("huge_pages")
     page_counts = {SMALL_PAGE_BYTES: pages.pages_2mb_total, LARGE_PAGE_BYTES: pages.pages_1gb_total} if told else {}
     found = Inventory(
-        storage_domain_ids=frozenset(domain.id for domain in spec.storage_domains),
+        storage_domain_ids=frozenset(domain.id for domain in spec.storage_domains if not domain.is_lost),
         bridges=frozenset(spec.bridges),
         host_networks=frozenset(spec.host_networks),
         machine=_abilities_of(spec) if spec.HasField("machine") else None,

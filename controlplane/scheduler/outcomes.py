@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from controlplane.domain.admission import NOTHING_KEPT, KeptRoom
 from controlplane.scheduler.filters import checks_for, rejections_of
 from controlplane.scheduler.rejection import Rejection
 from controlplane.scheduler.scores import ScorePart, Strategy, parts_of, scorers_for
@@ -26,7 +27,8 @@ class SchedulerConfig:
     """How to choose.
 
     `max_ranked_count` (at least 1) bounds the nodes a placement names. When all of them are lost to races the caller
-    takes a new snapshot; eight make that rare even with several control planes placing at once.
+    takes a new snapshot; eight make that rare even with several control planes placing at once. `kept_room` is what new
+    VMs leave free; a decision does not look at it, whoever carries it out does.
 
     Raises:
         ValueError: `max_ranked_count` leaves no room for the chosen node.
@@ -34,6 +36,7 @@ class SchedulerConfig:
 
     strategy: Strategy = Strategy.SPREAD
     max_ranked_count: int = 8
+    kept_room: KeptRoom = NOTHING_KEPT
 
     def __post_init__(self) -> None:
         if self.max_ranked_count < 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,9 @@ from controlplane.state.interface import Store, Transaction
 RECOVERY_POINTS: Final = 5.0
 """How far below its threshold a load must fall before the alert about it ends: else it would come and go."""
 
+_NAMED_COUNT: Final = 20
+"""VMs that a message names at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -37,6 +41,8 @@ class _Seen:
     recommendations: Sequence[Recommendation]
     overloaded_ids: frozenset[str]
     claims: Sequence[VmLoad]
+    vm_names: Mapping[str, Sequence[str]]
+    """Of the VMs on nodes that lost storage, by node id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +60,31 @@ class AlertWatch:
             ApiError: the database does not answer, or another process does the same at this moment.
         """
         seen = await self.store.read(_see)
-        found = {
+        # With thousands of nodes that takes a while, in which heartbeats must be answered.
+        for kind, findings in (await asyncio.to_thread(self._found, seen)).items():
+            await self.alerts.sync(kind, findings)
+
+    def _found(self, seen: _Seen) -> dict[AlertKind, list[Finding]]:
+        return {
             AlertKind.NODE_OVERLOADED: overloaded(seen.nodes, seen.overloaded_ids, self.thresholds),
             AlertKind.NODE_SILENT: silent(seen.nodes),
             AlertKind.VM_CONFLICT: conflicts(seen.conflicts, seen.nodes),
             AlertKind.RECOMMENDATION_CRITICAL: critical(seen.recommendations),
             AlertKind.NO_HEADROOM: without_headroom(seen.nodes, seen.claims),
+            AlertKind.HA_STORAGE_LOST: storage_lost(seen.nodes, seen.vm_names),
         }
-        for kind, findings in found.items():
-            await self.alerts.sync(kind, findings)
 
 
 async def _see(tx: Transaction) -> _Seen:
+    nodes = await tx.all_nodes()
+    without_storage = [node.id for node in nodes if any(domain.is_lost for domain in node.spec.storage_domains)]
     return _Seen(
-        nodes=await tx.all_nodes(),
+        nodes=nodes,
         conflicts=await tx.vms_in_conflict(),
         recommendations=await tx.open_recommendations(),
         overloaded_ids=frozenset(alert.resource_id for alert in await tx.open_alerts(AlertKind.NODE_OVERLOADED)),
         claims=[VmLoad(each.vm_id, "", each.node_id, each.claim) for each in await tx.vm_claims()],
+        vm_names={each: sorted(vm.name for vm in await tx.vms_on_node(each)) for each in without_storage},
     )
 
 
@@ -109,6 +122,20 @@ def silent(nodes: Sequence[Node]) -> list[Finding]:
         for node in nodes
         if node.phase == Phase.NOT_READY
     ]
+
+
+def storage_lost(nodes: Sequence[Node], vm_names: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Find nodes that lost storage, and name the VMs there, whose disks may lie on it."""
+    found = []
+    for node in nodes:
+        lost = [domain.path or domain.id for domain in node.spec.storage_domains if domain.is_lost]
+        if lost:
+            names = vm_names.get(node.id, ())
+            more = f" and {len(names) - _NAMED_COUNT} more" if len(names) > _NAMED_COUNT else ""
+            vms = f"; VMs there: {', '.join(names[:_NAMED_COUNT])}{more}" if names else ""
+            message = f"node {node.hostname} lost storage {', '.join(lost)}: it does not answer, or is read-only{vms}"
+            found.append(Finding(NODE, node.id, AlertSeverity.CRITICAL, message))
+    return found
 
 
 def conflicts(vms: Sequence[Vm], nodes: Sequence[Node]) -> list[Finding]:

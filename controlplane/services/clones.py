@@ -25,7 +25,7 @@ from controlplane.services.vm_calls import VmAccess, required
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import VM_ORIGIN_HOST_DISCOVERED, TemplateConfig, VirtualMachine, VmSpec
-from limiquantix.errors import InvalidArgument, ResourceExhausted
+from limiquantix.errors import InvalidArgument, Reason, ResourceExhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +159,8 @@ class CloneService:
         try:
             return await place_vm(tx, draft, self.scheduler, self.memory, source.node_id)
         except ResourceExhausted as error:
+            if error.reason == Reason.NO_FAILOVER_ROOM:
+                raise
             node = await tx.get_node(source.node_id)
             hostname = source.node_id if node is None else node.hostname
             raise errors.no_room_beside_source(source.id, hostname, error) from error

@@ -12,6 +12,7 @@ from controlplane.domain.vm import ALIVE_STATES, Vm
 from controlplane.operations import vm_migration
 from controlplane.operations.desk import ANYBODY, Caller, Order
 from controlplane.operations.migration_hosts import Hosts
+from controlplane.operations.migration_prediction import predict
 from controlplane.operations.migration_wishes import parameters_of
 from controlplane.operations.vm_migration import ChooseTarget
 from controlplane.services.vm_calls import VmAccess, required
@@ -90,7 +91,7 @@ class MigrationService:
         )
         daemons = self.access.daemons
         hosts = Hosts(vm, migration, source, target, daemons.daemon(source), daemons.daemon(target))
-        predicted = vm_migration.predict(hosts, wish, self.rules, await hosts.measured())
+        predicted = predict(hosts, wish, self.rules, await hosts.measured())
         return api.MigrateVMResponse(vm=documents.virtual_machine(vm), forecast=predicted)
 
 

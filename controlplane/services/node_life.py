@@ -6,19 +6,21 @@ What each order does is in `controlplane.domain.node_life`. All are idempotent: 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 import structlog
 
-from controlplane.domain import documents, errors, node_life
+from controlplane.domain import documents, errors, ha_errors, node_life
 from controlplane.domain.event import Event, EventType, Severity
 from controlplane.domain.node import CapacityPolicy, Node
 from controlplane.domain.operation import OperationState
 from controlplane.domain.vm import Vm, lost, without_node
 from controlplane.operations.desk import ANYBODY, NODE_RESOURCE, Caller, OperationDesk, Order
 from controlplane.operations.node_drain import DrainNode, drain_parameters
+from controlplane.scheduler.outcomes import SchedulerConfig
+from controlplane.services.kept_room import drain_refusal
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.compute.v1.node_pb2 import Node as NodeMessage
@@ -38,7 +40,7 @@ ResultT = TypeVar("ResultT")
 class NodeLifeService:
     """The use cases of a node's life.
 
-    `patience` is how long a node may be silent before it counts as not ready.
+    `patience` is how long a node may be silent before it counts as not ready. `scheduler` says what room is kept.
     """
 
     store: Store
@@ -46,6 +48,7 @@ class NodeLifeService:
     policy: CapacityPolicy
     now: Callable[[], datetime]
     patience: timedelta = timedelta(seconds=90)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     async def update(self, request: api.UpdateNodeRequest, caller: Caller = ANYBODY) -> NodeMessage:
         """Change role or scheduling; what may be claimed follows.
@@ -128,7 +131,8 @@ class NodeLifeService:
 
         Raises:
             NotFound: there is no such node, or none that shall take the VMs.
-            FailedPrecondition: the node shall take its own VMs.
+            FailedPrecondition: the node shall take its own VMs; or, without `force`, there would be no room any more
+                that is kept for VMs of nodes that fail.
         """
         order = Order(
             DrainNode.kind,
@@ -136,6 +140,8 @@ class NodeLifeService:
             NODE_RESOURCE,
             parameters=drain_parameters(request.grace_period_sec, request.target_node_id, force=request.force),
         )
+        if not request.force:
+            await self.store.read(lambda tx: self._require_room_after(tx, request))
         if request.target_node_id:
             target = await self.store.read(lambda tx: _required(tx, request.target_node_id))
             if target.id == request.id:
@@ -144,6 +150,11 @@ class NodeLifeService:
         if caller.waits or operation.has_ended:
             return await self.desk.answer(operation, api.DrainNodeResponse())
         return api.DrainNodeResponse(node=documents.node(*await self.store.read(lambda tx: _with_vms(tx, request.id))))
+
+    async def _require_room_after(self, tx: Transaction, request: api.DrainNodeRequest) -> None:
+        node = await _required(tx, request.id)
+        if lack := await drain_refusal(tx, node.id, request.target_node_id, self.scheduler):
+            raise ha_errors.drain_takes_failover_room(node.hostname, self.scheduler.kept_room.words, lack)
 
     async def decommission(self, request: api.DecommissionNodeRequest, caller: Caller = ANYBODY) -> None:
         """Forget a node. With `force` its VMs stay in the inventory, LOST and on no node.

@@ -13,6 +13,7 @@ from controlplane.domain import errors, node_life
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import CapacityPolicy, Heartbeat, Node, Phase, capacity_of_node
 from controlplane.domain.query import Cursor, NodeFilter
+from controlplane.services.hearing import Hearing
 from controlplane.services.page_tokens import decode_cursor, page_limit
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
@@ -43,6 +44,8 @@ class NodeService:
     store: Store
     capacity_policy: CapacityPolicy
     now: Callable[[], datetime]
+    hearing: Hearing | None = None
+    """What this process heard itself: newer than what is recorded, which follows later."""
 
     async def register(self, request: api.RegisterNodeRequest) -> Node:
         """Take a host in, or take it back: a known host name is the same node, with the same id. Idempotent.
@@ -79,13 +82,15 @@ class NodeService:
         spec = _with_facts(known.spec, request)
         # It lives: without this, the next look for silent nodes would go by its last heartbeat before it went away.
         await tx.record_heartbeats([Heartbeat(known.id, now, known.usage)])
+        is_fenced = any(fence.node_id == known.id for fence in await tx.current_fences())
+        back = Phase.NOT_READY if is_fenced else Phase.READY  # a fenced one becomes READY when its fence is over
         return await tx.update_node(
             replace(
                 known,
                 management_ip=request.management_ip,
                 agent_endpoint=endpoint,
                 spec=spec,
-                phase=known.phase if known.phase in node_life.CORDONED_PHASES else Phase.READY,
+                phase=known.phase if known.phase in node_life.CORDONED_PHASES else back,
                 capacity=capacity_of_node(spec, self.capacity_policy),
                 labels={**request.labels, **known.labels},
                 system=request.system,
@@ -118,7 +123,8 @@ class NodeService:
                 raise errors.node_not_found(node_id)
             return node, (await tx.vm_ids_by_node([node_id])).get(node_id, [])
 
-        return await self.store.read(read)
+        node, vm_ids = await self.store.read(read)
+        return self._as_heard(node), vm_ids
 
     async def list(self, request: api.ListNodesRequest) -> NodePage:
         """Read one page of nodes, oldest first.
@@ -140,7 +146,15 @@ class NodeService:
             vm_ids = await tx.vm_ids_by_node([node.id for node in page.items])
             return NodePage(page.items, vm_ids, page.next_cursor, page.total_count)
 
-        return await self.store.read(read)
+        page = await self.store.read(read)
+        return replace(page, nodes=[self._as_heard(node) for node in page.nodes])
+
+    def _as_heard(self, node: Node) -> Node:
+        """Return a node with the usage of its last heartbeat, where this process heard a newer one than is recorded."""
+        heard = self.hearing.of(node.id) if self.hearing is not None else None
+        if heard is None or (node.last_heartbeat_at is not None and node.last_heartbeat_at >= heard.at):
+            return node
+        return replace(node, last_heartbeat_at=heard.at, usage=heard.usage)
 
 
 def _default_endpoint(management_ip: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from controlplane.domain import ha_errors
 from controlplane.domain.node import Capacity
 from controlplane.domain.placement import StandingVm
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState, Vm
@@ -21,6 +22,7 @@ from controlplane.scheduler.plan import Mode, Placement, Plan, SchedulerConfig, 
 from controlplane.scheduler.room import fitting_count, fitting_count_with_failures
 from controlplane.scheduler.snapshot import Candidate, PlacementRequest
 from controlplane.scheduler.view import ClusterView, placed_vm_of
+from controlplane.services.kept_room import WIDE_RANKED_COUNT, room_refusals
 from controlplane.services.placement import NodeMemory, request_of
 from controlplane.services.seen import SeenNodes, SeenVms, look
 from controlplane.services.vm_calls import required
@@ -28,6 +30,8 @@ from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import placement_service_pb2 as api
 
 DEFAULT_FAILED_COUNT = 2
+ROOM_FILTER = "failover room"
+"""What is told in place of a filter where a VM would take room that is kept for VMs of nodes that fail."""
 _MODES = {
     api.PlanPlacementsRequest.AS_MANY_AS_FIT: Mode.AS_MANY_AS_FIT,
     api.PlanPlacementsRequest.ALL_OR_NOTHING: Mode.ALL_OR_NOTHING,
@@ -77,19 +81,32 @@ class PlacementOpinions:
             vm = await required(tx, request.vm_id) if request.vm_id else self._draft(request.candidate)
             if not request.vm_id:
                 await vm_rules.require_sound(tx, vm, "candidate.spec.placement")
-            return await self._scene(tx, [vm], {vm.project_id}), vm, await vm_rules.findings(tx, vm)
+            # Room that is kept is for VMs of all projects; one that is placed has its own already.
+            projects = {""} if self.scheduler.kept_room.is_any and not vm.node_id else {vm.project_id}
+            return await self._scene(tx, [vm], projects), vm, await vm_rules.findings(tx, vm)
 
         scene, vm, findings = await self.store.read(read)
-        found = await asyncio.to_thread(lambda: explain(scene.view(vm), scene.requests[0], self.scheduler))
+        found, refusals = await asyncio.to_thread(self._explained, scene, vm)
+        chosen, summary = _chosen(found.outcome, refusals, self.scheduler)
         answer = api.ExplainPlacementResponse(
-            chosen_node_id=found.outcome.node_id if isinstance(found.outcome, Placement) else "",
+            chosen_node_id=chosen,
             current_node_id=vm.node_id,
-            summary=_summary(found.outcome),
+            summary=summary,
             would_fit_if=found.would_fit_if,
             rule_findings=findings,
         )
-        _add_opinions(answer, found)
+        _add_opinions(answer, found, refusals)
         return answer
+
+    def _explained(self, scene: Scene, vm: Vm) -> tuple[Explanation, dict[str, str]]:
+        """Explain a decision, and say of nodes, by id, where a new VM would take room that is kept, what would lack."""
+        config = self.scheduler
+        if config.kept_room.is_any and not vm.node_id:
+            config = replace(config, max_ranked_count=WIDE_RANKED_COUNT)
+        found = explain(scene.view(vm), scene.requests[0], config)
+        if vm.node_id or not isinstance(found.outcome, Placement):
+            return found, {}
+        return found, room_refusals(scene.nodes, scene.vms, vm, found.outcome, config)
 
     async def plan(self, request: api.PlanPlacementsRequest) -> api.PlanPlacementsResponse:
         """Say where many VMs would go."""
@@ -157,18 +174,28 @@ class PlacementOpinions:
         return Scene(nodes, list(standing.values()), [await request_of(tx, vm) for vm in vms])
 
 
-def _add_opinions(answer: api.ExplainPlacementResponse, found: Explanation) -> None:
+def _chosen(outcome: Placement | Unplaced, refusals: Mapping[str, str], config: SchedulerConfig) -> tuple[str, str]:
+    """Say which node a VM would get, "" for none, and how that comes."""
+    if isinstance(outcome, Unplaced):
+        return "", outcome.summary
+    left = tuple(each for each in outcome.ranked if each.node_id not in refusals)
+    if not left:
+        return "", ha_errors.no_failover_room(config.kept_room.words, refusals[outcome.node_id], ()).message
+    return left[0].node_id, _summary(replace(outcome, ranked=left))
+
+
+def _add_opinions(answer: api.ExplainPlacementResponse, found: Explanation, refusals: Mapping[str, str]) -> None:
     for node in found.nodes:
         opinion = answer.nodes.add(node_id=node.node_id, hostname=node.hostname, score=node.score)
         for rejection in node.rejections:
             opinion.rejections.add(filter=rejection.filter, message=rejection.message)
+        if node.node_id in refusals:
+            opinion.rejections.add(filter=ROOM_FILTER, message=refusals[node.node_id])
         for part in node.parts:
             opinion.scores.add(name=part.name, points=part.points)
 
 
-def _summary(outcome: Placement | Unplaced) -> str:
-    if isinstance(outcome, Unplaced):
-        return outcome.summary
+def _summary(outcome: Placement) -> str:
     best = outcome.ranked[0]
     text = f"goes to {best.hostname} with {best.score:.1f} points"
     if not outcome.runners_up:

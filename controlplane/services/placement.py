@@ -6,7 +6,8 @@ by way of two control planes, the later one sees the earlier one.
 
 Rules about more than a host need a turn, which is taken before anything is read. Whoever has rules of its own that must
 hold has it alone, since what it must keep away from may be about to come to some other node of the same rack. Whoever
-others' rules may mean shares it: many at once, but none beside one that has it alone.
+others' rules may mean shares it: many at once, but none beside one that has it alone. Room that is kept for VMs of
+nodes that fail is about all nodes, too, see `kept_room`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from controlplane.domain import documents, errors
 from controlplane.domain.event import Event, EventType
@@ -31,6 +33,7 @@ from controlplane.operations import vm_rules
 from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import Placement, SchedulerConfig, Unplaced
 from controlplane.scheduler.snapshot import PlacementRequest, request_for
+from controlplane.services.kept_room import RoomKeeper, Turn
 from controlplane.services.live_view import LiveView
 from controlplane.services.seen import SeenNodes, SeenVms, look
 from controlplane.state.interface import Store, Transaction
@@ -91,19 +94,23 @@ async def place_vm(
         AlreadyExists: the project has a VM of that name.
         NotFound: the pinned node does not exist.
         InvalidArgument: its rules contradict those of VMs that it must run beside.
-        ResourceExhausted: no node fits; the error has one reason per node.
+        ResourceExhausted: no node fits, or it would take room that is kept for VMs of nodes that fail; the error has
+            one reason per node.
+        Aborted: room became scarce at this moment.
     """
     if pinned_node_id and await tx.get_node(pinned_node_id) is None:
         raise errors.node_not_found(pinned_node_id)
     await vm_rules.require_sound(tx, draft)
-    request = await prepared(tx, draft, pinned_node_id)
-    seen = memory.seen
-    vms = SeenVms(tx, memory.vms)
+    seen, vms = memory.seen, SeenVms(tx, memory.vms)
+    keeper = RoomKeeper(tx, draft, config, vms)
+    request = await prepared(tx, draft, pinned_node_id, await keeper.turn(seen))
     matter = await vms_that_matter(vms, draft, request)
     claims = Claims(tx, draft, vms, is_new=True)
     for _ in range(MAX_DECISIONS):
         seen = await look(tx, seen)
-        node_id = await claims.claim_first(decide(memory, seen, matter, request, config, claims.kept_off))
+        deciding = partial(decide, memory, seen, matter, request, kept_off=claims.kept_off)
+        placement = await keeper.admitted(deciding(config), seen, deciding)
+        node_id = await claims.claim_first(placement)
         if node_id is not None:
             placed = replace(draft, node_id=node_id)
             said = f"VM {draft.name} was asked for"
@@ -168,15 +175,17 @@ async def vms_that_matter(vms: SeenVms, vm: Vm, request: PlacementRequest) -> li
     return [each for each in found if each.id != vm.id]
 
 
-async def prepared(tx: Transaction, vm: Vm, pinned_node_id: str) -> PlacementRequest:
+async def prepared(tx: Transaction, vm: Vm, pinned_node_id: str, at_least: Turn = Turn.NONE) -> PlacementRequest:
     """Build the request that places a VM, and take a turn if it matters, beyond room, what others place meanwhile.
+
+    `at_least` is what is needed of the turn whatever the rules are.
 
     VMs that it must be near to stay where they are until the transaction ends. They are held before the turn is taken,
     as by whoever moves them.
     """
     request = await request_of(tx, vm, pinned_node_id)
-    if not request.needs.is_countable and not is_bound_to_others(vm.spec.placement):
-        if _may_be_meant(vm):
+    if at_least < Turn.ALONE and not request.needs.is_countable and not is_bound_to_others(vm.spec.placement):
+        if at_least == Turn.SHARED or _may_be_meant(vm):
             await tx.share_placement_turn(vm.id)
         return request
     selectors, ids = must_be_near(vm.spec.placement)

@@ -52,6 +52,28 @@ def target_chooser(config: SchedulerConfig, memory: NodeMemory) -> ChooseTarget:
     return choose
 
 
+def failover_chooser(config: SchedulerConfig, memory: NodeMemory) -> ChooseTarget:
+    """Make what looks again at the node to which a VM goes whose own one is dead.
+
+    It starts anew there, so it needs neither migration nor the processor that it had, but its disks.
+    """
+
+    async def choose(tx: Transaction, vm: Vm, wish: MigrationWish) -> Chosen:
+        placement = await choose_target(
+            tx,
+            vm,
+            config,
+            memory,
+            target_node_id=wish.target_node_id,
+            excluded_node_ids=wish.excluded_node_ids,
+            same_storage_only=True,
+            starts_anew=True,
+        )
+        return Chosen((placement.node_id,), placement.request.size)
+
+    return choose
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """A VM that moves, the node that it leaves, and what nodes are asked for."""
@@ -60,10 +82,12 @@ class Move:
     source: Node
     excluded_node_ids: Collection[str] = ()
     same_storage_only: bool = False
+    starts_anew: bool = False
 
     def obstacle_at(self, node: Node) -> str:
         """Say why the VM cannot be carried to a node, whatever room it has; "" if it can."""
-        return next((why for check in _OBSTACLES if (why := check(self, node))), "")
+        checks = (check for check in _OBSTACLES if not (self.starts_anew and check in _ONLY_WHEN_CARRIED))
+        return next((why for check in checks if (why := check(self, node))), "")
 
 
 async def choose_target(
@@ -75,6 +99,7 @@ async def choose_target(
     target_node_id: str = "",
     excluded_node_ids: Collection[str] = (),
     same_storage_only: bool = False,
+    starts_anew: bool = False,
 ) -> Placement:
     """Choose a node for a VM to move to, which has room and lets it in; claims nothing.
 
@@ -82,6 +107,7 @@ async def choose_target(
         target_node_id: the only node allowed; "" leaves the choice to the scheduler.
         excluded_node_ids: beside the node that the VM is on, which is always excluded.
         same_storage_only: only nodes that have all the storage of the node that the VM is on.
+        starts_anew: nothing of what it has in memory is carried over.
 
     Raises:
         NotFound: the target does not exist.
@@ -95,7 +121,7 @@ async def choose_target(
         raise migration_errors.same_node(vm.id, vm.node_id)
     if target_node_id and await tx.get_node(target_node_id) is None:
         raise errors.node_not_found(target_node_id)
-    move = Move(vm, source, frozenset(excluded_node_ids), same_storage_only)
+    move = Move(vm, source, frozenset(excluded_node_ids), same_storage_only, starts_anew)
     request = await prepared(tx, vm, target_node_id)
     vms, seen = SeenVms(tx, memory.vms), memory.seen
     claims = Claims(tx, vm, vms, is_new=False)
@@ -182,3 +208,4 @@ _OBSTACLES: Sequence[Callable[[Move, Node], str]] = (
     _shares_no_storage,
     _has_other_processor,
 )
+_ONLY_WHEN_CARRIED = frozenset({_cannot_receive, _has_other_processor})

@@ -17,6 +17,7 @@ from controlplane.domain.node import Node
 from controlplane.domain.query import Cursor, Page, VmFilter
 from controlplane.domain.vm import Vm
 from controlplane.state.balancing_interface import BalancingTransaction
+from controlplane.state.ha_interface import HaTransaction
 from controlplane.state.node_interface import NodeTransaction
 from controlplane.state.operation_interface import OperationTransaction
 from controlplane.state.placement_interface import PlacementTransaction
@@ -25,7 +26,9 @@ from limiquantix.compute.v1.vm_pb2 import VmStatus
 ResultT = TypeVar("ResultT")
 
 
-class Transaction(NodeTransaction, PlacementTransaction, OperationTransaction, BalancingTransaction, Protocol):
+class Transaction(
+    NodeTransaction, PlacementTransaction, OperationTransaction, BalancingTransaction, HaTransaction, Protocol
+):
     """Reads and writes that happen together or not at all: of VMs and the log here, of the rest by its parts."""
 
     # -- virtual machines

@@ -33,7 +33,7 @@ from controlplane.domain.query import Cursor, NodeFilter, Page
 from controlplane.state import queries, records
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.prepared import Prepared
-from controlplane.state.schema import UtcMicroseconds, node_labels, nodes
+from controlplane.state.schema import UtcMicroseconds, fences, node_labels, nodes
 
 _BY_ID = Prepared(select(nodes).where(nodes.c.id == bindparam("wanted_id")))
 
@@ -51,9 +51,14 @@ _HEARTBEAT = update(nodes).where(
 
 
 def insert_node(connection: Connection, node: Node) -> None:
-    """Add a node."""
+    """Add a node, with the newest token there is.
+
+    Its host may know the token of a node that it was before, and refuses commands with a smaller one.
+    """
+    newest = connection.execute(select(func.coalesce(func.max(fences.c.token), 0))).scalar_one()
+    values = {**records.new_node_values(node), "fence_token": max(node.fence_token, int(newest))}
     try:
-        connection.execute(insert(nodes), records.new_node_values(node))
+        connection.execute(insert(nodes), values)
     except IntegrityError as error:
         _refuse(node, error)
     queries.insert_labels(connection, node_labels, node.id, node.labels)

@@ -38,6 +38,10 @@ class OperationTransaction(Protocol):
         """Those of the resources that have unfinished operations; one query."""
         ...
 
+    async def resources_under(self, kind: str) -> set[str]:
+        """Ids of the resources that have an unfinished operation of this kind; one query."""
+        ...
+
     async def unfinished_operations(self, known_ids: Collection[str], limit: int) -> Sequence[Operation]:
         """Unfinished operations but those with the given ids, oldest first."""
         ...

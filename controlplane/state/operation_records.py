@@ -48,6 +48,10 @@ class OperationRecords(ABC):
         """Those of the resources that have unfinished operations."""
         return await self._read(lambda connection: operation_rows.active_resource_ids(connection, resource_ids))
 
+    async def resources_under(self, kind: str) -> set[str]:
+        """Those that have an unfinished operation of a kind."""
+        return await self._read(lambda connection: operation_rows.resources_under(connection, kind))
+
     async def unfinished_operations(self, known_ids: Collection[str], limit: int) -> Sequence[Operation]:
         """Unfinished operations but those known."""
         return await self._read(lambda connection: operation_rows.unfinished_operations(connection, known_ids, limit))

@@ -98,6 +98,12 @@ def active_resource_ids(connection: Connection, resource_ids: Collection[str]) -
     return set(connection.execute(busy.distinct()).scalars())
 
 
+def resources_under(connection: Connection, kind: str) -> set[str]:
+    """Those that have an unfinished operation of a kind."""
+    busy = select(operations.c.resource_id).where(_UNFINISHED, operations.c.kind == kind)
+    return set(connection.execute(busy.distinct()).scalars())
+
+
 def unfinished_operations(connection: Connection, known_ids: Collection[str], limit: int) -> list[Operation]:
     """Unfinished operations but those known, oldest first."""
     others = select(operations).where(_UNFINISHED, operations.c.id.not_in(sorted(known_ids)))

@@ -52,6 +52,7 @@ def vm_values(vm: Vm) -> ColumnValues:
         "details": vm.details.SerializeToString() or None,
         "linked_to": vm.linked_to or None,
         "reaches_far": keeps_off_beyond_its_host(vm.spec.placement),
+        "is_protected": vm.is_protected,
     }
 
 
@@ -82,6 +83,7 @@ def vm_from_row(row: StoredRow, labels: Mapping[str, str]) -> Vm:
         sightings=row.sightings,
         restart_count=row.restart_count,
         details=VmStatus.FromString(row.details or b""),
+        is_protected=row.is_protected,
         version=row.version,
     )
 
@@ -93,6 +95,7 @@ def new_node_values(node: Node) -> ColumnValues:
         "allocated_vcpus": node.allocated.vcpus,
         "allocated_memory_bytes": node.allocated.memory_bytes,
         "last_heartbeat_at": node.last_heartbeat_at,
+        "fence_token": node.fence_token,
         **_usage_values(node.usage),
     }
 
@@ -154,6 +157,7 @@ def node_from_row(row: StoredRow, labels: Mapping[str, str]) -> Node:
         system=SystemInfo.FromString(row.system),
         last_heartbeat_at=row.last_heartbeat_at,
         error_message=row.error_message,
+        fence_token=row.fence_token,
         version=row.version,
     )
 

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0010"
+REVISION = "0011"
 """Alembic revision these tables belong to: the newest one in `migrations.versions`."""
 
 PLACEMENT_TURN_COUNT = 16
@@ -145,6 +145,8 @@ nodes = Table(
     Column("created_at", UtcMicroseconds, nullable=False),
     Column("updated_at", UtcMicroseconds, nullable=False),
     Column("last_heartbeat_at", UtcMicroseconds, nullable=True),
+    # Of its newest fence, or one given before it was registered; commands to its daemon carry it.
+    Column("fence_token", BigInteger, nullable=False, server_default="0"),
     Column("version", BigInteger, nullable=False),
     UniqueConstraint("hostname"),
     CheckConstraint("capacity_vcpus >= 0", name="capacity_vcpus_not_negative"),
@@ -154,6 +156,8 @@ nodes = Table(
     CheckConstraint("allocated_memory_bytes >= 0", name="allocated_memory_bytes_not_negative"),
     CheckConstraint("version >= 1", name="version_positive"),
     Index(None, "created_at", "id"),
+    # Read twice a second by every process that grants leases.
+    Index(None, "fence_token", "id"),
 )
 
 vms = Table(
@@ -189,6 +193,8 @@ vms = Table(
     Column("linked_to", Text, nullable=True),
     # Whether its rules keep others out of more than its host.
     Column("reaches_far", Boolean, nullable=False, server_default=false()),
+    # Whether its host knows that it ends with the host's lease.
+    Column("is_protected", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("project_id", "name"),
     CheckConstraint("vcpus >= 0", name="vcpus_not_negative"),
     CheckConstraint("memory_bytes >= 0", name="memory_bytes_not_negative"),
@@ -434,4 +440,67 @@ alerts = Table(
     Column("open_key", Text, nullable=True),
     UniqueConstraint("open_key"),
     Index(None, "raised_at", "id"),
+)
+
+leadership = Table(
+    "leadership",
+    metadata,
+    # One row, of id 1: whoever counts `epoch` up decides, and everything that is decided holds the row as it was.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("leader_id", Text, nullable=False),
+    Column("hostname", Text, nullable=False),
+    Column("taken_at", UtcMicroseconds, nullable=True),
+)
+
+ha_settings = Table(
+    "ha_settings",
+    metadata,
+    # One row, of id 1.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("is_armed", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", UtcMicroseconds, nullable=True),
+    Column("version", BigInteger, nullable=False),
+    Column("longest_wait_ms", BigInteger, nullable=False),
+)
+
+fences = Table(
+    "fences",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # No foreign key: a proof outlives its node.
+    Column("node_id", Text, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("opened_at", UtcMicroseconds, nullable=False),
+    Column("heard_by", Text, nullable=False),
+    Column("method", Integer, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("witness", Text, nullable=False),
+    Column("proof_epoch", BigInteger, nullable=False),
+    # NULL while there is no proof.
+    Column("proven_at", UtcMicroseconds, nullable=True),
+    Column("ended_at", UtcMicroseconds, nullable=True),
+    Column("version", BigInteger, nullable=False),
+    # The node while the fence is current, NULL (of which there may be many) once it is not.
+    Column("current_node_id", Text, nullable=True),
+    UniqueConstraint("token"),
+    UniqueConstraint("current_node_id"),
+    Index(None, "opened_at", "id"),
+    Index(None, "node_id", "token"),
+)
+
+node_guards = Table(
+    "node_guards",
+    metadata,
+    Column("node_id", Text, ForeignKey("nodes.id", ondelete="CASCADE"), primary_key=True),
+    Column("ha_version", BigInteger, nullable=False),
+    Column("can_self_fence", Boolean, nullable=False),
+    Column("obstacle", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("noted_at", UtcMicroseconds, nullable=False),
 )

@@ -37,6 +37,7 @@ from controlplane.state import (
 )
 from controlplane.state.balancing_records import BalancingRecords
 from controlplane.state.engine import Session
+from controlplane.state.ha_records import HaRecords
 from controlplane.state.node_records import NodeRecords
 from controlplane.state.operation_records import OperationRecords
 from controlplane.state.placement_reads import PlacementReads
@@ -45,7 +46,7 @@ from limiquantix.compute.v1.vm_pb2 import VmStatus
 ResultT = TypeVar("ResultT")
 
 
-class SqlTransaction(NodeRecords, PlacementReads, OperationRecords, BalancingRecords):
+class SqlTransaction(NodeRecords, PlacementReads, OperationRecords, BalancingRecords, HaRecords):
     """One open transaction; of no use after `Store.run` or `Store.read` returned. Docstrings: the interface's.
 
     A row that a constraint refused ends the transaction, as PostgreSQL has it: the error must leave the work, and what

@@ -122,6 +122,19 @@ def stopped_against_will(connection: Connection) -> list[Vm]:
     return _read(connection, queries.in_order(vms, conditions))
 
 
+def wanted_running_on(connection: Connection, node_ids: Collection[str]) -> list[Vm]:
+    """Managed VMs on these nodes that shall run, oldest first; not those that are saved, or not made yet."""
+    if not node_ids:
+        return []
+    conditions = [
+        vms.c.node_id.in_(sorted(node_ids)),
+        vms.c.wanted_state == PowerState.RUNNING,
+        vms.c.power_state.not_in([PowerState.SUSPENDED, PowerState.PROVISIONING]),
+        vms.c.is_managed.is_(True),
+    ]
+    return _read(connection, queries.in_order(vms, conditions))
+
+
 def linked_clones(connection: Connection, vm_id: str) -> list[str]:
     """Ids of the VMs whose disks are built upon this one's, oldest first."""
     linked = select(vms.c.id).where(vms.c.linked_to == vm_id).order_by(vms.c.created_at, vms.c.id)

@@ -39,12 +39,14 @@ from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
 from hypervisor.libvirt.guest_agents import LibvirtGuestAgents
 from hypervisor.libvirt.migration import NO_PEERS, LibvirtMigration, PeerSettings
 from hypervisor.libvirt.node_devices import LibvirtHostDevices
+from hypervisor.libvirt.processes import LibvirtProcesses
 from hypervisor.libvirt.resizing import LibvirtResizing
 from hypervisor.libvirt.snapshots import LibvirtSnapshots
 from hypervisor.libvirt.statistics import DomainStatistics
 from hypervisor.libvirt.visits import Visits
 from hypervisor.libvirt.worker_pool import Lane
 from hypervisor.migration import Migration
+from hypervisor.processes import VmProcesses
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
@@ -128,6 +130,7 @@ class LibvirtHypervisor(Hypervisor):
         self._guests = LibvirtGuestAgents(self._visits)
         self._snapshots = LibvirtSnapshots(self._visits)
         self._migration = LibvirtMigration(self._visits, peers)
+        self._processes = LibvirtProcesses(uri, self._connection.changes_under_way)
         self._log_keeper = ConsoleLogKeeper(self._log_dir)
         self._translator = EventTranslator()
         self._listeners: list[Listener] = []
@@ -203,6 +206,11 @@ class LibvirtHypervisor(Hypervisor):
         """See `Hypervisor`."""
         return self._migration
 
+    @property
+    def processes(self) -> VmProcesses | None:
+        """See `Hypervisor`."""
+        return self._processes
+
     # definitions
 
     async def create(self, config: VmConfig) -> None:
@@ -225,9 +233,10 @@ class LibvirtHypervisor(Hypervisor):
 
     # power
 
-    async def start(self, vm_id: str) -> None:
+    async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
         """Boot, or restore from saved memory; see `Hypervisor`."""
-        await self._visits.change(vm_id, partial(self._operations.start, vm_id), deadline_s=self._start_deadline_s)
+        start = partial(self._operations.start, vm_id, may_run=may_run)
+        await self._visits.change(vm_id, start, deadline_s=self._start_deadline_s)
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
         """Have the guest's agent shut it down, or else press the power button; see `Hypervisor`.

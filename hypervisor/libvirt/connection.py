@@ -80,6 +80,7 @@ class LibvirtConnection:
         self._obstacle = "not open"
         self._supervisor: asyncio.Task[None] | None = None
         self._locks: weakref.WeakValueDictionary[tuple[Lane, str], asyncio.Lock] = weakref.WeakValueDictionary()
+        self._changes: set[object] = set()
 
     @property
     def library(self) -> Any:
@@ -155,6 +156,10 @@ class LibvirtConnection:
         """
         return await self.run(lambda _connection: work())
 
+    def changes_under_way(self) -> frozenset[object]:
+        """Return a mark for each call that changes a VM and has not ended, however long its caller has left."""
+        return frozenset(self._changes.copy())
+
     # calls
 
     async def _submit(self, lane: Lane, work: Callable[[Any], T], vm_id: str, lock: asyncio.Lock | None) -> T:
@@ -164,6 +169,9 @@ class LibvirtConnection:
                 raise Unavailable(f"libvirt at {self._uri} is not connected: {self._obstacle}")
             pool = self._pools[lane]
             future = pool.submit(lambda connection: self._call(work, connection, vm_id))
+            if lane is Lane.CHANGE:
+                self._changes.add(future)
+                future.add_done_callback(self._changes.discard)
         except BaseException:
             if lock is not None:
                 lock.release()

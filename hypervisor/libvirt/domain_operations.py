@@ -6,9 +6,10 @@ state, or gone; the rest is left to `error_map`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final, NoReturn
 
 from hypervisor.errors import HostCannot, Refused, VmExists, VmNotFound, WrongState
@@ -151,13 +152,25 @@ class DomainOperations:
         except OSError as error:
             raise Refused(f"VM {vm_id} is deleted, but its console log is not: {error}") from error
 
-    def start(self, vm_id: str, connection: Any) -> None:
+    def start(self, vm_id: str, connection: Any, *, may_run: Callable[[], None] | None = None) -> None:
         domain = self.find(connection, vm_id)
         console_log.rotate(console_log.log_path(self.host.console_log_dir, vm_id))
         try:
-            domain.create()
+            domain.createWithFlags(self._library.VIR_DOMAIN_START_PAUSED if may_run is not None else 0)
         except self._library.libvirtError as error:
             self._explain(error, domain, vm_id, "start")
+        if may_run is not None:
+            self._run_if(may_run, domain)
+
+    def _run_if(self, may_run: Callable[[], None], domain: Any) -> None:
+        """Let a domain run that was started paused, or end it."""
+        try:
+            may_run()
+            domain.resume()
+        except BaseException:
+            with contextlib.suppress(self._library.libvirtError):
+                domain.destroy()
+            raise
 
     def ask_agent_to_stop(self, vm_id: str, connection: Any) -> bool:
         """Have the guest's agent shut it down; returns whether one took the order. libvirt waits for it for 5 s."""

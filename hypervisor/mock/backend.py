@@ -24,9 +24,11 @@ from hypervisor.mock.faults import MockFaults, Operation
 from hypervisor.mock.guest_agents import MockGuestAgents
 from hypervisor.mock.host import OFF, MockHost, MockSettings
 from hypervisor.mock.migration import MockMigration
+from hypervisor.mock.processes import MockProcesses
 from hypervisor.mock.resizing import MockHostDevices, MockResizing
 from hypervisor.mock.snapshots import MockSnapshots
 from hypervisor.mock.statistics import MockStatistics
+from hypervisor.processes import VmProcesses
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
@@ -68,6 +70,7 @@ class MockHypervisor(Hypervisor):
         self._statistics = MockStatistics(self._host)
         self._consoles = MockConsoles(self._host)
         self._migration = MockMigration(self._host)
+        self._processes = MockProcesses(self._host)
 
     # what only a simulation offers
 
@@ -171,6 +174,11 @@ class MockHypervisor(Hypervisor):
         """See `Hypervisor`."""
         return self._migration
 
+    @property
+    def processes(self) -> VmProcesses | None:
+        """See `Hypervisor`."""
+        return self._processes
+
     async def open(self) -> None:
         """Load the state file, if there is one."""
         await self._host.strike(Operation.OPEN)
@@ -239,12 +247,14 @@ class MockHypervisor(Hypervisor):
         await self._host.save()
         self._host.lose_answer(lost)
 
-    async def start(self, vm_id: str) -> None:
+    async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
         """Start a VM; `Refused` when running VMs leave too little of the simulated host's memory."""
         lost = await self._host.strike(Operation.START, vm_id)
         vm = self._host.vm(vm_id)
         self._host.require(vm, "start", OFF | {PowerState.SUSPENDED})
         self._host.check_room(vm_id, vm.config.memory_mib)
+        if may_run is not None:
+            may_run()
         vm.running_since_s = self._host.now_s()
         if vm.state is not PowerState.SUSPENDED:
             vm.started_at_s = vm.running_since_s

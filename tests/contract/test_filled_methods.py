@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from controlplane.api.alert_servicer import AlertServicer
 from controlplane.api.balancing_servicer import BalancingServicer
+from controlplane.api.ha_servicer import HaServicer
 from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.operation_servicer import OperationServicer
 from controlplane.api.placement_servicer import PlacementServicer
@@ -26,6 +27,7 @@ from limiquantix.compute.v1 import (
     alert_service_pb2,
     balancing_service_pb2,
     folder_service_pb2,
+    ha_service_pb2,
     node_service_pb2,
     operation_service_pb2,
     placement_service_pb2,
@@ -63,6 +65,7 @@ FILLED: dict[str, set[str]] = {
     },
     "limiquantix.compute.v1.NodeService": {
         *("RegisterNode", "GetNode", "ListNodes", "UpdateHeartbeat", "SyncFullState", "NotifyVMChange"),
+        "AnnounceShutdown",
         *("UpdateNode", "EnableNode", "DisableNode", "DrainNode", "DecommissionNode"),
         *("AddTaint", "RemoveTaint", "UpdateLabels"),
         *("ListNodeEvents", "WatchNode", "WatchNodes", "StreamEvents", "GetNodeMetrics", "StreamNodeMetrics"),
@@ -75,6 +78,9 @@ FILLED: dict[str, set[str]] = {
         *("ApproveRecommendation", "RejectRecommendation", "ApplyRecommendation"),
     },
     "limiquantix.compute.v1.AlertService": {"GetAlert", "ListAlerts", "AcknowledgeAlert"},
+    "limiquantix.compute.v1.HaService": {
+        *("GetHaStatus", "GetFence", "ListFences", "FenceNode", "ConfirmNodeDead", "DisarmHa", "ArmHa"),
+    },
     "limiquantix.compute.v1.PlacementService": {"ExplainPlacement", "PlanPlacements", "GetCapacity"},
     "limiquantix.compute.v1.FolderService": set(),
     "limiquantix.node.v1.NodeDaemonService": {
@@ -83,6 +89,7 @@ FILLED: dict[str, set[str]] = {
         *("CreateSnapshot", "ListSnapshots", "RevertSnapshot", "DeleteSnapshot"),
         *("AttachDisk", "DetachDisk", "ResizeDisk", "UpdateDisk", "AttachNIC", "DetachNIC", "UpdateNIC"),
         *("AttachCDROM", "DetachCDROM", "ChangeMedia", "SettleDevices"),
+        *("SetVMProtection", "AdoptVM", "ReleaseVM"),
         *("PingGuestAgent", "GetGuestInfo", "ExecuteInGuest", "ReadGuestFile", "WriteGuestFile", "ShutdownGuest"),
         *("SetGuestPassword", "SyncGuestTime", "FreezeGuest", "ThawGuest"),
         *("GetConsole", "OpenConsole", "GetConsoleLog", "StreamMetrics", "StreamEvents"),
@@ -97,6 +104,7 @@ SERVICERS: dict[str, type] = {
     "limiquantix.compute.v1.OperationService": OperationServicer,
     "limiquantix.compute.v1.BalancingService": BalancingServicer,
     "limiquantix.compute.v1.AlertService": AlertServicer,
+    "limiquantix.compute.v1.HaService": HaServicer,
     "limiquantix.compute.v1.PlacementService": PlacementServicer,
     "limiquantix.compute.v1.FolderService": FolderServicer,
     "limiquantix.node.v1.NodeDaemonService": NodeDaemonServicer,
@@ -106,7 +114,7 @@ SERVICES: list[ServiceDescriptor] = [
     service
     for module in (
         *(vm_service_pb2, node_service_pb2, operation_service_pb2, balancing_service_pb2, alert_service_pb2),
-        *(placement_service_pb2, folder_service_pb2, node_daemon_pb2),
+        *(placement_service_pb2, ha_service_pb2, folder_service_pb2, node_daemon_pb2),
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]

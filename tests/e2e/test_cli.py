@@ -25,7 +25,7 @@ from tests.support.switchboard import switchboard
 
 COMMAND = Path(sys.executable).with_name("limiquantix")
 DEADLINE_S = 30.0
-SHUTDOWN_S = 14
+SHUTDOWN_S = 9
 
 
 class Lines:

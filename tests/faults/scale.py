@@ -33,8 +33,8 @@ def _kills(of_sample: int, of_everything: int) -> int:
 
 
 KILL_COUNTS = {
-    "mock, SQLite": _kills(8, 100),
-    "mock, two control planes on PostgreSQL": _kills(8, 50),
-    "libvirt, SQLite": _kills(6, 100),
+    "mock, SQLite": _kills(5, 100),
+    "mock, two control planes on PostgreSQL": _kills(5, 50),
+    "libvirt, SQLite": _kills(4, 100),
 }
 """SIGKILLs of each test with random ones."""

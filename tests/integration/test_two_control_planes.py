@@ -40,6 +40,7 @@ def planes(tmp_path: Path, url: str) -> Iterator[tuple[ControlPlaneProcess, Cont
         "operations": {"lease_s": LEASE_S},
         "scheduler": {"cpu_overcommit_ratio": 1.0, "reserved_cores": 0},
         "nodes": {"heartbeat_interval_s": 1},
+        "ha": {"enabled": False},  # without etcd they cannot elect one of them
     }
     with (
         start_control_plane(tmp_path / "first", url, settings) as first,

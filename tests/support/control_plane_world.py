@@ -134,6 +134,7 @@ class World:
     worker_config: WorkerConfig = field(default_factory=WorkerConfig)
     migration_rules: MigrationRules = HASTY
     choose: ChooseTarget = take_named
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     other_workflows: tuple[Workflow, ...] = ()
     """In place of those of the same kind."""
     news: OperationNews = field(init=False)
@@ -169,19 +170,19 @@ class World:
         self.desk = OperationDesk(store, workflows, self.worker, self.news, clock)
         self.keeper = Keeper(store, self.desk, clock)
         access = VmAccess(store, self.daemons, self.desk)
-        vms = VmService(access, SchedulerConfig(), clock)
+        vms = VmService(access, self.scheduler, clock)
         self.vms = VmCalls(vms, store)
         self.snapshots = SnapshotService(access)
         self.guests = GuestService(access)
         self.devices = VmDeviceService(access)
         self.migrations = MigrationService(access, self.choose, self.migration_rules)
-        self.clones = CloneService(access, SchedulerConfig(), clock, vms.memory)
+        self.clones = CloneService(access, self.scheduler, clock, vms.memory)
         self.moves = VmMoves(self.migrations, self.desk)
         self.evictor = Evictor(store, self.moves, clock)
-        self.life = NodeLifeService(store, self.desk, self.policy, clock)
+        self.life = NodeLifeService(store, self.desk, self.policy, clock, scheduler=self.scheduler)
         self.nodes = NodeService(store, self.policy, clock)
         self.reports = HostReportService(store, self.desk, clock)
-        self.heartbeats = HeartbeatService(store, clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S))
+        self.heartbeats = HeartbeatService(store, clock, HeartbeatConfig(interval_s=HEARTBEAT_INTERVAL_S, trust_s=0))
 
     async def crash(self) -> None:
         """End the process as a kill does, in the middle of whatever it does, and start the next one."""

@@ -12,6 +12,7 @@ from controlplane.domain.operation import Operation, OperationFilter
 from controlplane.domain.vm import Vm
 from controlplane.operations.desk import ANYBODY, Caller
 from controlplane.operations.node_drain import DrainNode
+from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.state.factory import create_store
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.errors import FailedPrecondition, Reason
@@ -35,12 +36,13 @@ def immovable(name: str) -> FailedPrecondition:
 
 
 @asynccontextmanager
-async def drain_world(directory: Path) -> AsyncIterator[DrainWorld]:
+async def drain_world(directory: Path, scheduler: SchedulerConfig | None = None) -> AsyncIterator[DrainWorld]:
     """Make a world with one node, to which others may come."""
     store = create_store(fresh_sqlite(directory))
     await store.open()
     traffic = Traffic()
-    world = DrainWorld(store, other_workflows=(SimpleMigrateVm(traffic),))
+    workflows = (SimpleMigrateVm(traffic),)
+    world = DrainWorld(store, other_workflows=workflows, scheduler=scheduler or SchedulerConfig())
     world.traffic = traffic
     await world.worker.register()
     world.source = await world.add_node(hostname="source")

@@ -29,6 +29,8 @@ from nodedaemon.generations import Generations, open_generations
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.reporter import Reporter
+from nodedaemon.self_fencing.keeper import SelfFencing
+from nodedaemon.self_fencing.memory import open_memory
 from nodedaemon.servicer import NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
@@ -79,8 +81,8 @@ class WatchedHypervisor(MockHypervisor):
     async def delete(self, vm_id: str) -> None:
         await self._between("delete", partial(super().delete, vm_id))
 
-    async def start(self, vm_id: str) -> None:
-        await self._between("start", partial(super().start, vm_id))
+    async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
+        await self._between("start", partial(super().start, vm_id, may_run))
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
         await self._between("stop", partial(super().stop, vm_id, timeout_s))
@@ -305,6 +307,9 @@ class Host:
             WatchedImages(paths, str(self._qemu_img), self._at),
             paths,
             report,
+            fencing=SelfFencing(
+                await asyncio.to_thread(open_memory, self._data_dir), hypervisor.processes, None, boot_id="boot"
+            ),
         )
         reporter = Reporter(observer, self._control_plane, report.full_state)
         hypervisor.subscribe(reporter.on_event)
@@ -346,6 +351,16 @@ class HostCalls(DeviceHostCalls, GuestHostCalls, MigrationHostCalls):
         """See `NodeDaemon`, as all below."""
         answer: pb.CreateVMOnNodeResponse = await self._call("CreateVM", request)
         return answer.status
+
+    async def adopt_vm(self, request: pb.CreateVMOnNodeRequest) -> pb.VMStatusResponse:
+        answer: pb.CreateVMOnNodeResponse = await self._call("AdoptVM", request)
+        return answer.status
+
+    async def release_vm(self, vm_id: str, generation: int) -> None:
+        await self._call("ReleaseVM", _vm(vm_id, generation))
+
+    async def set_vm_protection(self, request: pb.SetVMProtectionRequest) -> None:
+        await self._call("SetVMProtection", request)
 
     async def reconfigure_vm(self, request: pb.ReconfigureVMRequest) -> None:
         await self._call("ReconfigureVM", request)

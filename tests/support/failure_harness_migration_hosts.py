@@ -81,7 +81,7 @@ class MigrationHosts:
         self.connections[node.id] = Connection(name)
         return host
 
-    def daemon(self, node: Node) -> NodeDaemon:
+    def daemon(self, node: Node, epoch: int = 0) -> NodeDaemon:
         """See `DaemonPool`."""
         return cast("NodeDaemon", _Calls(self, node.id))
 

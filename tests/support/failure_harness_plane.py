@@ -70,7 +70,7 @@ class Plane:
         self.guests = GuestService(access)
         self.clones = CloneService(access, SchedulerConfig(), clock, self.vms.memory)
         self.reports = HostReportService(calm_store, self.desk, clock)
-        self.heartbeats = HeartbeatService(calm_store, clock, HeartbeatConfig())
+        self.heartbeats = HeartbeatService(calm_store, clock, HeartbeatConfig(trust_s=0))
         self._serving: set[asyncio.Task[Any]] = set()
         self._living: asyncio.Task[None] | None = None
 

@@ -57,7 +57,7 @@ class _OneHost:
     def __init__(self, calls: HostCalls) -> None:
         self._calls = calls
 
-    def daemon(self, node: Node) -> HostCalls:
+    def daemon(self, node: Node, epoch: int = 0) -> HostCalls:
         """See `DaemonPool`."""
         return self._calls
 

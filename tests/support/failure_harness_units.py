@@ -140,6 +140,8 @@ def plane_at(directory: Path, database_url: str, port: int) -> Plane:
         "operations": {"lease_s": 2},
         "scheduler": {"cpu_overcommit_ratio": 16.0, "reserved_cores": 0},  # the VMs sleep, on however small a machine
         "nodes": {"heartbeat_interval_s": 3},
+        # Hosts are silent here for as long as it takes, and several control planes without etcd cannot elect one.
+        "ha": {"enabled": False},
         "database": {"url": database_url},
         "http": {"listen_address": f"{address}:{port + 1}"},
         "grpc": {"listen_address": f"{address}:{port}"},

@@ -27,6 +27,10 @@ class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer):
     heartbeats: list[pb.UpdateHeartbeatRequest] = field(default_factory=list)
     syncs: list[pb.SyncFullStateRequest] = field(default_factory=list)
     changes: list[pb.VMChangeNotification] = field(default_factory=list)
+    shutdowns: list[pb.AnnounceShutdownRequest] = field(default_factory=list)
+    shutdown_answer: pb.AnnounceShutdownResponse = field(
+        default_factory=lambda: pb.AnnounceShutdownResponse(policy=pb.AnnounceShutdownResponse.FREEZE)
+    )
     node_ids: dict[str, str] = field(default_factory=dict)
     heartbeat_answer: pb.UpdateHeartbeatResponse = field(
         default_factory=lambda: pb.UpdateHeartbeatResponse(acknowledged=True)
@@ -60,6 +64,10 @@ class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer):
     async def UpdateHeartbeat(self, request: pb.UpdateHeartbeatRequest, context: Any) -> pb.UpdateHeartbeatResponse:
         await self._take("UpdateHeartbeat", request, self.heartbeats, context)
         return self.heartbeat_answer
+
+    async def AnnounceShutdown(self, request: pb.AnnounceShutdownRequest, context: Any) -> pb.AnnounceShutdownResponse:
+        await self._take("AnnounceShutdown", request, self.shutdowns, context)
+        return self.shutdown_answer
 
     async def SyncFullState(self, request: pb.SyncFullStateRequest, context: Any) -> pb.SyncFullStateResponse:
         await self._take("SyncFullState", request, self.syncs, context)

@@ -18,6 +18,7 @@ from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceServicer, 
 from limiquantix.rpc.pipeline import CallPipeline
 from limiquantix.rpc.server import RpcServer
 from tests.support.fake_devices import FakeDeviceCalls, FakeDeviceServicer
+from tests.support.fake_failovers import FakeFailoverCalls, FakeFailoverServicer
 from tests.support.fake_guests import FakeGuestCalls, FakeGuestServicer
 from tests.support.fake_migrations import FakeMigrationCalls, FakeMigrationServicer, Network
 
@@ -78,7 +79,7 @@ class Gate:
 
 
 @dataclass
-class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeGuestCalls):
+class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeFailoverCalls, FakeGuestCalls):
     """One host; implements `controlplane.daemons.interface.NodeDaemon`."""
 
     vms: dict[str, FakeVm] = field(default_factory=dict)
@@ -99,6 +100,11 @@ class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeGuestCalls):
     guest_result: node_v1.ExecuteInGuestResponse = field(
         default_factory=lambda: node_v1.ExecuteInGuestResponse(exit_code=0, stdout=b"out")
     )
+    protected: set[str] = field(default_factory=set)
+    takes_leases: bool = True
+    missing_disks: set[str] = field(default_factory=set)
+    told: list[tuple[int, int]] = field(default_factory=list)
+    """Fence token and epoch that each object that calls came from was asked for with."""
     _faults: dict[str, Fault] = field(default_factory=dict)
     _gates: dict[str, Gate] = field(default_factory=dict)
     _active_count: dict[str, int] = field(default_factory=dict)
@@ -131,12 +137,18 @@ class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeGuestCalls):
 
     async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> node_v1.VMStatusResponse:
         def act() -> None:
+            self.protect(request.vm_id, is_protected=request.spec.is_protected)
             if request.vm_id not in self.vms:
-                self.vms[request.vm_id] = FakeVm(request.name, request.spec)
+                self.vms[request.vm_id] = self._made(request.name, request.spec)
                 self.set_state(request.vm_id, STOPPED)
 
         await self._called("create_vm", request.vm_id, act, request.generation)
         return self._status(request.vm_id)
+
+    async def prepare_migration(self, request: node_v1.PrepareMigrationRequest) -> node_v1.MigrationToken:
+        token = await super().prepare_migration(request)
+        self.protect(request.vm_id, is_protected=request.definition.spec.is_protected)
+        return token
 
     async def reconfigure_vm(self, request: node_v1.ReconfigureVMRequest) -> None:
         def act() -> None:
@@ -164,6 +176,7 @@ class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeGuestCalls):
 
     async def delete_vm(self, vm_id: str, generation: int) -> None:
         await self._called("delete_vm", vm_id, lambda: self.vms.pop(vm_id, None), generation)
+        self.protected.discard(vm_id)
 
     async def start_vm(self, vm_id: str, generation: int) -> None:
         await self._move("start_vm", vm_id, RUNNING, generation)
@@ -272,6 +285,9 @@ class FakeDaemon(FakeMigrationCalls, FakeDeviceCalls, FakeGuestCalls):
         data = log[request.offset : request.offset + request.max_bytes]
         return node_v1.GetConsoleLogResponse(data=data, next_offset=request.offset + len(data), size_bytes=len(log))
 
+    def _made(self, name: str, spec: node_v1.VMSpec) -> FakeVm:
+        return FakeVm(name, spec)
+
     def _vm(self, vm_id: str) -> FakeVm:
         if vm_id not in self.vms:
             raise NotFound(Reason.VM_NOT_FOUND, f"VM {vm_id} is not on this host")
@@ -334,11 +350,14 @@ class FakeDaemons:
         self._by_node: dict[str, FakeDaemon] = {}
         self.network = Network()
 
-    def daemon(self, node: Node) -> FakeDaemon:
+    def daemon(self, node: Node, epoch: int = 0) -> FakeDaemon:
         """Return the host of a node, which exists from the first time it is asked for."""
+        asyncio.get_running_loop()  # a thread of the database has none, and the real pool opens connections here
         if not node.agent_endpoint:
             raise errors.node_has_no_agent(node.hostname)
-        return self.of(node.id)
+        daemon = self.of(node.id)
+        daemon.told.append((node.fence_token, epoch))
+        return daemon
 
     def of(self, node_id: str) -> FakeDaemon:
         """Return the host of the node with that id."""
@@ -361,7 +380,9 @@ class _NobodyObserves:
         """A fake host keeps no metrics."""
 
 
-class FakeDaemonServicer(FakeDeviceServicer, FakeGuestServicer, FakeMigrationServicer, NodeDaemonServiceServicer):
+class FakeDaemonServicer(
+    FakeDeviceServicer, FakeFailoverServicer, FakeGuestServicer, FakeMigrationServicer, NodeDaemonServiceServicer
+):
     """Puts a fake host behind the daemon's gRPC contract."""
 
     _daemon: FakeDaemon

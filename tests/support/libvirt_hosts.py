@@ -41,6 +41,16 @@ class MigrationHost(PrivateLibvirt):
         self.pki = pki
 
     @property
+    def fabric_namespace(self) -> str:
+        """The network that its cable ends in."""
+        return self.namespace.rpartition("h")[0]
+
+    @property
+    def pid_dir(self) -> Path:
+        """Where its libvirt notes the process of each VM that runs."""
+        return self._run_dir / "qemu"
+
+    @property
     def tls_uri(self) -> str:
         """Where peers reach it by TLS."""
         return f"qemu+tls://{self.address}/system"

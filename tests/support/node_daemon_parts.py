@@ -20,6 +20,8 @@ from nodedaemon.disk_images import DiskImages
 from nodedaemon.generations import Generations, open_generations
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
+from nodedaemon.self_fencing.keeper import SelfFencing
+from nodedaemon.self_fencing.memory import open_memory
 from nodedaemon.servicer import NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
@@ -37,6 +39,7 @@ class NodeDaemonParts:
     paths: StoragePaths
     generations: Generations
     commands: Commands
+    fencing: SelfFencing
 
     async def create(self, *, disk_count: int = 0, vcpu_count: int = 1) -> str:
         disks = [pb.DiskSpec(id=str(uuid.uuid4()), size_gib=1) for _ in range(disk_count)]
@@ -85,14 +88,17 @@ async def node_daemon_parts(
         state_path = None if settings is None else settings.state_path
         records_dir = None if state_path is None else state_path.parent / "migrations"
         migrations = MigrationSettings(records_dir, directory / "console", now_s)
+        memory = open_memory(Path(data_dir))
+        fencing = SelfFencing(memory, hypervisor.processes, None, boot_id="boot")
         servicer = NodeDaemonServicer(  # type: ignore[abstract]
-            hypervisor, observer, commands, DiskImages(paths, qemu_img), paths, report, migrations
+            hypervisor, observer, commands, DiskImages(paths, qemu_img), paths, report, migrations, fencing
         )
         await servicer.migrations.start()
         try:
-            yield NodeDaemonParts(hypervisor, servicer, report, paths, generations, commands)
+            yield NodeDaemonParts(hypervisor, servicer, report, paths, generations, commands, fencing)
         finally:
             await servicer.close()
             await actors.close(0)
             await hypervisor.close()
             await generations.close()
+            memory.close()

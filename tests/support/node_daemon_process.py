@@ -70,12 +70,14 @@ async def node_daemon(
     *flags: str,
     hypervisor: dict[str, Any] | None = None,
     program_dir: Path | None = None,
+    namespace: str = "",
     **sections: Any,
 ) -> AsyncIterator[NodeDaemonProcess]:
     """Run one on free ports with all its data below `directory`, which outlives it.
 
     Args:
         program_dir: where it finds programs, such as qemu-img, before it looks at the usual places.
+        namespace: name of the network it runs in; "" for ours.
     """
     config = {
         "node": {"hostname": "test-host", "data_dir": str(directory / "data"), "labels": {"rack": "r1"}},
@@ -86,15 +88,17 @@ async def node_daemon(
             "registration_enabled": bool(control_plane),
             "heartbeat_interval_secs": 1,
         },
+        "self_fencing": {"run_dir": str(directory / "guard")},
     } | sections
     config_path = directory / "node.yaml"
     config_path.write_text(yaml.safe_dump(config))
     log_path = directory / "node.log"
+    words = command("--config", str(config_path), *flags)
+    if namespace:
+        words = ["ip", "netns", "exec", namespace, *words]
     with log_path.open("ab") as log:
         offset = log.tell()
-        process = await asyncio.create_subprocess_exec(
-            *command("--config", str(config_path), *flags), stderr=log, env=environment(program_dir)
-        )
+        process = await asyncio.create_subprocess_exec(*words, stderr=log, env=environment(program_dir))
     daemon = NodeDaemonProcess(process, {}, log_path)
     try:
         daemon.listening = await _wait_until_listening(process, log_path, offset)

@@ -84,6 +84,8 @@ class PostgresqlServer:
     """Text of pg_hba.conf."""
     data_directory: Path | None = None
     """An empty directory for the cluster, by default one below `directory`."""
+    namespace: str = ""
+    """Name of the network it runs in; "" for ours."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -144,9 +146,10 @@ class PostgresqlServer:
             **settings,
         }
         flags = [word for name, value in wanted.items() for word in ("-c", f"{name}={value}")]
+        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_as_account(), str(require_programs() / "postgres"), "-D", str(self.data_directory), *flags],
+                [*inside, *_as_account(), str(require_programs() / "postgres"), "-D", str(self.data_directory), *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -83,6 +83,20 @@ _SPIN = bytes.fromhex("ba4000 31c9 e2fe 4a 75f9")  # mov dx,64; 65,536 rounds; d
 WRITING_COUNTER = _counting(between=_WRITE)
 """Counts too, and writes each number to a sector of the first disk: that of number n is n modulo 1,024, from 1."""
 
+_COUNT_ON_DISK = bytes.fromhex(
+    "c7060006 1000 c7060206 0100 c7060406 0008 c7060606 0000"  # packet at 0x600: 16 bytes, 1 sector, to 0:0x800
+    "c7060806 0100 c7060a06 0000 c7060c06 0000 c7060e06 0000"  # sector 1
+    "be0006 b280 b80042 cd13"  # read it from the first disk
+    "8b1e0008 ff060008"  # bx = [0x800]; count there
+    "be0006 b280 b80043 cd13"  # write it back
+)
+
+DISK_COUNTER = _counting(between=_COUNT_ON_DISK)
+"""Says 0000 when it boots; then counts in the first two bytes of sector 1, and says each number once it is written.
+
+So whoever runs next on the same disk goes on where the last one was. Two that run at once say numbers twice.
+"""
+
 BUSY_COUNTER = _counting(busy=_SPIN)
 """Counts too, and never sleeps."""
 

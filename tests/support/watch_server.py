@@ -53,7 +53,7 @@ async def watch_server(store: Store, hub: HubConfig | None = None) -> AsyncItera
     async with watching(store, hub) as world:
         unused = cast("Any", None)  # services whose methods are not called
         vms = VmServicer(VmServices.of(unused, unused, unused, world.service, world.lists, unused, unused, unused))
-        nodes = NodeServicer(unused, unused, unused, world.service, world.lists, unused, unused)  # type: ignore[abstract]
+        nodes = NodeServicer(unused, unused, unused, world.service, world.lists, unused, unused, unused)  # type: ignore[abstract]
         served = (
             (vm_service_pb2.DESCRIPTOR.services_by_name["VMService"], vms),
             (node_service_pb2.DESCRIPTOR.services_by_name["NodeService"], nodes),

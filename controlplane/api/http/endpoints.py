@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -22,6 +23,11 @@ READY_TIMEOUT_S = 2.0
 ReadyProbe = Callable[[], Awaitable[None]]
 """Raises `ApiError` if the part does not work."""
 
+Advisory = Callable[[], Awaitable[str]]
+"""Says what is wrong with the part; "" if it works."""
+
+AnswerT = TypeVar("AnswerT")
+
 
 def version() -> str:
     """Version of the installed package."""
@@ -29,14 +35,21 @@ def version() -> str:
 
 
 def routes(
-    probes: Mapping[str, ReadyProbe], registry: CollectorRegistry, started_at: datetime, services: list[str]
+    probes: Mapping[str, ReadyProbe],
+    registry: CollectorRegistry,
+    started_at: datetime,
+    services: list[str],
+    advisory: Mapping[str, Advisory] | None = None,
 ) -> list[Route]:
     """Build the routes.
 
     Args:
         probes: what must work for this process to be ready, by name.
+        advisory: what is shown beside it, without which this process still serves its API.
         services: full names of the RPC services served, for `/api/v1/info`.
     """
+
+    hints = advisory or {}
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "healthy", "service": SERVICE_NAME})
@@ -45,13 +58,10 @@ def routes(
         return JSONResponse({"status": "alive"})
 
     async def ready(_: Request) -> Response:
-        names = list(probes)
-        problems = await asyncio.gather(*(_problem(probes[name]) for name in names))
-        components = {
-            name: {"status": "unhealthy", "message": problem} if problem else {"status": "healthy"}
-            for name, problem in zip(names, problems, strict=True)
-        }
-        is_ready = not any(problems)
+        words = await asyncio.gather(*map(_problem, probes.values()), *map(_in_time, hints.values()))
+        problems = dict(zip([*probes, *hints], words, strict=True))
+        components = {name: _component(problem, is_needed=name in probes) for name, problem in problems.items()}
+        is_ready = not any(problems[name] for name in probes)
         return JSONResponse(
             {"status": "ready" if is_ready else "not_ready", "components": components},
             status_code=200 if is_ready else 503,
@@ -81,13 +91,23 @@ def routes(
     ]
 
 
+def _component(problem: str, *, is_needed: bool) -> dict[str, str]:
+    if not problem:
+        return {"status": "healthy"}
+    return {"status": "unhealthy" if is_needed else "degraded", "message": problem}
+
+
 async def _problem(probe: ReadyProbe) -> str:
     """Say what is wrong with a part; "" if it works."""
     try:
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            await probe()
+        return await _in_time(probe) or ""
     except ApiError as error:
         return error.message
+
+
+async def _in_time(ask: Callable[[], Awaitable[AnswerT]]) -> AnswerT | str:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            return await ask()
     except TimeoutError:
         return f"did not answer within {READY_TIMEOUT_S:g} s"
-    return ""

@@ -174,6 +174,7 @@ class Cluster:
                 "registration_enabled": True,
                 "heartbeat_interval_secs": HEARTBEAT_INTERVAL_S,
             },
+            "self_fencing": {"run_dir": str(self._options.data_dir / name / "guard")},  # nothing is left in /run
         }
         path = await asyncio.to_thread(self._write_config, name, config)
         await self._start_daemon(

@@ -18,6 +18,9 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     # Below the time for which a command is tried again: a daemon that is back must be found within it.
     ("grpc.max_reconnect_backoff_ms", 500),
+    # An attempt to connect that got no answer is given up after this time; by default after 20 s, which is how long a
+    # peer behind a mended network would still be taken for lost.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.enable_http_proxy", 0),  # daemons talk to each other directly; a proxy variable must not divert them
 )
 

@@ -34,7 +34,7 @@ class Hosts:
     answer: MigrationForecast | Exception | None
     asked: list[str] = field(default_factory=list)
 
-    def daemon(self, node: Node) -> Any:
+    def daemon(self, node: Node, epoch: int = 0) -> Any:
         return self
 
     async def forecast_migration(self, request: MigrationForecastRequest) -> MigrationForecast:

@@ -117,3 +117,20 @@ async def test_many_processes_at_once_let_no_more_begin_than_there_is_room_for(s
 async def test_gate_cannot_be_held_by_who_only_reads(store: Store) -> None:
     with pytest.raises(RuntimeError):
         await store.read(lambda tx: tx.migrations_in_turn(held=True))
+
+
+async def test_vms_with_an_unfinished_operation_of_a_kind_are_found_whatever_else_is_done_to_others(
+    store: Store,
+) -> None:
+    moving, waiting, other, done = [make_operation(make_id()) for _ in range(4)]
+    waiting = dataclasses.replace(waiting, state=OperationState.QUEUED, owner_id="")
+    other = dataclasses.replace(other, kind="vm.start")
+    done = dataclasses.replace(done, state=OperationState.SUCCEEDED, ended_at=LATER)
+
+    async def write(tx: Transaction) -> None:
+        for operation in (moving, waiting, other, done):
+            await tx.insert_operation(operation)
+
+    await store.run(write)
+    found = await store.read(lambda tx: tx.resources_under("vm.migrate"))
+    assert found == {moving.resource_id, waiting.resource_id}

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
+import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
-from controlplane.daemons.grpc_pool import CallTimeouts, GrpcDaemonPool
+from controlplane.daemons.grpc_pool import EPOCH_KEY, TOKEN_KEY, CallTimeouts, GrpcDaemonPool
 from controlplane.domain.node import Node
 from limiquantix.errors import DeadlineExceeded, FailedPrecondition, Internal, Reason, Unavailable
-from limiquantix.node.v1.node_daemon_pb2 import CreateVMOnNodeRequest, ReconfigureVMRequest, VMSpec
+from limiquantix.node.v1.node_daemon_pb2 import CreateVMOnNodeRequest, ReconfigureVMRequest, VMIdRequest, VMSpec
+from limiquantix.node.v1.node_daemon_pb2_grpc import (
+    NodeDaemonServiceServicer,
+    add_NodeDaemonServiceServicer_to_server,
+)
 from limiquantix.rpc.server import RpcServer
 from tests.support.builders import make_id, make_node
 from tests.support.fake_daemons import FakeDaemon, serve
@@ -169,3 +176,40 @@ async def test_refusal_arrives_whole_and_a_defect_without_its_inside(
         sent.metadata,
     )
     assert "inside" not in defect.value.message
+
+
+class _Told(NodeDaemonServiceServicer):
+    """A host that keeps what calls carry beside their request."""
+
+    def __init__(self) -> None:
+        self.metadata: list[dict[str, str]] = []
+
+    async def StartVM(self, request: VMIdRequest, context: Any) -> Empty:
+        self.metadata.append({str(key): str(value) for key, value in context.invocation_metadata()})
+        return Empty()
+
+
+@pytest.fixture
+async def told() -> AsyncIterator[tuple[_Told, Node]]:
+    """A host of a node that was fenced six times."""
+    servicer = _Told()  # type: ignore[abstract]
+    server = grpc.aio.server()
+    add_NodeDaemonServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, make_node(agent_endpoint=f"127.0.0.1:{port}", fence_token=6)
+    await server.stop(None)
+
+
+async def test_calls_carry_the_token_of_the_record_that_they_were_decided_by(
+    pool: GrpcDaemonPool, told: tuple[_Told, Node]
+) -> None:
+    host, node = told
+    before = pool.daemon(node)
+    after = pool.daemon(replace(node, fence_token=7), epoch=3)
+
+    await before.start_vm(make_id(), 1)  # asked for before the fence, sent after it
+    await after.start_vm(make_id(), 1)
+
+    carried = [(each.get(TOKEN_KEY), each.get(EPOCH_KEY)) for each in host.metadata]
+    assert carried == [("6", None), ("7", "3")]

@@ -31,7 +31,7 @@ class OneDaemon:
     def __init__(self) -> None:
         self.fake = FakeDaemon(metrics_second_s=SECOND_S)
 
-    def daemon(self, node: Node) -> Any:
+    def daemon(self, node: Node, epoch: int = 0) -> Any:
         return self.fake
 
 

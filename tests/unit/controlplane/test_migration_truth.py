@@ -48,6 +48,20 @@ DECIDED = [(views, ran) for views, ran in EVERYTHING if views.progress is not Pr
     (Sight.SILENT, Sight.PAUSED, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
     (Sight.SILENT, Sight.ABSENT, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
     (Sight.SILENT, Sight.SILENT, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
+    # One of them is proven to run nothing, which the other one may not have noticed yet.
+    (Sight.DEAD, Sight.RUNNING, Progress.UNKNOWN, True, Whereabouts.TARGET),
+    (Sight.DEAD, Sight.PAUSED, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
+    (Sight.DEAD, Sight.SILENT, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
+    (Sight.DEAD, Sight.OFF, Progress.UNKNOWN, True, Whereabouts.SOURCE),
+    (Sight.DEAD, Sight.ABSENT, Progress.UNKNOWN, True, Whereabouts.SOURCE),
+    (Sight.DEAD, Sight.DEAD, Progress.UNKNOWN, True, Whereabouts.SOURCE),
+    (Sight.RUNNING, Sight.DEAD, Progress.UNKNOWN, True, Whereabouts.SOURCE),
+    (Sight.OFF, Sight.DEAD, Progress.UNKNOWN, True, Whereabouts.SOURCE),
+    (Sight.PAUSED, Sight.DEAD, Progress.FAILED, True, Whereabouts.SOURCE),
+    (Sight.PAUSED, Sight.DEAD, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
+    (Sight.PAUSED, Sight.DEAD, Progress.TORN, True, Whereabouts.UNKNOWN),
+    (Sight.ABSENT, Sight.DEAD, Progress.COMPLETE, True, Whereabouts.TARGET),
+    (Sight.SILENT, Sight.DEAD, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
 ])  # fmt: skip
 def test_whereabouts_as_the_table_says(
     source: Sight, target: Sight, progress: Progress, ran: bool, place: Whereabouts
@@ -63,7 +77,7 @@ def test_nothing_is_decided_while_it_is_under_way(views: Views, ran: bool) -> No
 @pytest.mark.parametrize(("views", "ran"), DECIDED)
 def test_host_that_is_said_to_have_it_said_so(views: Views, ran: bool) -> None:
     place = whereabouts(views, ran=ran)
-    here = {Sight.RUNNING, Sight.PAUSED, Sight.OFF}
+    here = {Sight.RUNNING, Sight.PAUSED, Sight.OFF, Sight.DEAD}
     assert place is not Whereabouts.SOURCE or views.source in here
     assert place not in AT_TARGET or views.target in here
     assert place is not Whereabouts.GONE or (views.source, views.target) == (Sight.ABSENT, Sight.ABSENT)
@@ -81,3 +95,11 @@ def test_running_guest_is_never_said_to_be_elsewhere(views: Views, ran: bool) ->
 def test_silent_source_is_never_taken_for_gone(target: Sight, ran: bool) -> None:
     for progress in (Progress.UNKNOWN, Progress.FAILED, Progress.COMPLETE):
         assert whereabouts(Views(Sight.SILENT, target, progress), ran=ran) is Whereabouts.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("views", "ran"), [(views, ran) for views, ran in DECIDED if Sight.DEAD in (views.source, views.target)]
+)
+def test_proof_of_one_death_says_nothing_of_a_host_that_is_silent(views: Views, ran: bool) -> None:
+    if Sight.SILENT in (views.source, views.target):
+        assert whereabouts(views, ran=ran) is Whereabouts.UNKNOWN

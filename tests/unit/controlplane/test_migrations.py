@@ -20,6 +20,7 @@ from limiquantix.errors import ApiError, Code, FailedPrecondition, Reason
 from tests.support.builders import make_id
 from tests.support.control_plane_world import World
 from tests.support.fake_daemons import unreachable
+from tests.support.fences import opened, proven, written
 from tests.support.migration_cluster import (
     HERE,
     NOTHING,
@@ -63,6 +64,17 @@ async def test_forecast_alone_moves_and_claims_nothing(cluster: Cluster) -> None
     request = api.MigrateVMRequest(vm_id=cluster.vm.id, target_node_id=cluster.target.id, live=True, validate_only=True)
     answer = await cluster.world.migrations.migrate(request)
     assert answer.forecast.target_node_id == cluster.target.id
+    assert await cluster.claims() == (SIZE, NOTHING)
+    assert cluster.there.calls == []
+
+
+async def test_vm_of_a_host_that_is_proven_dead_is_not_moved_by_people_who_are_told_what_to_wait_for(
+    world: World,
+) -> None:
+    cluster = await cluster_of(world, start=False)
+    await written(world.store, proven(await opened(world.store, cluster.source.id)))
+    operation = await cluster.migrate(live=False)
+    assert_fault(operation, Reason.NODE_FENCED, "can be used again once it is back")
     assert await cluster.claims() == (SIZE, NOTHING)
     assert cluster.there.calls == []
 

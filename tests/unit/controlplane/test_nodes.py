@@ -15,6 +15,7 @@ from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo, NodeRole, Stora
 from limiquantix.errors import NotFound, Reason, ResourceExhausted
 from tests.support.builders import GIB, make_id
 from tests.support.control_plane_world import HEARTBEAT_INTERVAL_S, World, register_request
+from tests.support.fences import opened
 
 PATIENCE_S = HEARTBEAT_INTERVAL_S * MISSED_BEFORE_NOT_READY
 
@@ -235,7 +236,7 @@ async def test_fault_20_heartbeats_change_neither_claims_nor_an_operators_phase(
     await world.create(cores=3, memory_mib=512)
     for phase in (Phase.MAINTENANCE, Phase.DRAINING):
         await set_phase(world, node.id, phase)
-        world.clock.advance(1)
+        world.clock.advance(HEARTBEAT_INTERVAL_S)
 
         await world.heartbeats.heartbeat(beat(node.id, memory_used_mib=9000, cpu_usage_percent=97, running_vm_count=40))
         await world.heartbeats.flush()
@@ -351,3 +352,12 @@ async def test_older_heartbeat_does_not_overwrite_a_newer_one(world: World) -> N
     await world.heartbeats.flush()
 
     assert (await world.node(node.id)).usage.cpu_percent == 50
+
+
+async def test_fenced_node_that_registers_again_takes_no_vms_before_its_fence_is_over(world: World) -> None:
+    first = await world.nodes.register(register_request())
+    await opened(world.store, first.id)
+
+    again = await world.nodes.register(register_request())
+
+    assert (again.id, again.phase) == (first.id, Phase.NOT_READY)

@@ -77,7 +77,9 @@ async def daemon(tmp_path: Path, guest_was_asked: asyncio.Event) -> AsyncIterato
 def request_for(name: str, vm_id: str, generation: int) -> Any:  # noqa: PLR0911 - one for each request
     spec = pb.VMSpec(cpu_cores=1, memory_mib=64)
     match name:
-        case "CreateVM":
+        case "SetVMProtection":
+            return pb.SetVMProtectionRequest(vm_id=vm_id, is_protected=True, generation=generation)
+        case "CreateVM" | "AdoptVM":
             return pb.CreateVMOnNodeRequest(vm_id=vm_id, name="web", spec=spec, generation=generation)
         case "ReconfigureVM" | "ResizeVM":
             return pb.ReconfigureVMRequest(vm_id=vm_id, name="web", spec=spec, generation=generation)
@@ -144,6 +146,7 @@ async def created(daemon: NodeDaemonParts, generation: int, *, running: bool = F
 
 def test_commands_are_all_that_change_a_vm() -> None:
     assert sorted(set(COMMANDS) - DEVICE_REQUESTS.keys()) == [
+        "AdoptVM",
         "CancelMigration",
         "CreateSnapshot",
         "CreateVM",
@@ -157,9 +160,11 @@ def test_commands_are_all_that_change_a_vm() -> None:
         "RebootVM",
         "ReceiveMigration",
         "ReconfigureVM",
+        "ReleaseVM",
         "ResizeVM",
         "ResumeVM",
         "RevertSnapshot",
+        "SetVMProtection",
         "ShutdownGuest",
         "StartVM",
         "StopVM",

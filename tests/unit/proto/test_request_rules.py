@@ -26,6 +26,8 @@ ID_FIELDS_OF_ANOTHER_KIND = {
     "limiquantix.compute.v1.HostDevice.product_id": "number of the vendor",
     "limiquantix.compute.v1.UsbDevice.vendor_id": "number of the USB consortium",
     "limiquantix.compute.v1.UsbDevice.product_id": "number of the vendor",
+    "limiquantix.compute.v1.UpdateHeartbeatRequest.boot_id": "chosen by the host's kernel, or by whoever simulates it",
+    "limiquantix.compute.v1.AnnounceShutdownRequest.boot_id": "chosen by the host's kernel, or by whoever simulates it",
     "limiquantix.node.v1.CephPoolConfig.cluster_id": "named by the cluster",
     "limiquantix.node.v1.CreateVolumeRequest.source_id": "of an image too, which has a catalogue name",
     "limiquantix.node.v1.DownloadImageOnNodeRequest.image_id": "a catalogue name",

@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import pytest
 
+from controlplane.domain.fencing import FenceState
+from controlplane.domain.node import Phase
 from controlplane.domain.operation import OperationFilter
 from controlplane.domain.vm import PowerState, Vm
 from controlplane.reconcile.keeper import MAX_BACK_OFF_S, restart_of
@@ -17,6 +19,7 @@ from limiquantix.errors import FailedPrecondition, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from tests.support.builders import make_vm
 from tests.support.control_plane_world import World
+from tests.support.fences import opened, written
 
 ALWAYS, ON_FAILURE, NEVER = HaPolicy.ALWAYS, HaPolicy.ON_FAILURE, HaPolicy.NEVER
 
@@ -102,6 +105,38 @@ async def test_crashed_vm_that_shall_run_is_started_again(world: World) -> None:
     assert (after.power_state, after.restart_count) == (PowerState.RUNNING, 1)
     operation = (await world.desk.list(OperationFilter(kinds=frozenset({"vm.start"})), None, 10)).items[0]
     assert operation.principal == "system:reconcile"
+
+
+@pytest.mark.parametrize("is_fenced", [True, False])
+async def test_vm_of_a_fenced_or_silent_node_is_not_started_there_until_it_is_back(
+    world: World, is_fenced: bool
+) -> None:
+    vm = await running(world)
+    await stops_by_itself(world, vm, node_api.VM_POWER_STATE_CRASHED)
+    node = await world.node(vm.node_id)
+    if is_fenced:
+        fence = await opened(world.store, vm.node_id)
+    else:
+        await world.store.run(lambda tx: tx.update_node(replace(node, phase=Phase.NOT_READY)))
+    world.clock.advance(60)
+
+    await world.keeper.look()
+    await world.settle()
+    assert not await world.store.read(lambda tx: tx.active_resource_ids([vm.id]))
+    stored = await world.stored(vm.id)
+    assert stored is not None
+    assert stored.power_state == PowerState.CRASHED
+
+    if is_fenced:
+        await written(world.store, replace(fence, state=FenceState.WITHDRAWN, ended_at=world.clock()))
+    else:
+        back = replace(await world.node(vm.node_id), phase=Phase.READY)
+        await world.store.run(lambda tx: tx.update_node(back))
+    await world.keeper.look()
+    await world.settle()
+    stored = await world.stored(vm.id)
+    assert stored is not None
+    assert stored.power_state == PowerState.RUNNING
 
 
 async def test_vm_that_was_stopped_on_request_stays_off(world: World) -> None:

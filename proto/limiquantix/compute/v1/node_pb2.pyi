@@ -218,12 +218,15 @@ class StorageDomain(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    IS_LOST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID that lies in the storage itself, so that two hosts that mount the same one tell the same."""
     path: _builtins.str
     """Where the host has it."""
     total_bytes: _builtins.int
     free_bytes: _builtins.int
+    is_lost: _builtins.bool
+    """Whether it does not answer on this host at the moment, or turned read-only. Kept by the control plane, from heartbeats."""
     def __init__(
         self,
         *,
@@ -231,10 +234,11 @@ class StorageDomain(_message.Message):
         path: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        is_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "id", b"id", "path", b"path", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "id", b"id", "is_lost", b"is_lost", "path", b"path", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -652,6 +652,15 @@ class UpdateHeartbeatRequest(_message.Message):
     LOAD_15M_FIELD_NUMBER: _builtins.int
     STORAGE_POOLS_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    CAN_SELF_FENCE_FIELD_NUMBER: _builtins.int
+    SELF_FENCING_OBSTACLE_FIELD_NUMBER: _builtins.int
+    SELF_FENCES_WITHIN_MS_FIELD_NUMBER: _builtins.int
+    KNOWN_HA_VERSION_FIELD_NUMBER: _builtins.int
+    KNOWN_FENCE_TOKEN_FIELD_NUMBER: _builtins.int
+    KNOWN_EPOCH_FIELD_NUMBER: _builtins.int
+    LEASE_LEFT_MS_FIELD_NUMBER: _builtins.int
+    LOST_STORAGE_IDS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     cpu_usage_percent: _builtins.float
     """Of all processors: 0 to 100."""
@@ -669,8 +678,28 @@ class UpdateHeartbeatRequest(_message.Message):
     load_15m: _builtins.float
     state_hash: _builtins.str
     """Digest of the host's inventory, to notice when it differs from the last sync; empty if the host keeps none."""
+    boot_id: _builtins.str
+    """Changes with every boot of the host, and only then."""
+    can_self_fence: _builtins.bool
+    """Whether this host kills its protected VMs by itself when its lease ends, also if its daemon hangs."""
+    self_fencing_obstacle: _builtins.str
+    """Why not; empty if it does."""
+    self_fences_within_ms: _builtins.int
+    """Milliseconds within which its protected VMs are surely dead after the end of its lease, by its own clock."""
+    known_ha_version: _builtins.int
+    """Largest `HaSettings.version` that this host was told; 0 for none."""
+    known_fence_token: _builtins.int
+    """Largest fence token that this host was told, and wrote down."""
+    known_epoch: _builtins.int
+    """Largest epoch that this host was told, and wrote down."""
+    lease_left_ms: _builtins.int
+    """Milliseconds that its lease, of whichever process, still lasts; 0 for none."""
     @_builtins.property
     def storage_pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoragePoolStatusReport]: ...
+    @_builtins.property
+    def lost_storage_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Storage of this host that does not answer or turned read-only, by the ids of `storage_domains`."""
+
     def __init__(
         self,
         *,
@@ -686,10 +715,19 @@ class UpdateHeartbeatRequest(_message.Message):
         load_15m: _builtins.float = ...,
         storage_pools: _abc.Iterable[Global___StoragePoolStatusReport] | None = ...,
         state_hash: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+        can_self_fence: _builtins.bool = ...,
+        self_fencing_obstacle: _builtins.str = ...,
+        self_fences_within_ms: _builtins.int = ...,
+        known_ha_version: _builtins.int = ...,
+        known_fence_token: _builtins.int = ...,
+        known_epoch: _builtins.int = ...,
+        lease_left_ms: _builtins.int = ...,
+        lost_storage_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_usage_percent", b"cpu_usage_percent", "disk_total_bytes", b"disk_total_bytes", "disk_used_bytes", b"disk_used_bytes", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_total_mib", b"memory_total_mib", "memory_used_mib", b"memory_used_mib", "node_id", b"node_id", "running_vm_count", b"running_vm_count", "state_hash", b"state_hash", "storage_pools", b"storage_pools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "can_self_fence", b"can_self_fence", "cpu_usage_percent", b"cpu_usage_percent", "disk_total_bytes", b"disk_total_bytes", "disk_used_bytes", b"disk_used_bytes", "known_epoch", b"known_epoch", "known_fence_token", b"known_fence_token", "known_ha_version", b"known_ha_version", "lease_left_ms", b"lease_left_ms", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "lost_storage_ids", b"lost_storage_ids", "memory_total_mib", b"memory_total_mib", "memory_used_mib", b"memory_used_mib", "node_id", b"node_id", "running_vm_count", b"running_vm_count", "self_fences_within_ms", b"self_fences_within_ms", "self_fencing_obstacle", b"self_fencing_obstacle", "state_hash", b"state_hash", "storage_pools", b"storage_pools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -774,6 +812,11 @@ class UpdateHeartbeatResponse(_message.Message):
     HEARTBEAT_INTERVAL_SECS_FIELD_NUMBER: _builtins.int
     ASSIGNED_POOL_IDS_FIELD_NUMBER: _builtins.int
     REQUEST_FULL_SYNC_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    HA_IS_ARMED_FIELD_NUMBER: _builtins.int
+    HA_VERSION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FENCE_TOKEN_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.bool
     server_time_unix: _builtins.int
     """Unix time in seconds, to notice clocks that differ."""
@@ -781,9 +824,19 @@ class UpdateHeartbeatResponse(_message.Message):
     """Seconds until the next heartbeat; 0 changes nothing."""
     request_full_sync: _builtins.bool
     """Call `SyncFullState` now."""
+    ha_is_armed: _builtins.bool
+    """How high availability is set, and what the answering process knows; the host takes nothing smaller than it knows."""
+    ha_version: _builtins.int
+    epoch: _builtins.int
+    fence_token: _builtins.int
+    """Of the node's last fence; 0 if it never was fenced."""
     @_builtins.property
     def assigned_pool_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """UUIDs of all storage pools that the host should have ready."""
+
+    @_builtins.property
+    def lease(self) -> Global___NodeLease:
+        """Not given if none is granted."""
 
     def __init__(
         self,
@@ -793,14 +846,150 @@ class UpdateHeartbeatResponse(_message.Message):
         heartbeat_interval_secs: _builtins.int = ...,
         assigned_pool_ids: _abc.Iterable[_builtins.str] | None = ...,
         request_full_sync: _builtins.bool = ...,
+        lease: Global___NodeLease | None = ...,
+        ha_is_armed: _builtins.bool = ...,
+        ha_version: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        fence_token: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assigned_pool_ids", b"assigned_pool_ids", "heartbeat_interval_secs", b"heartbeat_interval_secs", "request_full_sync", b"request_full_sync", "server_time_unix", b"server_time_unix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assigned_pool_ids", b"assigned_pool_ids", "epoch", b"epoch", "fence_token", b"fence_token", "ha_is_armed", b"ha_is_armed", "ha_version", b"ha_version", "heartbeat_interval_secs", b"heartbeat_interval_secs", "lease", b"lease", "request_full_sync", b"request_full_sync", "server_time_unix", b"server_time_unix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateHeartbeatResponse: _TypeAlias = UpdateHeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class NodeLease(_message.Message):
+    """The right to run protected VMs, for a while. It lasts from the moment at which the host sent the heartbeat, by the host's
+    own clock, which runs on while the host sleeps.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    duration_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        duration_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeLease: _TypeAlias = NodeLease  # noqa: Y015
+
+@_typing.final
+class AnnounceShutdownRequest(_message.Message):
+    """A host tells that it is about to go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AnnounceShutdownRequest._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: AnnounceShutdownRequest._Kind.ValueType  # 0
+        POWER_OFF: AnnounceShutdownRequest._Kind.ValueType  # 1
+        REBOOT: AnnounceShutdownRequest._Kind.ValueType  # 2
+        CANCELLED: AnnounceShutdownRequest._Kind.ValueType  # 3
+        """The shutdown was called off."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What the host is about to do."""
+
+    KIND_UNSPECIFIED: AnnounceShutdownRequest.Kind.ValueType  # 0
+    POWER_OFF: AnnounceShutdownRequest.Kind.ValueType  # 1
+    REBOOT: AnnounceShutdownRequest.Kind.ValueType  # 2
+    CANCELLED: AnnounceShutdownRequest.Kind.ValueType  # 3
+    """The shutdown was called off."""
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    ALL_VMS_ENDED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    kind: Global___AnnounceShutdownRequest.Kind.ValueType
+    boot_id: _builtins.str
+    all_vms_ended: _builtins.bool
+    """All its VMs have ended: said once more, last of all."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        kind: Global___AnnounceShutdownRequest.Kind.ValueType = ...,
+        boot_id: _builtins.str = ...,
+        all_vms_ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_vms_ended", b"all_vms_ended", "boot_id", b"boot_id", "kind", b"kind", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceShutdownRequest: _TypeAlias = AnnounceShutdownRequest  # noqa: Y015
+
+@_typing.final
+class AnnounceShutdownResponse(_message.Message):
+    """What the host shall do with its VMs before it goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Policy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AnnounceShutdownResponse._Policy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        POLICY_UNSPECIFIED: AnnounceShutdownResponse._Policy.ValueType  # 0
+        FREEZE: AnnounceShutdownResponse._Policy.ValueType  # 1
+        """End them; they are started here again after the boot, and nowhere else meanwhile."""
+        MIGRATE: AnnounceShutdownResponse._Policy.ValueType  # 2
+        """Wait until they were moved away; `vm_ids_left` empties. Then end what is left."""
+        FAILOVER: AnnounceShutdownResponse._Policy.ValueType  # 3
+        """End them; they are started elsewhere."""
+
+    class Policy(_Policy, metaclass=_PolicyEnumTypeWrapper):
+        """By the cluster's policy."""
+
+    POLICY_UNSPECIFIED: AnnounceShutdownResponse.Policy.ValueType  # 0
+    FREEZE: AnnounceShutdownResponse.Policy.ValueType  # 1
+    """End them; they are started here again after the boot, and nowhere else meanwhile."""
+    MIGRATE: AnnounceShutdownResponse.Policy.ValueType  # 2
+    """Wait until they were moved away; `vm_ids_left` empties. Then end what is left."""
+    FAILOVER: AnnounceShutdownResponse.Policy.ValueType  # 3
+    """End them; they are started elsewhere."""
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    VM_IDS_LEFT_FIELD_NUMBER: _builtins.int
+    ASK_AGAIN_MS_FIELD_NUMBER: _builtins.int
+    policy: Global___AnnounceShutdownResponse.Policy.ValueType
+    ask_again_ms: _builtins.int
+    """Ask again after this time while any are left; 0: do not wait longer."""
+    @_builtins.property
+    def vm_ids_left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """VMs that are still there and are being moved."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___AnnounceShutdownResponse.Policy.ValueType = ...,
+        vm_ids_left: _abc.Iterable[_builtins.str] | None = ...,
+        ask_again_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_again_ms", b"ask_again_ms", "policy", b"policy", "vm_ids_left", b"vm_ids_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceShutdownResponse: _TypeAlias = AnnounceShutdownResponse  # noqa: Y015
 
 @_typing.final
 class GetNodeMetricsRequest(_message.Message):

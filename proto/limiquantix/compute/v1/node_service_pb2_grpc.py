@@ -101,6 +101,11 @@ class NodeServiceStub(object):
                 request_serializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.UpdateHeartbeatRequest.SerializeToString,
                 response_deserializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.UpdateHeartbeatResponse.FromString,
                 _registered_method=True)
+        self.AnnounceShutdown = channel.unary_unary(
+                '/limiquantix.compute.v1.NodeService/AnnounceShutdown',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.AnnounceShutdownRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.AnnounceShutdownResponse.FromString,
+                _registered_method=True)
         self.SyncNodeVMs = channel.unary_unary(
                 '/limiquantix.compute.v1.NodeService/SyncNodeVMs',
                 request_serializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.SyncNodeVMsRequest.SerializeToString,
@@ -246,6 +251,14 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AnnounceShutdown(self, request, context):
+        """Take note that a host is being shut down or rebooted on purpose, and say what becomes of its VMs. Sent by its daemon,
+        again and again until `vm_ids_left` is empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SyncNodeVMs(self, request, context):
         """Report the VMs of a host in brief. `SyncFullState` says more.
         """
@@ -380,6 +393,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.UpdateHeartbeat,
                     request_deserializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.UpdateHeartbeatRequest.FromString,
                     response_serializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.UpdateHeartbeatResponse.SerializeToString,
+            ),
+            'AnnounceShutdown': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnnounceShutdown,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.AnnounceShutdownRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_node__service__pb2.AnnounceShutdownResponse.SerializeToString,
             ),
             'SyncNodeVMs': grpc.unary_unary_rpc_method_handler(
                     servicer.SyncNodeVMs,
@@ -761,6 +779,33 @@ class NodeService(object):
             '/limiquantix.compute.v1.NodeService/UpdateHeartbeat',
             limiquantix_dot_compute_dot_v1_dot_node__service__pb2.UpdateHeartbeatRequest.SerializeToString,
             limiquantix_dot_compute_dot_v1_dot_node__service__pb2.UpdateHeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnnounceShutdown(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.NodeService/AnnounceShutdown',
+            limiquantix_dot_compute_dot_v1_dot_node__service__pb2.AnnounceShutdownRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_node__service__pb2.AnnounceShutdownResponse.FromString,
             options,
             channel_credentials,
             insecure,

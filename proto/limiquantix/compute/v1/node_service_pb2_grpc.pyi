@@ -66,6 +66,10 @@ class NodeServiceStub:
     """Add, replace and remove labels. Idempotent."""
     UpdateHeartbeat: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.UpdateHeartbeatRequest, _node_service_pb2.UpdateHeartbeatResponse]
     """Say that the host lives, and what it uses. NOT_FOUND means: register again."""
+    AnnounceShutdown: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.AnnounceShutdownRequest, _node_service_pb2.AnnounceShutdownResponse]
+    """Take note that a host is being shut down or rebooted on purpose, and say what becomes of its VMs. Sent by its daemon,
+    again and again until `vm_ids_left` is empty.
+    """
     SyncNodeVMs: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.SyncNodeVMsRequest, _node_service_pb2.SyncNodeVMsResponse]
     """Report the VMs of a host in brief. `SyncFullState` says more."""
     SyncFullState: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.SyncFullStateRequest, _node_service_pb2.SyncFullStateResponse]
@@ -127,6 +131,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Add, replace and remove labels. Idempotent."""
     UpdateHeartbeat: _aio.UnaryUnaryMultiCallable[_node_service_pb2.UpdateHeartbeatRequest, _node_service_pb2.UpdateHeartbeatResponse]  # type: ignore[assignment]
     """Say that the host lives, and what it uses. NOT_FOUND means: register again."""
+    AnnounceShutdown: _aio.UnaryUnaryMultiCallable[_node_service_pb2.AnnounceShutdownRequest, _node_service_pb2.AnnounceShutdownResponse]  # type: ignore[assignment]
+    """Take note that a host is being shut down or rebooted on purpose, and say what becomes of its VMs. Sent by its daemon,
+    again and again until `vm_ids_left` is empty.
+    """
     SyncNodeVMs: _aio.UnaryUnaryMultiCallable[_node_service_pb2.SyncNodeVMsRequest, _node_service_pb2.SyncNodeVMsResponse]  # type: ignore[assignment]
     """Report the VMs of a host in brief. `SyncFullState` says more."""
     SyncFullState: _aio.UnaryUnaryMultiCallable[_node_service_pb2.SyncFullStateRequest, _node_service_pb2.SyncFullStateResponse]  # type: ignore[assignment]
@@ -257,6 +265,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_service_pb2.UpdateHeartbeatResponse, _abc.Awaitable[_node_service_pb2.UpdateHeartbeatResponse]]:
         """Say that the host lives, and what it uses. NOT_FOUND means: register again."""
+
+    @_abc_1.abstractmethod
+    def AnnounceShutdown(
+        self,
+        request: _node_service_pb2.AnnounceShutdownRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_service_pb2.AnnounceShutdownResponse, _abc.Awaitable[_node_service_pb2.AnnounceShutdownResponse]]:
+        """Take note that a host is being shut down or rebooted on purpose, and say what becomes of its VMs. Sent by its daemon,
+        again and again until `vm_ids_left` is empty.
+        """
 
     @_abc_1.abstractmethod
     def SyncNodeVMs(

@@ -1916,11 +1916,38 @@ class HaPolicy(_message.Message):
     ON_FAILURE: HaPolicy.RestartCondition.ValueType  # 1
     NEVER: HaPolicy.RestartCondition.ValueType  # 2
 
+    class _GuestAction:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _GuestActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[HaPolicy._GuestAction.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        GUEST_ACTION_UNSPECIFIED: HaPolicy._GuestAction.ValueType  # 0
+        """Nothing."""
+        GUEST_ACTION_ALERT: HaPolicy._GuestAction.ValueType  # 1
+        """An alert."""
+        GUEST_ACTION_RESET: HaPolicy._GuestAction.ValueType  # 2
+        """An alert, and the VM is reset; counts as a restart."""
+
+    class GuestAction(_GuestAction, metaclass=_GuestActionEnumTypeWrapper):
+        """What is done about a guest whose agent fell silent while the VM runs."""
+
+    GUEST_ACTION_UNSPECIFIED: HaPolicy.GuestAction.ValueType  # 0
+    """Nothing."""
+    GUEST_ACTION_ALERT: HaPolicy.GuestAction.ValueType  # 1
+    """An alert."""
+    GUEST_ACTION_RESET: HaPolicy.GuestAction.ValueType  # 2
+    """An alert, and the VM is reset; counts as a restart."""
+
     AUTO_RESTART_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CONDITION_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     RESTART_DELAY_SEC_FIELD_NUMBER: _builtins.int
+    GUEST_ACTION_FIELD_NUMBER: _builtins.int
+    GUEST_TIMEOUT_SEC_FIELD_NUMBER: _builtins.int
+    STARTS_AFTER_FIELD_NUMBER: _builtins.int
+    MAX_RELOCATIONS_FIELD_NUMBER: _builtins.int
     auto_restart: _builtins.bool
     """Whether another host takes over."""
     priority: _builtins.int
@@ -1930,6 +1957,15 @@ class HaPolicy(_message.Message):
     """0 sets no limit."""
     restart_delay_sec: _builtins.int
     """Seconds to wait before each restart."""
+    guest_action: Global___HaPolicy.GuestAction.ValueType
+    guest_timeout_sec: _builtins.int
+    """Seconds that the agent may be silent, once it was heard since the VM started; 0 means 120."""
+    max_relocations: _builtins.int
+    """How often it is tried on other nodes after starts on one failed; 0 means once."""
+    @_builtins.property
+    def starts_after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of VMs that must run before this one is restarted after a failure of a host."""
+
     def __init__(
         self,
         *,
@@ -1938,10 +1974,14 @@ class HaPolicy(_message.Message):
         condition: Global___HaPolicy.RestartCondition.ValueType = ...,
         max_restarts: _builtins.int = ...,
         restart_delay_sec: _builtins.int = ...,
+        guest_action: Global___HaPolicy.GuestAction.ValueType = ...,
+        guest_timeout_sec: _builtins.int = ...,
+        starts_after: _abc.Iterable[_builtins.str] | None = ...,
+        max_relocations: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_restart", b"auto_restart", "condition", b"condition", "max_restarts", b"max_restarts", "priority", b"priority", "restart_delay_sec", b"restart_delay_sec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_restart", b"auto_restart", "condition", b"condition", "guest_action", b"guest_action", "guest_timeout_sec", b"guest_timeout_sec", "max_relocations", b"max_relocations", "max_restarts", b"max_restarts", "priority", b"priority", "restart_delay_sec", b"restart_delay_sec", "starts_after", b"starts_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2481,6 +2521,9 @@ class VmStatus(_message.Message):
     RUNNING_MEMORY_MIB_FIELD_NUMBER: _builtins.int
     DEVICES_IN_DOUBT_FIELD_NUMBER: _builtins.int
     UNWANTED_DISKS_FIELD_NUMBER: _builtins.int
+    IS_PROTECTED_FIELD_NUMBER: _builtins.int
+    LAST_FENCE_ID_FIELD_NUMBER: _builtins.int
+    FAILOVER_UNFINISHED_FIELD_NUMBER: _builtins.int
     state: Global___VmStatus.PowerState.ValueType
     node_id: _builtins.str
     """UUID of the node it is placed on; empty if on none."""
@@ -2495,6 +2538,12 @@ class VmStatus(_message.Message):
     kept for it on its node.
     """
     running_memory_mib: _builtins.int
+    is_protected: _builtins.bool
+    """Whether its host knows that the VM must end with the host's lease, so that the end of that lease proves it dead."""
+    last_fence_id: _builtins.str
+    """The fence upon which it was last started elsewhere; empty for none."""
+    failover_unfinished: _builtins.bool
+    """Whether it was moved here after its host failed, and did not run since."""
     @_builtins.property
     def ip_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As the guest or the network reports them."""
@@ -2557,10 +2606,13 @@ class VmStatus(_message.Message):
         running_memory_mib: _builtins.int = ...,
         devices_in_doubt: _abc.Iterable[_builtins.str] | None = ...,
         unwanted_disks: _abc.Iterable[_builtins.str] | None = ...,
+        is_protected: _builtins.bool = ...,
+        last_fence_id: _builtins.str = ...,
+        failover_unfinished: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "guest_info", b"guest_info", "health", b"health", "last_seen_at", b"last_seen_at", "resource_usage", b"resource_usage", "snapshots", b"snapshots", "state_changed_at", b"state_changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "devices_in_doubt", b"devices_in_doubt", "error_message", b"error_message", "guest_info", b"guest_info", "health", b"health", "ip_addresses", b"ip_addresses", "last_seen_at", b"last_seen_at", "lost_reason", b"lost_reason", "node_id", b"node_id", "pending_changes", b"pending_changes", "pending_reasons", b"pending_reasons", "resource_usage", b"resource_usage", "running_memory_mib", b"running_memory_mib", "running_vcpus", b"running_vcpus", "snapshots", b"snapshots", "state", b"state", "state_changed_at", b"state_changed_at", "unwanted_disks", b"unwanted_disks", "wanted_state", b"wanted_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console", b"console", "devices_in_doubt", b"devices_in_doubt", "error_message", b"error_message", "failover_unfinished", b"failover_unfinished", "guest_info", b"guest_info", "health", b"health", "ip_addresses", b"ip_addresses", "is_protected", b"is_protected", "last_fence_id", b"last_fence_id", "last_seen_at", b"last_seen_at", "lost_reason", b"lost_reason", "node_id", b"node_id", "pending_changes", b"pending_changes", "pending_reasons", b"pending_reasons", "resource_usage", b"resource_usage", "running_memory_mib", b"running_memory_mib", "running_vcpus", b"running_vcpus", "snapshots", b"snapshots", "state", b"state", "state_changed_at", b"state_changed_at", "unwanted_disks", b"unwanted_disks", "wanted_state", b"wanted_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -852,6 +852,7 @@ class VMSpec(_message.Message):
     IGNITION_FIELD_NUMBER: _builtins.int
     SYSPREP_FIELD_NUMBER: _builtins.int
     IS_TEMPLATE_FIELD_NUMBER: _builtins.int
+    IS_PROTECTED_FIELD_NUMBER: _builtins.int
     cpu_cores: _builtins.int
     """Cores of one socket."""
     cpu_sockets: _builtins.int
@@ -888,6 +889,8 @@ class VMSpec(_message.Message):
     """Seconds that the firmware shows its menu; 0 shows none."""
     is_template: _builtins.bool
     """Its images are not written to any more, and it does not start."""
+    is_protected: _builtins.bool
+    """Whether the VM must end with the host's lease, since it may then be started elsewhere."""
     @_builtins.property
     def boot_order(self) -> _containers.RepeatedScalarFieldContainer[Global___BootDevice.ValueType]:
         """First entry first. Devices with a `boot_index` come before."""
@@ -973,10 +976,11 @@ class VMSpec(_message.Message):
         ignition: Global___IgnitionConfig | None = ...,
         sysprep: Global___SysprepConfig | None = ...,
         is_template: _builtins.bool = ...,
+        is_protected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cloud_init", b"cloud_init", "console", b"console", "cpu_features", b"cpu_features", "direct_boot", b"direct_boot", "guest_os_overrides", b"guest_os_overrides", "ignition", b"ignition", "numa", b"numa", "rng", b"rng", "serial", b"serial", "sysprep", b"sysprep", "tpm", b"tpm", "watchdog", b"watchdog"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballooning_enabled", b"ballooning_enabled", "boot_menu_timeout_sec", b"boot_menu_timeout_sec", "boot_order", b"boot_order", "cdroms", b"cdroms", "cloud_init", b"cloud_init", "console", b"console", "cpu_cores", b"cpu_cores", "cpu_features", b"cpu_features", "cpu_limit_mhz", b"cpu_limit_mhz", "cpu_model", b"cpu_model", "cpu_shares", b"cpu_shares", "cpu_sockets", b"cpu_sockets", "cpu_threads_per_core", b"cpu_threads_per_core", "direct_boot", b"direct_boot", "disks", b"disks", "displays", b"displays", "firmware", b"firmware", "gpu", b"gpu", "guest_os", b"guest_os", "guest_os_overrides", b"guest_os_overrides", "huge_page_size", b"huge_page_size", "ignition", b"ignition", "is_template", b"is_template", "max_memory_mib", b"max_memory_mib", "max_vcpus", b"max_vcpus", "memory_hugepages", b"memory_hugepages", "memory_mib", b"memory_mib", "nics", b"nics", "numa", b"numa", "pci_devices", b"pci_devices", "rng", b"rng", "serial", b"serial", "sysprep", b"sysprep", "tpm", b"tpm", "usb_devices", b"usb_devices", "vgpu_devices", b"vgpu_devices", "video_memory_mib", b"video_memory_mib", "watchdog", b"watchdog"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ballooning_enabled", b"ballooning_enabled", "boot_menu_timeout_sec", b"boot_menu_timeout_sec", "boot_order", b"boot_order", "cdroms", b"cdroms", "cloud_init", b"cloud_init", "console", b"console", "cpu_cores", b"cpu_cores", "cpu_features", b"cpu_features", "cpu_limit_mhz", b"cpu_limit_mhz", "cpu_model", b"cpu_model", "cpu_shares", b"cpu_shares", "cpu_sockets", b"cpu_sockets", "cpu_threads_per_core", b"cpu_threads_per_core", "direct_boot", b"direct_boot", "disks", b"disks", "displays", b"displays", "firmware", b"firmware", "gpu", b"gpu", "guest_os", b"guest_os", "guest_os_overrides", b"guest_os_overrides", "huge_page_size", b"huge_page_size", "ignition", b"ignition", "is_protected", b"is_protected", "is_template", b"is_template", "max_memory_mib", b"max_memory_mib", "max_vcpus", b"max_vcpus", "memory_hugepages", b"memory_hugepages", "memory_mib", b"memory_mib", "nics", b"nics", "numa", b"numa", "pci_devices", b"pci_devices", "rng", b"rng", "serial", b"serial", "sysprep", b"sysprep", "tpm", b"tpm", "usb_devices", b"usb_devices", "vgpu_devices", b"vgpu_devices", "video_memory_mib", b"video_memory_mib", "watchdog", b"watchdog"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4748,3 +4752,30 @@ class SettleDevicesRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleDevicesRequest: _TypeAlias = SettleDevicesRequest  # noqa: Y015
+
+@_typing.final
+class SetVMProtectionRequest(_message.Message):
+    """Which VM, and whether it ends with the host's lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    IS_PROTECTED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    is_protected: _builtins.bool
+    generation: _builtins.int
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        is_protected: _builtins.bool = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "is_protected", b"is_protected", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetVMProtectionRequest: _TypeAlias = SetVMProtectionRequest  # noqa: Y015

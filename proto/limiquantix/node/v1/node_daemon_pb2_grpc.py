@@ -398,6 +398,21 @@ class NodeDaemonServiceStub(object):
                 request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
                 response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ThawGuestResponse.FromString,
                 _registered_method=True)
+        self.SetVMProtection = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/SetVMProtection',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SetVMProtectionRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.AdoptVM = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/AdoptVM',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.CreateVMOnNodeRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.CreateVMOnNodeResponse.FromString,
+                _registered_method=True)
+        self.ReleaseVM = channel.unary_unary(
+                '/limiquantix.node.v1.NodeDaemonService/ReleaseVM',
+                request_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class NodeDaemonServiceServicer(object):
@@ -923,6 +938,28 @@ class NodeDaemonServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetVMProtection(self, request, context):
+        """Note, with the VM itself, whether it must end with the host's lease. Idempotent; also for VMs that run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptVM(self, request, context):
+        """Define a VM whose disks exist on storage that this host shares with the one it was on, and leave it off. Makes and
+        changes no image. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseVM(self, request, context):
+        """Remove the definition of a VM that is off and was started on another host, and leave its disks alone. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeDaemonServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1280,6 +1317,21 @@ def add_NodeDaemonServiceServicer_to_server(servicer, server):
                     servicer.ThawGuest,
                     request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.FromString,
                     response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ThawGuestResponse.SerializeToString,
+            ),
+            'SetVMProtection': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetVMProtection,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SetVMProtectionRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'AdoptVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptVM,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.CreateVMOnNodeRequest.FromString,
+                    response_serializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.CreateVMOnNodeResponse.SerializeToString,
+            ),
+            'ReleaseVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseVM,
+                    request_deserializer=limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -3207,6 +3259,87 @@ class NodeDaemonService(object):
             '/limiquantix.node.v1.NodeDaemonService/ThawGuest',
             limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.GuestRequest.SerializeToString,
             limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.ThawGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetVMProtection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/SetVMProtection',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.SetVMProtectionRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/AdoptVM',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.CreateVMOnNodeRequest.SerializeToString,
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.CreateVMOnNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.node.v1.NodeDaemonService/ReleaseVM',
+            limiquantix_dot_node_dot_v1_dot_node__daemon__pb2.VMIdRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -212,6 +212,14 @@ class NodeDaemonServiceStub:
     """Hold all writes of a guest, until it is thawed or the time is up."""
     ThawGuest: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.ThawGuestResponse]
     """Let a guest's writes go on; fine if none were held."""
+    SetVMProtection: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.SetVMProtectionRequest, _empty_pb2.Empty]
+    """Note, with the VM itself, whether it must end with the host's lease. Idempotent; also for VMs that run."""
+    AdoptVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.CreateVMOnNodeRequest, _node_daemon_pb2.CreateVMOnNodeResponse]
+    """Define a VM whose disks exist on storage that this host shares with the one it was on, and leave it off. Makes and
+    changes no image. Idempotent.
+    """
+    ReleaseVM: _grpc.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]
+    """Remove the definition of a VM that is off and was started on another host, and leave its disks alone. Idempotent."""
 
 @_typing.type_check_only
 class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
@@ -396,6 +404,14 @@ class NodeDaemonServiceAsyncStub(NodeDaemonServiceStub):
     """Hold all writes of a guest, until it is thawed or the time is up."""
     ThawGuest: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.GuestRequest, _node_daemon_pb2.ThawGuestResponse]  # type: ignore[assignment]
     """Let a guest's writes go on; fine if none were held."""
+    SetVMProtection: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.SetVMProtectionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Note, with the VM itself, whether it must end with the host's lease. Idempotent; also for VMs that run."""
+    AdoptVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.CreateVMOnNodeRequest, _node_daemon_pb2.CreateVMOnNodeResponse]  # type: ignore[assignment]
+    """Define a VM whose disks exist on storage that this host shares with the one it was on, and leave it off. Makes and
+    changes no image. Idempotent.
+    """
+    ReleaseVM: _aio.UnaryUnaryMultiCallable[_node_daemon_pb2.VMIdRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Remove the definition of a VM that is off and was started on another host, and leave its disks alone. Idempotent."""
 
 class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs on every host; the control plane is its caller.
@@ -1003,5 +1019,31 @@ class NodeDaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_daemon_pb2.ThawGuestResponse, _abc.Awaitable[_node_daemon_pb2.ThawGuestResponse]]:
         """Let a guest's writes go on; fine if none were held."""
+
+    @_abc_1.abstractmethod
+    def SetVMProtection(
+        self,
+        request: _node_daemon_pb2.SetVMProtectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Note, with the VM itself, whether it must end with the host's lease. Idempotent; also for VMs that run."""
+
+    @_abc_1.abstractmethod
+    def AdoptVM(
+        self,
+        request: _node_daemon_pb2.CreateVMOnNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_daemon_pb2.CreateVMOnNodeResponse, _abc.Awaitable[_node_daemon_pb2.CreateVMOnNodeResponse]]:
+        """Define a VM whose disks exist on storage that this host shares with the one it was on, and leave it off. Makes and
+        changes no image. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseVM(
+        self,
+        request: _node_daemon_pb2.VMIdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Remove the definition of a VM that is off and was started on another host, and leave its disks alone. Idempotent."""
 
 def add_NodeDaemonServiceServicer_to_server(servicer: NodeDaemonServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Cuts the power of hosts through their management controllers."""

@@ -1,0 +1,137 @@
+"""Hosts that are shut down or rebooted on purpose: noted for every process, and told what becomes of their VMs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from controlplane.domain import errors
+from controlplane.domain.event import Event, EventType, Severity
+from controlplane.domain.migration import MigrationWish
+from controlplane.domain.node import Node
+from controlplane.domain.node_shutdown import NotedShutdown, ShutdownKind, shutdown_of, with_shutdown
+from controlplane.domain.vm import ALIVE_STATES, Vm
+from controlplane.ha.model import ShutdownPolicy
+from controlplane.operations.desk import Caller
+from controlplane.operations.moves import Moves
+from controlplane.services.ha_clock import clock_s
+from controlplane.services.hearing import Announced, Hearing
+from controlplane.state.interface import Store, Transaction
+from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest, AnnounceShutdownResponse
+from limiquantix.errors import ApiError
+
+_log = structlog.get_logger(__name__)
+
+SHUTDOWN = Caller(principal="system:shutdown", waits=False)
+ASK_AGAIN_MS = 2000
+
+_ANSWERS = {
+    ShutdownPolicy.FREEZE: AnnounceShutdownResponse.FREEZE,
+    ShutdownPolicy.FAILOVER: AnnounceShutdownResponse.FAILOVER,
+    ShutdownPolicy.MIGRATE: AnnounceShutdownResponse.MIGRATE,
+}
+
+
+def resolved(policy: ShutdownPolicy, kind: AnnounceShutdownRequest.Kind.ValueType) -> ShutdownPolicy:
+    """Say what the policy comes to for a shutdown or a reboot. Pure."""
+    if policy is not ShutdownPolicy.CONDITIONAL:
+        return policy
+    return ShutdownPolicy.FREEZE if kind == ShutdownKind.REBOOT else ShutdownPolicy.FAILOVER
+
+
+def sync_announced(hearing: Hearing, node: Node, at_s: float) -> None:
+    """Make a process know what a node said to another one, from the node as it is recorded."""
+    noted, known = shutdown_of(node.annotations), hearing.announced(node.id)
+    heard = hearing.of(node.id)
+    if noted is None or (heard is not None and heard.boot_id and heard.boot_id != noted.boot_id):
+        hearing.announce(node.id, None)
+    elif known is None or (known.kind, known.boot_id, known.all_vms_ended) != (
+        noted.kind,
+        noted.boot_id,
+        noted.all_vms_ended,
+    ):
+        hearing.announce(node.id, Announced(noted.kind, noted.boot_id, at_s, noted.all_vms_ended))
+
+
+def is_over(node: Node, boot_id: str) -> bool:
+    """Whether a node that said it is about to go is heard in another boot."""
+    noted = shutdown_of(node.annotations)
+    return noted is not None and bool(boot_id) and boot_id != noted.boot_id
+
+
+async def note(tx: Transaction, node_id: str, noted: NotedShutdown | None, now: datetime) -> Node:
+    """Note what a node said, or that it is over. Idempotent.
+
+    Raises:
+        NotFound: no such node.
+    """
+    node = await tx.get_node(node_id)
+    if node is None:
+        raise errors.node_not_found(node_id)
+    changed = with_shutdown(node, noted, now)
+    if changed is node:
+        return node
+    if noted is None:
+        event = Event(EventType.NODE_SHUTDOWN_CANCELLED, f"node {node.hostname} no longer shuts down")
+    else:
+        what = "reboots" if noted.kind == ShutdownKind.REBOOT else "is shut down"
+        ended = "; it ended all VMs" if noted.all_vms_ended else ""
+        event = Event(EventType.NODE_SHUTTING_DOWN, f"node {node.hostname} {what}, on purpose{ended}", Severity.WARNING)
+    return await tx.update_node(changed, event)
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownService:
+    """Takes announcements; `policy` is what becomes of VMs, FREEZE where nothing is started elsewhere."""
+
+    store: Store
+    hearing: Hearing
+    moves: Moves
+    policy: ShutdownPolicy
+    now: Callable[[], datetime]
+    clock: Callable[[], float] = clock_s
+
+    async def announce(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
+        """Take note that a host goes, and say what it shall do with its VMs. Idempotent: hosts ask again and again.
+
+        Raises:
+            NotFound: no such node.
+        """
+        node_id = request.node_id
+        said: NotedShutdown | None = None
+        if request.kind != ShutdownKind.CANCELLED:
+            said = NotedShutdown(request.kind, request.boot_id, request.all_vms_ended)
+        node = await self.store.run(lambda tx: note(tx, node_id, said, self.now()))
+        if said is None:
+            self.hearing.announce(node_id, None)
+            return AnnounceShutdownResponse()
+        self._remember(node, said)
+        policy = resolved(self.policy, request.kind)
+        answer = AnnounceShutdownResponse(policy=_ANSWERS[policy])
+        if policy is ShutdownPolicy.MIGRATE and not request.all_vms_ended:
+            answer.vm_ids_left.extend(await self._move_away(node, request.boot_id))
+            answer.ask_again_ms = ASK_AGAIN_MS if answer.vm_ids_left else 0
+        return answer
+
+    def _remember(self, node: Node, said: NotedShutdown) -> None:
+        known = self.hearing.announced(node.id)
+        at_s = known.at_s if known is not None and known.boot_id == said.boot_id else self.clock()
+        self.hearing.announce(node.id, Announced(said.kind, said.boot_id, at_s, said.all_vms_ended))
+
+    async def _move_away(self, node: Node, boot_id: str) -> list[str]:
+        """Have the VMs there moved, each once a boot, and return the ids of those under way."""
+        vms = await self.store.read(lambda tx: tx.vms_on_node(node.id))
+        alive = [vm for vm in vms if vm.is_managed and vm.power_state in ALIVE_STATES]
+        return [vm.id for vm in sorted(alive, key=lambda vm: vm.id) if await self._is_moving(node, vm, boot_id)]
+
+    async def _is_moving(self, node: Node, vm: Vm, boot_id: str) -> bool:
+        request_id = f"shutdown-{node.id}-{boot_id}-{vm.id}"
+        try:
+            operation = await self.moves.move(vm.id, MigrationWish(), SHUTDOWN.with_request(request_id, request_id))
+        except ApiError as error:  # it ends with its host, and is started again by what follows
+            _log.warning("vm_not_moved_before_shutdown", vm_id=vm.id, node_id=node.id, reason=error.reason)
+            return False
+        return not operation.has_ended

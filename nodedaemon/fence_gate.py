@@ -1,0 +1,97 @@
+"""Refuse commands that were decided before this host was fenced, or by a leader that was deposed since.
+
+Each call that changes something carries, as metadata, the token of its node's newest fence and the epoch as they were
+when it was decided. They are compared when the call comes, and again when its turn comes, since it may have waited.
+Calls without them, as a person may make, are let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from limiquantix.errors import FieldViolation, InvalidArgument
+from nodedaemon.self_fencing.keeper import SelfFencing
+
+TOKEN_KEY: Final = "limiquantix-fence-token"  # noqa: S105 - a name, no secret
+EPOCH_KEY: Final = "limiquantix-epoch"
+MAX_NUMBER: Final = 2**63 - 1
+
+READS: Final = frozenset(
+    {
+        "ForecastMigration",
+        "GetConsoleLog",
+        "GetGuestInfo",
+        "GetMigration",
+        "GetNodeInfo",
+        "GetVMStatus",
+        "HealthCheck",
+        "ListSnapshots",
+        "ListVMs",
+        "PingGuestAgent",
+        "StreamEvents",
+        "StreamMetrics",
+    }
+)
+"""Methods that change nothing here; everything else is looked at, so that a new method is by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a call carried; -1 for what it did not."""
+
+    epoch: int = -1
+    fence_token: int = -1
+
+
+_NOTHING: Final = Told()
+_told: ContextVar[Told] = ContextVar("told")
+
+
+class FenceGate:
+    """What every call passes."""
+
+    def __init__(self, fencing: SelfFencing) -> None:
+        self._fencing = fencing
+
+    async def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]] | None) -> None:
+        """Let a call in, and remember larger numbers first, on the disk.
+
+        Args:
+            method: "/package.Service/Method".
+
+        Raises:
+            Aborted: STALE_EPOCH or STALE_FENCE_TOKEN.
+            InvalidArgument: what should be a number is none.
+            Unavailable: it could not be written down.
+        """
+        if method.rpartition("/")[2] in READS:
+            return
+        told = Told(_number(metadata, EPOCH_KEY), _number(metadata, TOKEN_KEY))
+        if told != _NOTHING:
+            await self._fencing.take_told(told.epoch, told.fence_token)
+        _told.set(told)
+
+    def told(self) -> Told:
+        """Return what the call that is being served carried."""
+        return _told.get(_NOTHING)
+
+    def require_newest(self, told: Told) -> None:
+        """Look again, when the turn of a call has come.
+
+        Raises:
+            Aborted: it was overtaken meanwhile.
+        """
+        self._fencing.require_newest(told.epoch, told.fence_token)
+
+
+def _number(metadata: Sequence[tuple[str, str | bytes]] | None, key: str) -> int:
+    found = [value for name, value in metadata or () if name == key]
+    if not found:
+        return -1
+    text = found[-1] if isinstance(found[-1], str) else ""
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(MAX_NUMBER)) or int(text) > MAX_NUMBER:
+        raise InvalidArgument.from_violations([FieldViolation(key, f"must be a number from 0 to {MAX_NUMBER}")])
+    return int(text)

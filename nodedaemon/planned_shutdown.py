@@ -1,0 +1,169 @@
+"""What becomes of VMs when this host is shut down or rebooted on purpose: the control plane is asked, and told the end.
+
+Only where the machine goes down; a daemon that is merely restarted leaves its VMs alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from hypervisor.base import Hypervisor
+from hypervisor.errors import HypervisorError
+from hypervisor.types import PowerState
+from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest, AnnounceShutdownResponse
+from limiquantix.errors import ApiError
+
+STATE_COMMAND: Final = ("systemctl", "is-system-running")
+JOBS_COMMAND: Final = ("systemctl", "list-jobs", "--no-legend", "--plain")
+_ASK_DEADLINE_S: Final = 5.0
+_ANNOUNCE_PAUSE_S: Final = 1.0
+_IN_MEMORY: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED})
+
+Kind = AnnounceShutdownRequest.Kind
+Policy = AnnounceShutdownResponse.Policy
+
+_log = structlog.get_logger(__name__)
+
+
+class Announcing(Protocol):
+    """Where a shutdown is told."""
+
+    async def announce_shutdown(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
+        """Tell, and hear what shall become of the VMs."""
+        ...
+
+
+async def read_host_end(marker: Path | None = None) -> AnnounceShutdownRequest.Kind.ValueType | None:
+    """Find out whether the machine itself is going down, and how; None if it is not.
+
+    Args:
+        marker: a file that says so where there is no systemd, with "poweroff" or "reboot" in it.
+    """
+    if marker is not None and (words := await asyncio.to_thread(_read, marker)) is not None:
+        return Kind.REBOOT if "reboot" in words else Kind.POWER_OFF
+    if (await _output(STATE_COMMAND)).strip() != "stopping":
+        return None
+    jobs = await _output(JOBS_COMMAND)
+    return Kind.REBOOT if "reboot.target" in jobs or "kexec.target" in jobs else Kind.POWER_OFF
+
+
+def _read(marker: Path) -> str | None:
+    try:
+        return marker.read_text()
+    except OSError:
+        return None
+
+
+async def _output(command: tuple[str, ...]) -> str:
+    """Return what a command prints; "" if it cannot be run or takes too long."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+    except OSError:
+        return ""
+    try:
+        async with asyncio.timeout(_ASK_DEADLINE_S):
+            text, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return ""
+    return text.decode(errors="replace")
+
+
+class PlannedShutdown:
+    """Carries out what the policy says.
+
+    Args:
+        control_plane: None where this host has none; its VMs are then ended in good order.
+        stop_s: how long guests have to shut down before their plug is pulled.
+        migrate_s: how long VMs may take to be moved away.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        control_plane: Announcing | None,
+        node_id: Callable[[], str],
+        boot_id: str,
+        *,
+        stop_s: float,
+        migrate_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._control_plane = control_plane
+        self._node_id = node_id
+        self._boot_id = boot_id
+        self._stop_s = stop_s
+        self._migrate_s = migrate_s
+        self._sleep = sleep
+
+    async def carry_out(self, kind: AnnounceShutdownRequest.Kind.ValueType) -> None:
+        """Ask, wait for VMs to be moved if that is the policy, end what is left, and say that all ended."""
+        answer = await self._announce(kind, all_vms_ended=False)
+        _log.info("host_goes_down", kind=Kind.Name(kind), policy=Policy.Name(answer.policy) if answer else "unknown")
+        if answer is not None and answer.policy == Policy.MIGRATE:
+            await self._wait_until_moved(kind, answer)
+        if await self.end_vms():
+            await self._announce(kind, all_vms_ended=True)
+
+    async def end_vms(self) -> bool:
+        """Shut every guest down, pull the plug of those that do not; returns whether none is left in memory."""
+        try:
+            running = [vm.vm_id for vm in await self._hypervisor.list() if vm.is_managed and vm.state in _IN_MEMORY]
+            await asyncio.gather(*(self._end(vm_id) for vm_id in running))
+            left = [vm.vm_id for vm in await self._hypervisor.list() if vm.state in _IN_MEMORY]
+        except HypervisorError as error:
+            _log.error("vms_not_ended", error=str(error))
+            return False
+        if left:
+            _log.error("vms_left", vm_ids=left)
+        return not left
+
+    async def _end(self, vm_id: str) -> None:
+        try:
+            await self._hypervisor.stop(vm_id, self._stop_s)
+        except HypervisorError as error:
+            _log.warning("plug_pulled", vm_id=vm_id, error=str(error))
+            try:
+                await self._hypervisor.force_stop(vm_id)
+            except HypervisorError as failure:
+                _log.error("vm_not_ended", vm_id=vm_id, error=str(failure))
+
+    async def _wait_until_moved(
+        self, kind: AnnounceShutdownRequest.Kind.ValueType, answer: AnnounceShutdownResponse
+    ) -> None:
+        left_s = self._migrate_s
+        while answer.vm_ids_left and answer.ask_again_ms and left_s > 0:
+            pause_s = min(answer.ask_again_ms / 1000, left_s)
+            await self._sleep(pause_s)
+            left_s -= pause_s
+            again = await self._announce(kind, all_vms_ended=False)
+            if again is None:
+                return
+            answer = again
+
+    async def _announce(
+        self, kind: AnnounceShutdownRequest.Kind.ValueType, *, all_vms_ended: bool
+    ) -> AnnounceShutdownResponse | None:
+        """Tell; twice, since nothing waits for a third. None if nobody took it."""
+        if self._control_plane is None or not self._node_id():
+            return None
+        request = AnnounceShutdownRequest(
+            node_id=self._node_id(), kind=kind, boot_id=self._boot_id, all_vms_ended=all_vms_ended
+        )
+        for pause_s in (_ANNOUNCE_PAUSE_S, 0.0):
+            try:
+                return await self._control_plane.announce_shutdown(request)
+            except (ApiError, TimeoutError) as error:
+                _log.warning("shutdown_not_announced", error=str(error) or "time-out")
+                if pause_s:
+                    await self._sleep(pause_s)
+        return None

@@ -1,0 +1,204 @@
+"""One history from one seed: a cluster, faults, what must hold all the time, and that it mends once faults stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from dataclasses import dataclass, field, replace
+
+from controlplane.domain.fencing import FenceState, HaSettings
+from controlplane.domain.ha_times import HaTimes
+from controlplane.ha.model import HaConfig
+from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_LEASE_EXPIRED
+from tests.simulation.cluster.database import Database, Etcd, NodeRow, Rows, VmRow, require
+from tests.simulation.cluster.host import Host
+from tests.simulation.cluster.kernel import Kernel, Network, Violation
+from tests.simulation.cluster.plane import MAX_FENCING_SHARE, Plane
+from tests.simulation.cluster.plane_parts import Site
+from tests.simulation.cluster.rules import Rules
+from tests.simulation.cluster.stories import Stories
+
+MENDS_WITHIN_S = 240.0
+LOOK_S = 2.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a history."""
+
+    seed: int
+    violation: str = ""
+    trace: list[str] = field(default_factory=list)
+    event_count: int = 0
+    virtual_s: float = 0.0
+    start_count: int = 0
+    fence_count: int = 0
+    proven_count: int = 0
+    failover_count: int = 0
+    epoch_count: int = 0
+    fault_count: int = 0
+    check_count: int = 0
+
+
+class History:
+    """One cluster; `run` it once."""
+
+    def __init__(self, seed: int, rules: Rules) -> None:
+        self.outcome = Outcome(seed)
+        self.kernel = kernel = Kernel(seed)
+        draw = kernel.random
+        drift = draw.choice((0.001, 0.03))
+        times = HaTimes(clock_drift=drift)
+        self.times = times = replace(times, proof_wait_s=times.least_proof_wait_s() * 1.0001)
+        times.check()
+        self.network = Network(kernel)
+        self.database = Database(kernel, self.network, rules, self._watch)
+        etcd = Etcd(kernel, self.network, rules)
+        host_ids = [f"h{number}" for number in range(1, draw.choice((3, 4, 4, 5)) + 1)]
+        plane_names = [f"p{number}" for number in range(1, draw.choice((1, 2, 3, 3)) + 1)]
+        config = HaConfig(
+            times.suspect_after_s,
+            times.objection_s,
+            times.proof_wait_s if rules.waits_out else 5.0,
+            max_fencing_share=MAX_FENCING_SHARE if rules.has_share else 1.0,
+            brake_share=0.5 if rules.has_brake else 2.0,
+        )
+        agents = [host_id for host_id in host_ids if draw.random() < 0.3]
+        self.site = Site(kernel, self.database, etcd, {}, rules, times, config, agents)
+        self.planes = {name: Plane(self.site, name) for name in plane_names}
+        for host_id in host_ids:
+            self.site.hosts[host_id] = Host(
+                host_id,
+                kernel,
+                self.network,
+                rules,
+                times,
+                plane_names,
+                lambda name, beat, answer: self.planes[name].take(beat, answer),
+                self._on_start,
+                can_self_fence=draw.random() < 0.85,
+            )
+        self._fill(host_ids)
+        self.faults = Stories(self.site, self.planes)
+
+    def _fill(self, host_ids: list[str]) -> None:
+        draw, rows = self.kernel.random, self.database.rows
+        rows.settings = HaSettings()
+        rows.nodes = {host_id: NodeRow(host_id, host_id) for host_id in host_ids}
+        rows.capacity = {host_id: draw.choice((3, 4, 6)) for host_id in host_ids}
+        for number in range(1, draw.randint(2, 2 * len(host_ids)) + 1):
+            node_id, memory = draw.choice(host_ids), draw.choice((1, 1, 2))
+            if rows.free(node_id) >= memory:
+                name = f"vm{number}"
+                rows.vms[name] = VmRow(name, node_id, memory, wants_protection=draw.random() < 0.85)
+
+    def run(self) -> Outcome:
+        """Let it happen; what is wrong is in the outcome."""
+        outcome, kernel = self.outcome, self.kernel
+        asyncio._set_running_loop(kernel)  # type: ignore[arg-type]
+        gc.disable()
+        try:
+            for host in self.site.hosts.values():
+                host.boot()
+            for plane in self.planes.values():
+                plane.begin()
+            kernel.run_until(self.faults.schedule())
+            self.faults.stop()
+            self._mend()
+        except Violation as violation:
+            outcome.violation = str(violation)
+            outcome.trace = list(kernel.trace)
+        finally:
+            asyncio._set_running_loop(None)
+            gc.enable()
+        rows = self.database.rows
+        outcome.event_count, outcome.virtual_s = kernel.event_count, kernel.now_s
+        outcome.fault_count, outcome.epoch_count = self.faults.count, rows.leadership.epoch
+        outcome.fence_count = len(rows.fences)
+        outcome.proven_count = sum(fence.proof is not None for fence in rows.fences.values())
+        return outcome
+
+    def _mend(self) -> None:
+        end_s = self.kernel.now_s + MENDS_WITHIN_S
+        while wrong := self._wrong():
+            require(self.kernel.now_s < end_s, f"not mended {MENDS_WITHIN_S:.0f} s after faults stopped: {wrong}")
+            self.kernel.run_until(self.kernel.now_s + LOOK_S)
+            for host in self.site.hosts.values():
+                if not host.is_on and self.kernel.random.random() < 0.2:
+                    host.boot()
+
+    def _wrong(self) -> str:
+        rows = self.database.rows
+        if fences := [fence.node_id for fence in rows.fences.values() if fence.is_current]:
+            return f"{fences} are fenced"
+        leaders = [name for name, plane in self.planes.items() if plane.manager.is_leader]
+        if len(leaders) != 1 or rows.leadership.leader_id != leaders[0]:
+            return f"leaders are {leaders}, {rows.leadership.leader_id} is recorded"
+        for vm in rows.vms.values():
+            if vm.id not in self.site.hosts[vm.node_id].running:
+                return f"{vm.id} does not run on {vm.node_id}"
+        return ""
+
+    # what must hold
+
+    def _on_start(self, host: Host, vm_id: str) -> None:
+        self.outcome.start_count += 1
+        self.check_running(vm_id)
+
+    def check_running(self, vm_id: str) -> None:
+        """Check that a VM runs on one host at most."""
+        self.outcome.check_count += 1
+        where = [host.id for host in self.site.hosts.values() if host.executes(vm_id)]
+        require(len(where) <= 1, f"{vm_id} runs on {where}")
+
+    def _watch(self, before: Rows, after: Rows) -> None:
+        """Check a transaction."""
+        self.outcome.check_count += 1
+        require(after.leadership.epoch >= before.leadership.epoch, "the epoch fell")
+        for node in after.nodes.values():
+            require(node.fence_token >= before.nodes[node.id].fence_token, "a token fell")
+        for vm in after.vms.values():
+            if before.vms[vm.id].node_id != vm.node_id:
+                self._check_move(before, after, vm.id)
+        for fence in after.fences.values():
+            known = before.fences.get(fence.id)
+            if known is None:
+                self._check_opened(after, fence.id)
+            elif fence.state == FenceState.PROVEN != known.state:
+                self._check_proof(after, fence.id)
+
+    def _check_move(self, before: Rows, after: Rows, vm_id: str) -> None:
+        self.outcome.failover_count += 1
+        source, target = before.vms[vm_id].node_id, after.vms[vm_id].node_id
+        self.kernel.note(f"{vm_id} is moved from {source} to {target}")
+        fence = before.fence_of(source)
+        require(fence is not None and fence.proof is not None, f"{vm_id} leaves {source}, which is not proven dead")
+        require(not self.site.hosts[source].executes(vm_id), f"{vm_id} leaves {source}, but runs there")
+        require(after.free(target) >= 0, f"more is claimed on {target} than it has")
+
+    def _check_opened(self, rows: Rows, fence_id: str) -> None:
+        fence = rows.fences[fence_id]
+        self.kernel.note(f"{fence_id} of {fence.node_id} is opened in epoch {fence.epoch}")
+        require(fence.epoch == rows.leadership.epoch, f"{fence_id} is opened by a leader of before")
+
+    def _check_proof(self, rows: Rows, fence_id: str) -> None:
+        fence = rows.fences[fence_id]
+        assert fence.proof is not None
+        self.kernel.note(f"{fence_id} of {fence.node_id} is proven: {fence.proof.evidence}")
+        require(fence.proof.epoch == rows.leadership.epoch, f"{fence_id} is proven by a leader of before")
+        if fence.proof.method != FENCE_METHOD_LEASE_EXPIRED:
+            return
+        opened_s = fence.opened_at.timestamp()
+        for name, plane in self.planes.items():
+            if not self.faults.is_well_since(name, opened_s - 1.0):
+                continue
+            heard = plane.hearing.of(fence.node_id)
+            age_s = plane.process.clock.now() - heard.at_s if heard is not None else 1e9
+            heard_s = self.kernel.now_s - age_s
+            if age_s > 3.0 and heard_s > opened_s + 2.0:
+                raise Violation(f"{fence_id} is proven although {name} heard {fence.node_id} at {heard_s:.3f}")
+
+
+def run_history(seed: int, rules: Rules | None = None) -> Outcome:
+    """Run one history; the same seed gives the same one."""
+    return History(seed, rules or Rules()).run()

@@ -1,0 +1,52 @@
+"""Which rules hold. All of them do in the product; a mutant breaks one, and the checker has to find it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """True where the rule holds.
+
+    Attributes:
+        self_fences: hosts kill at the end of their leases.
+        has_guard: a guard does, beside the daemon.
+        checks_epoch: what a leader writes is refused after a newer one began.
+        checks_token: daemons refuse commands of before a fence that they know of.
+        ends_when_token_known: a node is given back only once its host knows the token of its fence.
+        has_brake: nothing is fenced while half of the nodes are silent.
+        has_share: no more than a share is fenced at once.
+        objects: processes that hear a fenced node say so.
+        is_fresh: leases are granted only upon fresh readings.
+        counts_from_sending: hosts count leases from when they sent the heartbeat.
+        waits_out: the wait for a lease is as long as the inequality asks.
+        begins_anew: a new leader begins each wait anew.
+        publishes: fences are published beside being recorded.
+        spares_unprotected: a lease proves nothing of a VM that its host does not know to be protected.
+        asks_guard: a lease proves nothing of a host that does not fence itself.
+        checks_proof: a VM is moved only upon a proof, not upon the intent.
+        remembers: a daemon knows after a restart what it was told.
+        rechecks_start: a start that took long looks again at lease and token before the guest does anything.
+        protects_first: a VM is noted as protected on its host before it is started there.
+    """
+
+    self_fences: bool = True
+    has_guard: bool = True
+    checks_epoch: bool = True
+    checks_token: bool = True
+    ends_when_token_known: bool = True
+    has_brake: bool = True
+    has_share: bool = True
+    objects: bool = True
+    is_fresh: bool = True
+    counts_from_sending: bool = True
+    waits_out: bool = True
+    begins_anew: bool = True
+    publishes: bool = True
+    spares_unprotected: bool = True
+    asks_guard: bool = True
+    checks_proof: bool = True
+    remembers: bool = True
+    protects_first: bool = True
+    rechecks_start: bool = True

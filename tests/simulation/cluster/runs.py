@@ -1,0 +1,53 @@
+"""Many histories on all cores, in processes of their own: a history takes over what asyncio knows of its thread."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+
+import structlog
+
+from tests.simulation.cluster.history import Outcome, run_history
+from tests.simulation.cluster.rules import Rules
+
+
+def be_quiet() -> None:
+    """Have the product log nothing in this process."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=True)
+
+
+def run_one(job: tuple[int, Rules]) -> Outcome:
+    """Run one history; an exception of the product is a violation too."""
+    seed, rules = job
+    try:
+        return run_history(seed, rules)
+    except Exception:  # noqa: BLE001 - nothing may be raised that the product does not handle
+        return Outcome(seed, violation=f"raised:\n{traceback.format_exc()}")
+
+
+def run_many(seeds: Iterable[int], rules: Rules | None = None, process_count: int | None = None) -> Iterator[Outcome]:
+    """Run histories; outcomes come as they are done, about in order."""
+    jobs = ((seed, rules or Rules()) for seed in seeds)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(process_count or os.cpu_count(), initializer=be_quiet) as pool:
+        yield from pool.imap(run_one, jobs, chunksize=4)
+
+
+def _seek(job: tuple[str, Rules, Sequence[int]]) -> tuple[str, Outcome | None]:
+    name, rules, seeds = job
+    for seed in seeds:
+        outcome = run_one((seed, rules))
+        if outcome.violation:
+            return name, outcome
+    return name, None
+
+
+def seek_all(
+    broken: dict[str, Rules], seeds: Sequence[int], process_count: int | None = None
+) -> Iterator[tuple[str, Outcome | None]]:
+    """Find for each broken rule the first of these seeds at which it is noticed; None if it is not."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(process_count or os.cpu_count(), initializer=be_quiet) as pool:
+        yield from pool.imap_unordered(_seek, [(name, rules, seeds) for name, rules in broken.items()])

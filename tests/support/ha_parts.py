@@ -1,0 +1,224 @@
+"""Parts of a highly available cluster, in networks of their own: control planes, and hosts that can come to harm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import grpc
+import yaml
+
+from limiquantix.compute.v1.ha_service_pb2_grpc import HaServiceStub
+from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
+from limiquantix.compute.v1.operation_service_pb2_grpc import OperationServiceStub
+from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
+from tests.support import node_daemon_process
+from tests.support.ha_witness import Watched
+from tests.support.libvirt_hosts import MigrationHost
+from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
+from tests.support.private_libvirt_host import virsh
+
+PLANES_ADDRESS: Final = "10.97.0.250"
+CALL_S: Final = 10.0
+DEADLINE_S: Final = 90.0
+FIRST_PORT: Final = 8081
+_POLL_S: Final = 0.05
+
+FoundT = TypeVar("FoundT")
+
+
+async def until(find: Callable[[], Awaitable[FoundT | None]], what: str, deadline_s: float = DEADLINE_S) -> FoundT:
+    """Return what `find` finds; a control plane that is not there just now finds nothing."""
+    until_s = time.monotonic() + deadline_s
+    seen: grpc.aio.AioRpcError | None = None
+    while time.monotonic() < until_s:
+        try:
+            if (found := await find()) is not None:
+                return found
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise
+            seen = error
+        await asyncio.sleep(_POLL_S)
+    raise AssertionError(f"{what}: not within {deadline_s:.0f} s; last error: {seen}")
+
+
+def run_tool(program: str, *words: str) -> str:
+    """Run a program of iproute2; returns what it printed."""
+    found = shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") or program
+    done = subprocess.run([found, *words], check=True, capture_output=True, text=True, timeout=30)
+    return done.stdout
+
+
+def processes_in(namespace: str) -> list[int]:
+    """Return the processes that live in a network."""
+    return [int(word) for word in run_tool("ip", "netns", "pids", namespace).split()]
+
+
+def kill_all_in(namespace: str) -> None:
+    """End everything in a network at once, as losing the power does."""
+    while pids := processes_in(namespace):
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        time.sleep(0.01)
+
+
+@dataclass
+class Plane:
+    """A control plane's process, which can be killed and started again where it was."""
+
+    directory: Path
+    namespace: str
+    number: int
+    settings: Mapping[str, Any]
+    database_url: str
+    door: str
+    process: subprocess.Popen[bytes] | None = None
+    channel: grpc.aio.Channel | None = None
+
+    @property
+    def address(self) -> str:
+        """Where hosts call it."""
+        return f"{PLANES_ADDRESS}:{FIRST_PORT + self.number}"
+
+    async def start(self) -> None:
+        """Run it, and wait until it serves."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        ready, config = self.directory / "ready.json", self.directory / "controlplane.yaml"
+        ready.unlink(missing_ok=True)
+        config.write_text(yaml.safe_dump(dict(self.settings)))
+        flags = ("--config", config, "--database-url", self.database_url, "--migrate", "--ready-file", ready)
+        listen = ("--http-listen", "127.0.0.1:0", "--grpc-listen", self.address)
+        program = (node_daemon_process.command()[0], "-m", "controlplane", *map(str, flags), *listen)
+        words = ("setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace, *program)
+        self._spawn(words)
+
+        async def serves() -> Any:
+            assert self.process is not None
+            assert self.process.poll() is None, (self.directory / "control-plane.log").read_text()[-3000:]
+            return json.loads(ready.read_text()) if ready.exists() else None
+
+        await until(serves, "a control plane")
+        self.channel = grpc.aio.insecure_channel(
+            self.door, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500)]
+        )
+        self.ha = HaServiceStub(self.channel)
+        self.vms = VMServiceStub(self.channel)
+        self.nodes = NodeServiceStub(self.channel)
+        self.operations = OperationServiceStub(self.channel)
+
+    def _spawn(self, words: Sequence[str]) -> None:
+        with (self.directory / "control-plane.log").open("ab") as log:
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=node_daemon_process.environment())
+
+    def kill(self) -> None:
+        """Kill it as `kill -9` does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    async def stop(self) -> None:
+        """End it."""
+        if self.channel is not None:
+            await self.channel.close()
+        self.kill()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None
+
+
+@dataclass
+class HaHost:
+    """One host with its daemon and guard, and what can happen to them."""
+
+    name: str
+    host: MigrationHost
+    directory: Path
+    storage: Path
+    control_planes: str
+    daemon: NodeDaemonProcess | None = None
+    boot_count: int = 0
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def watched(self) -> Watched:
+        """Where a witness looks."""
+        return Watched(self.host.pid_dir, self.directory / "data" / "console")
+
+    @property
+    def guard_dir(self) -> Path:
+        """Where daemon and guard meet, which is empty after each boot."""
+        return self.directory / f"guard-{self.boot_count}"
+
+    async def boot(self) -> None:
+        """Run its libvirt, if it does not, and its daemon."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.host.reaper_pid is None:
+            await self.host.start()
+        boot_id = self.directory / "boot_id"
+        boot_id.write_text(f"{uuid.uuid4()}\n")
+        self.boot_count += 1
+        hypervisor = {
+            "backend": "libvirt",
+            "libvirt_uri": self.host.uri,
+            "storage_path": str(self.storage),
+            "accelerator": "tcg",
+        }
+        node = {"hostname": self.name, "data_dir": str(self.directory / "data"), "boot_id_path": str(boot_id)}
+        self.daemon = await self._stack.enter_async_context(
+            node_daemon(
+                self.directory,
+                self.control_planes,
+                namespace=self.host.namespace,
+                hypervisor=hypervisor,
+                migration={"uri": self.host.tls_uri, "pki_path": str(self.host.pki)},
+                node=node,
+                server={"listen_address": f"{self.host.address}:0", "metrics_port": 0},
+                self_fencing={"run_dir": str(self.guard_dir)},
+            )
+        )
+
+    async def die(self) -> None:
+        """Lose the power: QEMUs, libvirtd, daemon and guard are gone at once. `boot` brings it back."""
+        await asyncio.to_thread(kill_all_in, self.host.namespace)
+        await self.let_go()
+
+    async def let_go(self) -> None:
+        """Wait for the ends of what was killed."""
+        if self.daemon is not None:
+            await self.daemon.process.wait()
+        await self._stack.aclose()
+        self._stack = AsyncExitStack()
+        await self.host.stop()
+
+    def signal_daemon(self, number: signal.Signals) -> None:
+        """Send the daemon, and not its guard, a signal."""
+        assert self.daemon is not None
+        self.daemon.process.send_signal(number)
+
+    def lose_packets(self, *, outgoing: bool, lost: bool) -> None:
+        """Drop, or no longer drop, everything that it sends, or that is sent to it."""
+        fabric, number = self.host.fabric_namespace, self.host.namespace.rpartition("h")[2]
+        namespace, device = (self.host.namespace, "eth0") if outgoing else (fabric, f"{fabric}v{number}")
+        what = ("replace", "dev", device, "root", "pfifo", "limit", "0") if lost else ("del", "dev", device, "root")
+        run_tool("tc", "-n", namespace, "qdisc", *what)
+
+    async def defined_vm_ids(self) -> set[str]:
+        """Ask its libvirt which VMs it has."""
+        return set((await virsh(self.host.uri, "list", "--all", "--uuid")).split())

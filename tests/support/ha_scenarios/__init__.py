@@ -1,0 +1,1 @@
+"""Runs scenarios of failing clusters through the pure decision, with a simulated site that obeys it."""

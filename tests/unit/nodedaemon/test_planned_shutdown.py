@@ -1,0 +1,105 @@
+"""What becomes of VMs when the machine goes down; on the mock, with a control plane that answers by a script."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hypervisor.mock.backend import MockHypervisor
+from hypervisor.mock.faults import MockFaults
+from hypervisor.mock.host import MockSettings
+from hypervisor.types import CpuTopology, PowerState, VmConfig
+from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest, AnnounceShutdownResponse
+from limiquantix.errors import Reason, Unavailable
+from limiquantix.rpc.validation import violations_of
+from nodedaemon.planned_shutdown import Kind, PlannedShutdown, Policy, read_host_end
+
+NODE_ID = str(uuid.uuid4())
+FREEZE = AnnounceShutdownResponse(policy=Policy.FREEZE)
+
+
+@dataclass
+class Scripted:
+    """`log` has what happened, in order: what was told, and for how long was waited."""
+
+    answers: Iterator[AnnounceShutdownResponse | None]
+    log: list[str] = field(default_factory=list)
+
+    async def announce_shutdown(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
+        assert violations_of(request) == []
+        self.log.append(f"{Kind.Name(request.kind)}{' ended' if request.all_vms_ended else ''}")
+        answer = next(self.answers, FREEZE)
+        if answer is None:
+            raise Unavailable(Reason.NODE_UNREACHABLE, "down")
+        return answer
+
+    async def sleep(self, duration_s: float) -> None:
+        self.log.append(f"{duration_s:g}s")
+
+
+async def running_vm(hypervisor: MockHypervisor) -> str:
+    vm_id = str(uuid.uuid4())
+    await hypervisor.create(VmConfig(vm_id=vm_id, name="web", cpu=CpuTopology(), memory_mib=64))
+    await hypervisor.start(vm_id)
+    return vm_id
+
+
+async def carried_out(
+    *answers: AnnounceShutdownResponse | None, deaf: bool = False, kind: AnnounceShutdownRequest.Kind.ValueType
+) -> tuple[list[str], PowerState]:
+    hypervisor = MockHypervisor(MockSettings(shutdown_s=0, faults=MockFaults(all_guests_deaf=deaf)))
+    await hypervisor.open()
+    vm_id = await running_vm(hypervisor)
+    plane = Scripted(iter(answers))
+    shutdown = PlannedShutdown(
+        hypervisor, plane, lambda: NODE_ID, "boot-1", stop_s=0.01, migrate_s=10, sleep=plane.sleep
+    )
+    await shutdown.carry_out(kind)
+    state = (await hypervisor.status(vm_id)).state
+    await hypervisor.close()
+    return plane.log, state
+
+
+async def test_vms_are_ended_and_that_is_told_last() -> None:
+    log, state = await carried_out(FREEZE, kind=Kind.REBOOT)
+    assert (log, state) == (["REBOOT", "REBOOT ended"], PowerState.STOPPED)
+
+
+async def test_plug_of_a_guest_that_does_not_shut_down_is_pulled() -> None:
+    log, state = await carried_out(AnnounceShutdownResponse(policy=Policy.FAILOVER), deaf=True, kind=Kind.POWER_OFF)
+    assert (log, state) == (["POWER_OFF", "POWER_OFF ended"], PowerState.STOPPED)
+
+
+async def test_vms_are_moved_for_as_long_as_the_control_plane_says() -> None:
+    left = AnnounceShutdownResponse(policy=Policy.MIGRATE, vm_ids_left=[NODE_ID], ask_again_ms=2000)
+    log, _ = await carried_out(left, left, AnnounceShutdownResponse(policy=Policy.MIGRATE), kind=Kind.REBOOT)
+    assert log == ["REBOOT", "2s", "REBOOT", "2s", "REBOOT", "REBOOT ended"]
+
+
+async def test_move_that_takes_too_long_is_not_waited_for() -> None:
+    left = AnnounceShutdownResponse(policy=Policy.MIGRATE, vm_ids_left=[NODE_ID], ask_again_ms=4000)
+    log, state = await carried_out(*[left] * 9, kind=Kind.REBOOT)
+    assert [entry for entry in log if entry.endswith("s")] == ["4s", "4s", "2s"]
+    assert state is PowerState.STOPPED
+
+
+async def test_control_plane_that_is_away_keeps_no_host_from_going_down() -> None:
+    log, state = await carried_out(*[None] * 9, kind=Kind.POWER_OFF)
+    assert log == ["POWER_OFF", "1s", "POWER_OFF", "POWER_OFF ended", "1s", "POWER_OFF ended"]
+    assert state is PowerState.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [(None, None), ("poweroff", Kind.POWER_OFF), ("reboot\n", Kind.REBOOT)], ids=str
+)
+async def test_marker_says_what_the_machine_is_about_to_do(
+    tmp_path: Path, words: str | None, kind: AnnounceShutdownRequest.Kind.ValueType | None
+) -> None:
+    marker = tmp_path / "going-down"
+    if words is not None:
+        marker.write_text(words)
+    assert await read_host_end(marker) == kind
