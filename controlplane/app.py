@@ -73,7 +73,7 @@ class ControlPlane:
         self._core = core_of(config, database, restarts_vms=coordinator is not None)
         self._listening = listening_of(self._core, coordinator)
         self._feeds = MetricsFeeds(self._core.daemons)
-        self._balancing = balancing_of(self._core, self._feeds)
+        self._balancing = balancing_of(self._core, self._feeds, self._listening.hearing)
         self._keeper = Keeper(self._core.store, self._core.desk, utc_now)
         self._evictor = Evictor(self._core.store, self._core.moves, utc_now)
         self._ha = high_availability_of(self._core, self._balancing.alerts, self._listening, coordinator)

@@ -14,6 +14,7 @@ from controlplane.services.balancing import BalancingService
 from controlplane.services.balancing_costs import HostMeter
 from controlplane.services.balancing_loads import FeedUsage, LoadReader
 from controlplane.services.balancing_moves import BalancingMoves
+from controlplane.services.hearing import Hearing
 from controlplane.services.metrics_feeds import MetricsFeeds
 
 
@@ -27,11 +28,12 @@ class Balancing:
     balancer: Balancer
 
 
-def balancing_of(core: Core, feeds: MetricsFeeds) -> Balancing:
+def balancing_of(core: Core, feeds: MetricsFeeds, hearing: Hearing) -> Balancing:
     """Build it; nothing runs yet."""
     store, settings = core.store, core.config.drs
     alerts = AlertService(store, utc_now)
-    loads = LoadReader(store, FeedUsage(feeds), rules.load_config(core.config), HostMeter(core.daemons))
+    meter = HostMeter(core.daemons)
+    loads = LoadReader(store, FeedUsage(feeds), rules.load_config(core.config), meter, hearing)
     service = BalancingService(store, loads, rules.balancing_config(core.config), utc_now)
     moves = BalancingMoves(store, service, core.migrations, core.desk, utc_now, copies_disks=settings.copies_disks)
     watch = AlertWatch(store, alerts, Thresholds(settings.cpu_threshold_percent, settings.memory_threshold_percent))

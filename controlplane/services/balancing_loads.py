@@ -24,6 +24,7 @@ from controlplane.drs.placement_rules import MovableVm, PlacementRules
 from controlplane.drs.snapshot import BalancePlan, ClusterLoad, NodeLoad, VmLoad
 from controlplane.scheduler.snapshot import candidate_of, request_for
 from controlplane.services.balancing_costs import MoveMeter, cost_of
+from controlplane.services.hearing import Hearing
 from controlplane.services.metrics_feeds import MetricsFeeds
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import ApiError
@@ -122,17 +123,31 @@ class _Rows:
 
 
 class LoadReader:
-    """Reads the cluster for a run."""
+    """Reads the cluster for a run.
 
-    def __init__(self, store: Store, usage: UsageReader, config: LoadConfig, meter: MoveMeter | None = None) -> None:
+    Args:
+        hearing: what this process heard of nodes, newer than what is recorded: loads of one moment can be compared.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        usage: UsageReader,
+        config: LoadConfig,
+        meter: MoveMeter | None = None,
+        hearing: Hearing | None = None,
+    ) -> None:
         self._store = store
         self._usage = usage
         self._config = config
         self._meter = meter
+        self._hearing = hearing
 
     async def read(self, now: datetime) -> Reading:
         """Read everything, and have the hosts measure their VMs."""
         rows = await self._store.read(lambda tx: _rows(tx, now, self._config))
+        if self._hearing is not None:
+            rows = replace(rows, nodes=[self._hearing.newest(node) for node in rows.nodes])
         ready = [node for node in rows.nodes if not excluded(node)]
         usage = await self._usage.of_vms(ready)
         return await asyncio.to_thread(reading_of, rows, usage, self._config)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controlplane.domain.node import NodeUsage
+from controlplane.domain.node import Node, NodeUsage
 from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest
 
 
@@ -73,6 +73,13 @@ class Hearing:
     def of(self, node_id: str) -> Heard | None:
         """Return a node's last heartbeat; None if there was none."""
         return self._heard.get(node_id)
+
+    def newest(self, node: Node) -> Node:
+        """Return a node with the usage of its last heartbeat, where that is newer than what is recorded."""
+        heard = self._heard.get(node.id)
+        if heard is None or (node.last_heartbeat_at is not None and node.last_heartbeat_at >= heard.at):
+            return node
+        return replace(node, last_heartbeat_at=heard.at, usage=heard.usage)
 
     def announced(self, node_id: str) -> Announced | None:
         """Return what a node said about its shutdown."""

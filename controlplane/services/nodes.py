@@ -150,11 +150,7 @@ class NodeService:
         return replace(page, nodes=[self._as_heard(node) for node in page.nodes])
 
     def _as_heard(self, node: Node) -> Node:
-        """Return a node with the usage of its last heartbeat, where this process heard a newer one than is recorded."""
-        heard = self.hearing.of(node.id) if self.hearing is not None else None
-        if heard is None or (node.last_heartbeat_at is not None and node.last_heartbeat_at >= heard.at):
-            return node
-        return replace(node, last_heartbeat_at=heard.at, usage=heard.usage)
+        return node if self.hearing is None else self.hearing.newest(node)
 
 
 def _default_endpoint(management_ip: str) -> str:
