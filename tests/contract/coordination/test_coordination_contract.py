@@ -78,6 +78,7 @@ async def test_changed_ends_the_wait_of_whoever_resigns(make_coordinator: MakeCo
         await election.resign()
 
         await asyncio.wait_for(waiting, 5)
+        assert not election.is_elected
 
 
 async def test_revocations_published_by_one_are_read_by_another(make_coordinator: MakeCoordinator) -> None:

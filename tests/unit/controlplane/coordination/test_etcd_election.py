@@ -180,6 +180,7 @@ async def test_key_taken_by_somebody_else_ends_it() -> None:
         etcd.holder = kv_pb2.KeyValue(key=KEY, lease=1)
 
         await until_not_elected(election)
+        assert not election.obstacle, "etcd answers: it is another one's turn"
 
 
 async def test_resign_while_nobody_answers_ends_it_at_once() -> None:
