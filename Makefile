@@ -10,7 +10,7 @@ quietly = @echo '· $(1)'; output=$$($(2) 2>&1) || { printf '%s\n' "$$output"; e
 # uv keeps versions that still fit; `make lock ARGS=--upgrade` takes the newest.
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-.PHONY: help setup run demo test test-faults test-ha sim lint proto bench lock clean
+.PHONY: help setup run demo test test-faults test-ha sim fuzz lint proto openapi bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-11s  %s\n", $$1, $$2 }'
@@ -27,7 +27,7 @@ demo: setup ## the same, but end once the VM has booted
 
 test: lint ## lint, then all tests, those with real VMs included
 	@echo '· pytest'
-	@$(BIN)/python -m pytest -q -n 2 --max-worker-restart 2 $(ARGS)
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal --max-worker-restart 2 $(ARGS)
 
 test-faults: setup ## every fault at every step of every operation, and 250 random kills; prints the table
 	@LIMIQUANTIX_FAULTS=all $(BIN)/python -m pytest -q -n 2 --max-worker-restart 2 tests/faults $(ARGS)
@@ -37,7 +37,14 @@ sim: setup ## simulated clusters: N=10000 histories, SEED=n for one with all tha
 		$(if $(BROKEN),--broken $(BROKEN)) $(ARGS)
 
 test-ha: setup ## high availability on real guests, every fault of hosts, network, etcd and control planes; prints the times
-	@LIMIQUANTIX_HA=all $(BIN)/python -m pytest -q -n 0 -s tests/integration/test_ha_real_hosts.py $(ARGS)
+	@LIMIQUANTIX_HA=all $(BIN)/python -m pytest -q -n 0 -s $(wildcard tests/integration/test_ha_real_*.py) \
+		tests/integration/test_ha_guest_and_storage.py tests/integration/test_start_interrupted.py $(ARGS)
+
+fuzz: setup ## ten minutes of hostile calls, ten of hostile input by coverage, if atheris is there; SECONDS=n for another time
+	@LIMIQUANTIX_FUZZ_S=$(or $(SECONDS),600) $(BIN)/python -m pytest -q -n 0 -s -k "minutes or flood" \
+		tests/fuzz/test_http_api.py tests/integration/test_http2_abuse.py $(ARGS)
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m tests.fuzz.coverage_guided all $(or $(SECONDS),600); \
+		else echo "fuzz: without atheris; $(BIN)/uv pip install -p $(BIN)/python '.[fuzz]' brings it" >&2; fi
 
 lint: setup ## style, types, layers, dependencies, generated code
 	$(call quietly,ruff check,$(BIN)/ruff check -q .)
@@ -49,6 +56,10 @@ lint: setup ## style, types, layers, dependencies, generated code
 
 proto: setup ## remake what is derived from the .proto files
 	$(call quietly,protoc,$(BIN)/python proto/generate.py)
+
+openapi: setup ## write the API's OpenAPI document to build/openapi.json
+	@mkdir -p build
+	@$(BIN)/limiquantix openapi > build/openapi.json
 
 bench: setup ## measure the full stack against bare libvirt and bare gRPC
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -12,6 +12,7 @@ import uvloop
 
 from benchmarks.api import LARGE, SMALL, ApiEffort, measure_api
 from benchmarks.claims import ClaimEffort, measure_claims
+from benchmarks.closed import ClosedEffort, measure_closed
 from benchmarks.creates import CreateEffort, measure_creates
 from benchmarks.decisions import DecisionEffort, measure_decisions
 from benchmarks.failover import FailoverEffort, measure_failover
@@ -27,9 +28,10 @@ from benchmarks.packing import PackingEffort, measure_packing
 from benchmarks.report import to_json, to_text
 from benchmarks.watching import WatchEffort, measure_watching
 from controlplane.cli.dev.stack import ClusterFailed, HypervisorChoice
+from telemetry.logs import LogFormat, configure_logging
 
 PARTS = (
-    *("lifecycle", "operations", "api", "scale", "claims", "creates", "watches", "metrics", "memory"),
+    *("lifecycle", "operations", "api", "scale", "closed", "claims", "creates", "watches", "metrics", "memory"),
     *("migrations", "decisions", "packing", "heartbeats", "failover"),
 )
 
@@ -42,6 +44,7 @@ class Effort:
     operation_rounds: int
     api: ApiEffort
     scale: ApiEffort
+    closed: ClosedEffort
     claims: ClaimEffort
     creates: CreateEffort
     watches: WatchEffort
@@ -60,6 +63,7 @@ FULL = Effort(
     operation_rounds=11,
     api=ApiEffort(round_count=7, stretch_s=0.8),
     scale=ApiEffort(round_count=5, stretch_s=0.8),
+    closed=ClosedEffort(round_count=75, stretch_s=0.1),
     claims=ClaimEffort(round_count=5, stretch_s=1),
     creates=CreateEffort(round_count=5, stretch_s=1.0),
     watches=WatchEffort(round_count=5),
@@ -77,6 +81,7 @@ QUICK = Effort(
     operation_rounds=2,
     api=ApiEffort(round_count=3, stretch_s=0.2),
     scale=ApiEffort(round_count=3, stretch_s=0.2),
+    closed=ClosedEffort(round_count=15, stretch_s=0.1),
     claims=ClaimEffort(round_count=1, stretch_s=1),
     creates=CreateEffort(round_count=1, stretch_s=0.5),
     watches=WatchEffort(round_count=1),
@@ -110,6 +115,7 @@ def main(
 
     Example: python -m benchmarks --quick lifecycle
     """
+    configure_logging("warning", LogFormat.CONSOLE)
     machine = observe_machine()
     try:
         effort = QUICK if quick else FULL
@@ -136,6 +142,7 @@ async def _measure(parts: Sequence[str], effort: Effort) -> list[Section]:
         "operations": lambda: measure_operations(effort.operation_rounds),
         "api": lambda: measure_api(effort.api, SMALL),
         "scale": lambda: measure_api(effort.scale, LARGE),
+        "closed": lambda: measure_closed(effort.closed),
         "claims": lambda: measure_claims(effort.claims),
         "creates": lambda: measure_creates(effort.creates),
         "watches": lambda: measure_watching(effort.watches),

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +22,9 @@ import grpc
 import psutil
 
 from benchmarks.bare_server import SERVICE, running_bare_server
-from benchmarks.cluster import child_process, cpu_time_us, database_path, running_cluster, tell
-from benchmarks.measurement import Limit, Pair, Row, Section, compare, percentile
+from benchmarks.cluster import child_process, database_path, running_cluster, tell
+from benchmarks.driving import Load, Side, drive
+from benchmarks.measurement import Limit, Pair, Row, Section, compare
 from benchmarks.memory import read_footprint
 from benchmarks.records import insert_records
 from controlplane.cli.dev.stack import HypervisorChoice
@@ -41,9 +41,6 @@ PAGE_SIZE = 50
 _CALL_TIMEOUT_S = 10.0
 _STRIDE = 37
 """Shares no factor with a count of VMs, so that stepping by it visits every VM."""
-
-Call = Callable[[], Awaitable[object]]
-
 
 _LARGEST_PAGE = 1_000
 
@@ -79,22 +76,6 @@ LARGE = Inventory(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one side did in one stretch."""
-
-    calls_per_s: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us_per_call: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    process: psutil.Process
-    call: Call
-
-
 async def measure_api(effort: ApiEffort, inventory: Inventory) -> Section:
     """Run one of both parts."""
 
@@ -105,7 +86,7 @@ async def measure_api(effort: ApiEffort, inventory: Inventory) -> Section:
     vm_ids: list[str] = []
     async with (
         running_cluster(HypervisorChoice.MOCK, prepare) as measured,
-        open_channel(measured.cluster.grpc_address) as channel,
+        measured.open_channel() as channel,
     ):
         stub = VMServiceStub(channel)
         vm = await stub.GetVM(pb.GetVMRequest(id=vm_ids[0]), timeout=_CALL_TIMEOUT_S)
@@ -150,7 +131,7 @@ async def _compare_memory(ours: psutil.Process, inventory: Inventory) -> Row:
 
 def _sides(
     stub: VMServiceAsyncStub, bare: grpc.aio.Channel, vm_ids: Sequence[str], ours: psutil.Process
-) -> dict[str, tuple[_Side, _Side]]:
+) -> dict[str, tuple[Side, Side]]:
     """Ours and the reference, by method."""
     reference = child_process("benchmarks.bare_server")
     requests = itertools.cycle(
@@ -163,27 +144,27 @@ def _sides(
     )
     return {
         "GetVM": (
-            _Side(ours, lambda: stub.GetVM(next(requests), timeout=_CALL_TIMEOUT_S)),
-            _Side(reference, lambda: bare_get(next(requests), timeout=_CALL_TIMEOUT_S)),
+            Side(ours, lambda: stub.GetVM(next(requests), timeout=_CALL_TIMEOUT_S)),
+            Side(reference, lambda: bare_get(next(requests), timeout=_CALL_TIMEOUT_S)),
         ),
         f"ListVMs({PAGE_SIZE})": (
-            _Side(ours, lambda: stub.ListVMs(list_request, timeout=_CALL_TIMEOUT_S)),
-            _Side(reference, lambda: bare_list(list_request, timeout=_CALL_TIMEOUT_S)),
+            Side(ours, lambda: stub.ListVMs(list_request, timeout=_CALL_TIMEOUT_S)),
+            Side(reference, lambda: bare_list(list_request, timeout=_CALL_TIMEOUT_S)),
         ),
     }
 
 
-async def _compare_method(name: str, sides: tuple[_Side, _Side], effort: ApiEffort, inventory: Inventory) -> list[Row]:
+async def _compare_method(name: str, sides: tuple[Side, Side], effort: ApiEffort, inventory: Inventory) -> list[Row]:
     rows: list[Row] = []
     p50_limit = inventory.list_p50 if name.startswith("ListVMs") else None
     for concurrency in inventory.concurrencies:
         tell(f"{name}, {concurrency} at a time")
         for side in sides:
-            await _drive(side, concurrency, effort.stretch_s / 4)  # warm caches and connections
+            await drive(side, concurrency, effort.stretch_s / 4)  # warm caches and connections
         pairs: list[tuple[Load, Load]] = []
         for _ in range(effort.round_count):
-            ours = await _drive(sides[0], concurrency, effort.stretch_s)
-            pairs.append((ours, await _drive(sides[1], concurrency, effort.stretch_s)))
+            ours = await drive(sides[0], concurrency, effort.stretch_s)
+            pairs.append((ours, await drive(sides[1], concurrency, effort.stretch_s)))
         label = f"{name} x{concurrency}"
         rows += [
             compare(f"{label} calls", [Pair(a.calls_per_s, b.calls_per_s) for a, b in pairs], "/s"),
@@ -192,31 +173,3 @@ async def _compare_method(name: str, sides: tuple[_Side, _Side], effort: ApiEffo
             compare(f"{label} server CPU", [Pair(a.cpu_us_per_call, b.cpu_us_per_call) for a, b in pairs], "us/call"),
         ]
     return rows
-
-
-async def _drive(side: _Side, concurrency: int, stretch_s: float) -> Load:
-    """Keep `concurrency` calls under way for a while; a call that fails ends the benchmark."""
-    latencies_s: list[float] = []
-    cpu_before_us = await cpu_time_us(side.process)
-    began_s = time.perf_counter()
-    until_s = began_s + stretch_s
-
-    async def caller() -> None:
-        started_s = time.perf_counter()
-        while started_s < until_s:
-            await side.call()
-            ended_s = time.perf_counter()
-            latencies_s.append(ended_s - started_s)
-            started_s = ended_s
-
-    async with asyncio.TaskGroup() as callers:
-        for _ in range(concurrency):
-            callers.create_task(caller())
-    elapsed_s = time.perf_counter() - began_s
-    cpu_us = await cpu_time_us(side.process) - cpu_before_us
-    return Load(
-        calls_per_s=len(latencies_s) / elapsed_s,
-        p50_ms=1000 * percentile(latencies_s, 0.5),
-        p99_ms=1000 * percentile(latencies_s, 0.99),
-        cpu_us_per_call=cpu_us / len(latencies_s),
-    )

@@ -6,13 +6,16 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import psutil
 
+from benchmarks.calling import open_as
 from controlplane.cli.dev.stack import Cluster, ClusterOptions, HypervisorChoice
 
 CACHE_DIR = Path(__file__).parents[1] / ".cache" / "benchmarks"
@@ -28,16 +31,25 @@ _ROOM: dict[str, str] = {
 a simulated host."""
 
 DATABASE_URL = "LIMIQUANTIX_DATABASE__URL"
+KEY_COUNT = 8
+"""API keys that are called with in turn: each of them may make 2,000 calls a second."""
+_KEYS_LAST = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A running cluster, with the processes to look at."""
+    """A running cluster, with the processes to look at, and what its administrator's programs call with."""
 
     cluster: Cluster
     data_dir: Path
     control_plane: psutil.Process
     node_daemon: psutil.Process
+    authority_pem: str
+    keys: Sequence[str]
+
+    def open_channel(self) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+        """Open a channel to the control plane as such a program does."""
+        return open_as(self.keys, self.cluster.grpc_address, self.authority_pem)
 
 
 @asynccontextmanager
@@ -59,11 +71,29 @@ async def running_cluster(
         if prepare is not None:
             await prepare(data_dir)
         os.environ.update(_ROOM)  # this process is the benchmark's own; its daemons inherit
+        os.environ["XDG_CONFIG_HOME"] = str(data_dir / "config")  # nobody's commands are logged in to it
         os.environ.pop(DATABASE_URL, None)
         if database_url is not None:
             os.environ[DATABASE_URL] = database_url
         async with Cluster(ClusterOptions(data_dir, CACHE_DIR, hypervisor, 1, 0, 0), tell) as cluster:
-            yield Measured(cluster, data_dir, child_process("controlplane"), child_process("nodedaemon"))
+            yield Measured(
+                cluster,
+                data_dir,
+                child_process("controlplane"),
+                child_process("nodedaemon"),
+                await asyncio.to_thread(cluster.authority_path.read_text),
+                await _keys(cluster),
+            )
+
+
+async def _keys(cluster: Cluster) -> Sequence[str]:
+    """Make the administrator's keys, which last longer than the quarter of an hour that an access token does."""
+    ends_at = (datetime.now(UTC) + _KEYS_LAST).isoformat()
+    made = [
+        await cluster.api.call("ApiKeyService", "CreateApiKey", name=f"benchmark-{number}", expiresAt=ends_at)
+        for number in range(KEY_COUNT)
+    ]
+    return [str(each["secret"]) for each in made]
 
 
 def tell(line: str) -> None:

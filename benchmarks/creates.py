@@ -25,7 +25,6 @@ from controlplane.cli.dev.stack import HypervisorChoice
 from limiquantix.compute.v1 import vm_service_pb2 as pb
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, VmSpec
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
 
 if TYPE_CHECKING:
     from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceAsyncStub
@@ -88,7 +87,7 @@ async def _measure_cluster(
     tell(f"{name}: creating VMs, {effort.round_count} rounds")
     figures = {callers: _Figures() for callers in CONCURRENCIES}
     names = (f"vm-{number}" for number in itertools.count())
-    async with open_channel(measured.cluster.grpc_address) as channel:
+    async with measured.open_channel() as channel:
         stub = VMServiceStub(channel)
         for callers in CONCURRENCIES:
             await _create_for(stub, names, callers, effort.stretch_s / 2)

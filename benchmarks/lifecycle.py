@@ -9,6 +9,7 @@ compared is the calls and not a guest's boot.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from controlplane.cli.dev.stack import Cluster, HypervisorChoice
 from limiquantix.compute.v1 import vm_service_pb2 as pb
 from limiquantix.compute.v1.vm_pb2 import BootConfig, CpuConfig, DirectKernelBoot, MemoryConfig, VmSpec
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
 
 if TYPE_CHECKING:
     from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceAsyncStub
@@ -57,7 +57,7 @@ async def measure_lifecycle(pair_count: int) -> Section:
         uri = measured.cluster.libvirt_uri
         if uri is None or measured.cluster.boot_files is None:
             raise RuntimeError("the cluster runs without libvirt though it was asked for")
-        async with open_channel(measured.cluster.grpc_address) as channel, direct_libvirt(uri) as libvirt:
+        async with measured.open_channel() as channel, direct_libvirt(uri) as libvirt:
             stack = _Stack(VMServiceStub(channel), _spec(measured.cluster.boot_files))
             definition = await _definition_of_product(stack, libvirt)
             direct = _Direct(libvirt, definition, measured.data_dir)
@@ -179,7 +179,8 @@ async def _read_rpc_times(measured: Measured) -> tuple[RpcTimes, RpcTimes]:
     """Times so far at the control plane and at the node daemon."""
     cluster: Cluster = measured.cluster
     log = await asyncio.to_thread((measured.data_dir / "log" / "node-1.log").read_text)
-    return await fetch_rpc_times(cluster.http_url), await fetch_rpc_times(metrics_url_of_node(log))
+    authority = await asyncio.to_thread(ssl.create_default_context, cadata=measured.authority_pem)
+    return await fetch_rpc_times(cluster.http_url, authority), await fetch_rpc_times(metrics_url_of_node(log))
 
 
 def _where_time_goes(

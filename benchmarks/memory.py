@@ -22,7 +22,6 @@ from controlplane.cli.dev.stack import HypervisorChoice
 from limiquantix.compute.v1 import vm_service_pb2 as pb
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, VmSpec
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
 
 TITLE = "memory of the daemons at rest, against a bare grpc.aio server; lower is better"
 _VM_MEMORY_MIB = 16
@@ -63,7 +62,7 @@ async def _measure_cluster(
         await asyncio.sleep(_SETTLE_S)
         bare, at_start = await _look(bare_process), {name: await _look(daemons[name]) for name in daemons}
         tell(f"creating {vm_count} VMs")
-        await _create_vms(measured.cluster.grpc_address, vm_count)
+        await _create_vms(measured, vm_count)
         await asyncio.sleep(_SETTLE_S)
         later = {name: await _look(daemons[name]) for name in daemons}
     rows: list[Row] = []
@@ -78,9 +77,9 @@ async def _measure_cluster(
     return rows
 
 
-async def _create_vms(address: str, count: int) -> None:
+async def _create_vms(measured: Measured, count: int) -> None:
     spec = VmSpec(cpu=CpuConfig(cores=1), memory=MemoryConfig(size_mib=_VM_MEMORY_MIB))
-    async with open_channel(address) as channel:
+    async with measured.open_channel() as channel:
         stub = VMServiceStub(channel)
         for number in range(count):
             await stub.CreateVM(pb.CreateVMRequest(name=f"vm-{number}", spec=spec), timeout=_CALL_TIMEOUT_S)

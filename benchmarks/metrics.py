@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 
 from benchmarks.cluster import Measured, cpu_time_us, running_cluster, tell
@@ -31,11 +32,10 @@ from limiquantix.compute.v1 import vm_service_pb2 as pb
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, DiskDevice, MemoryConfig, VmSpec
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
 from nodedaemon.encode_metrics import to_node_metrics
+from nodedaemon.host_meter import HostMeter
 from nodedaemon.metrics_sampler import MetricsSampler
 from nodedaemon.usage_rates import SHORTEST_S
-from telemetry.host import UsageSampler
 
 TITLE = "reading what VMs use, and a daemon at rest; lower is better"
 IDLE_LIMIT = Limit(1.0)
@@ -108,7 +108,8 @@ async def _real_reading(measured: Measured, effort: MetricsEffort) -> list[Row]:
         direct = _direct(connection)
         pairs = await _pairs(effort.round_count, _reading(hypervisor), direct)
         alone = await _pairs(effort.round_count, _bulk_call(hypervisor), direct)
-        through_api = await _pairs(effort.round_count, await _api_call(measured), direct)
+        async with measured.open_channel() as channel:
+            through_api = await _pairs(effort.round_count, await _api_call(measured, channel), direct)
     finally:
         await asyncio.to_thread(connection.close)
         await hypervisor.close()
@@ -133,7 +134,7 @@ def _bulk_call(hypervisor: Hypervisor) -> Callable[[], Awaitable[object]]:
 
 
 def _reading(hypervisor: Hypervisor) -> Callable[[], Awaitable[object]]:
-    sampler = MetricsSampler(hypervisor, UsageSampler(Path("/")))
+    sampler = MetricsSampler(hypervisor, HostMeter(hypervisor, Path("/")))
 
     async def read() -> object:
         return to_node_metrics(await sampler.sample(0))
@@ -141,9 +142,8 @@ def _reading(hypervisor: Hypervisor) -> Callable[[], Awaitable[object]]:
     return read
 
 
-async def _api_call(measured: Measured) -> Callable[[], Awaitable[object]]:
+async def _api_call(measured: Measured, channel: grpc.aio.Channel) -> Callable[[], Awaitable[object]]:
     """Make a call that goes all the way; the daemon answers most from a reading that is at most 2.5 s old."""
-    channel = open_channel(measured.cluster.grpc_address)
     stub = NodeServiceStub(channel)
     request = node_pb.GetNodeMetricsRequest(id=measured.cluster.first_node["id"])
 
@@ -173,7 +173,7 @@ async def _ms(call: Callable[[], Awaitable[object]]) -> float:
 
 async def _start_vms(measured: Measured, first: int, end: int) -> None:
     spec = VmSpec(cpu=CpuConfig(cores=1), memory=MemoryConfig(size_mib=_VM_MEMORY_MIB), disks=[DiskDevice(size_gib=1)])
-    async with open_channel(measured.cluster.grpc_address) as channel:
+    async with measured.open_channel() as channel:
         stub = VMServiceStub(channel)
         for number in range(first, end):
             request = pb.CreateVMRequest(name=f"vm-{number}", spec=spec, start_on_create=True)
@@ -186,7 +186,7 @@ async def _idle_shares(measured: Measured, effort: MetricsEffort) -> list[Row]:
     await asyncio.sleep(_SETTLE_S)
     name = f"node daemon with {effort.idle_vm_count} VMs"
     rows = [await _share(f"{name}, at rest", measured.node_daemon, libvirtd, effort.idle_s, IDLE_LIMIT)]
-    async with open_channel(measured.cluster.grpc_address) as channel:
+    async with measured.open_channel() as channel:
         request = node_pb.StreamNodeMetricsRequest(node_id=measured.cluster.first_node["id"], interval_sec=5)
         stream = NodeServiceStub(channel).StreamNodeMetrics(request)
         await stream.read()

@@ -163,7 +163,7 @@ class _Guest:
         began_s = time.perf_counter()
         await virsh(
             source.uri,
-            *("migrate", self._vm_id, f"{target.tls_uri}?pkipath={source.pki}", "--live", "--p2p", "--tls"),
+            *("migrate", self._vm_id, target.tls_uri, "--live", "--p2p", "--tls"),
             *("--persistent", "--undefinesource", "--unsafe", "--migrateuri", f"tcp://{target.address}"),
         )
         took_ms = (time.perf_counter() - began_s) * 1000

@@ -34,7 +34,6 @@ from limiquantix.compute.v1.vm_pb2 import (
     VmSpec,
 )
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
 
 if TYPE_CHECKING:
     from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceAsyncStub
@@ -60,7 +59,7 @@ async def measure_operations(round_count: int) -> Section:
         uri = measured.cluster.libvirt_uri
         if uri is None or measured.cluster.boot_files is None:
             raise RuntimeError("the cluster runs without libvirt though it was asked for")
-        async with open_channel(measured.cluster.grpc_address) as channel, direct_libvirt(uri) as libvirt:
+        async with measured.open_channel() as channel, direct_libvirt(uri) as libvirt:
             stack = await _Stack.booted(VMServiceStub(channel), measured.cluster.boot_files)
             direct = await _Direct.booted(libvirt, stack.vm_id, measured)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import click
@@ -11,6 +12,7 @@ import grpc
 import uvloop
 from google.protobuf.message import Message
 
+from benchmarks.calling import open_as
 from benchmarks.workers import Answer, obey
 from limiquantix.compute.v1.vm_service_pb2 import VMUpdate, WatchVMsRequest
 from limiquantix.rpc.channel import open_channel
@@ -35,10 +37,18 @@ class WatchWorker:
         self._arrived = asyncio.Semaphore(0)
         self._late_ms: list[float] = []
 
-    async def open(self, address: str, method: str, count: int) -> Answer:
-        """Open streams, and wait until each has begun."""
+    async def open(
+        self, address: str, method: str, count: int, authority_pem: str = "", keys: Sequence[str] = ()
+    ) -> Answer:
+        """Open streams, and wait until each has begun.
+
+        Args:
+            authority_pem: whom to believe, of an address that speaks TLS.
+            keys: what to call it with.
+        """
         for first in range(0, count, STREAMS_PER_CHANNEL):
-            channel = await self._stack.enter_async_context(open_channel(address))
+            opened = open_as(keys, address, authority_pem) if authority_pem else open_channel(address)
+            channel = await self._stack.enter_async_context(opened)
             call = channel.unary_stream(method, WatchVMsRequest.SerializeToString, VMUpdate.FromString)
             for _ in range(min(STREAMS_PER_CHANNEL, count - first)):
                 self._tasks.append(asyncio.get_running_loop().create_task(self._follow(call)))

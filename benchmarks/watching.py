@@ -54,7 +54,7 @@ async def measure_watching(effort: WatchEffort) -> Section:
     vm_ids: list[str] = []
     async with (
         running_cluster(HypervisorChoice.MOCK, prepare) as measured,
-        open_channel(measured.cluster.grpc_address) as channel,
+        measured.open_channel() as channel,
         running_bare_server(measured.data_dir / "bare", {}) as bare_address,
         open_channel(bare_address) as bare,
         running_workers("watch_worker", PROCESS_COUNT) as ours,
@@ -80,7 +80,15 @@ async def measure_watching(effort: WatchEffort) -> Section:
         tell(f"{WATCHER_COUNT} watchers, {effort.round_count} rounds")
         each = WATCHER_COUNT // PROCESS_COUNT
         method = "/limiquantix.compute.v1.VMService/WatchVMs"
-        await ask_all(ours, do="open", address=measured.cluster.grpc_address, method=method, count=each)
+        await ask_all(
+            ours,
+            do="open",
+            address=measured.cluster.grpc_address,
+            method=method,
+            count=each,
+            keys=measured.keys,
+            authority_pem=measured.authority_pem,
+        )
         await ask_all(theirs, do="open", address=bare_address, method=f"/{SERVICE}/Watch", count=each)
         pairs: list[tuple[list[float], list[float]]] = []
         for _ in range(effort.round_count):

@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import uvloop
 from sqlalchemy.exc import DBAPIError
 
 from controlplane.api.http.endpoints import version
+from controlplane.api.http.tls import CertificateUnusable
+from controlplane.authority.certificates import AuthorityUnusable
 from controlplane.composition.api import served_of, servers_of
 from controlplane.composition.balancing import balancing_of
 from controlplane.composition.coordination import coordinator_of
@@ -25,6 +27,7 @@ from controlplane.composition.core import core_of
 from controlplane.composition.ha import high_availability_of
 from controlplane.composition.listening import listening_of
 from controlplane.composition.rules import utc_now
+from controlplane.composition.security import Security, open_security
 from controlplane.config import (
     ConfigFileUnusable,
     ControlPlaneConfig,
@@ -33,17 +36,24 @@ from controlplane.config import (
     load_config,
 )
 from controlplane.coordination.interface import Coordinator
+from controlplane.identity.admin_command import admin
 from controlplane.power.check_command import check
 from controlplane.power.devices import DevicesUnusable
 from controlplane.reconcile.evictor import Evictor
 from controlplane.reconcile.keeper import Keeper
+from controlplane.secrets.box import SecretUnreadable
+from controlplane.secrets.command import secrets
+from controlplane.secrets.keyring import Keyring, seal_everything
+from controlplane.secrets.wrapping import KeysUnusable
 from controlplane.services.metrics_feeds import MetricsFeeds
 from controlplane.state.engine import SWITCH_INTERVAL_S, StoreLimits
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
+from controlplane.state.seals import NO_SEALS, Seals
 from limiquantix.errors import ApiError
 from limiquantix.rpc.server import AddressInUse
+from telemetry.garbage import ShortCollections
 from telemetry.logs import LogFormat, configure_logging
 
 _log = structlog.get_logger(__name__)
@@ -58,6 +68,8 @@ class Addresses:
 
     http: str
     grpc: str
+    hosts: str = ""
+    """"" for parts of a single process, where hosts use `grpc`."""
 
 
 class ControlPlane:
@@ -65,20 +77,30 @@ class ControlPlane:
 
     Args:
         coordinator: of all processes on this database; None switches high availability off, whatever `ha` says.
+        security: who may call, and what; None for one among parts of a single process, which listens, if at all, to
+            this machine only.
     """
 
-    def __init__(self, config: ControlPlaneConfig, database: Store, coordinator: Coordinator | None = None) -> None:
+    def __init__(
+        self,
+        config: ControlPlaneConfig,
+        database: Store,
+        coordinator: Coordinator | None = None,
+        security: Security | None = None,
+    ) -> None:
         self._config = config
         self._coordinator = coordinator
-        self._core = core_of(config, database, restarts_vms=coordinator is not None)
+        self._security = security
+        machine = security.own.credentials if security is not None else None
+        self._core = core_of(config, database, restarts_vms=coordinator is not None, machine=machine)
         self._listening = listening_of(self._core, coordinator)
         self._feeds = MetricsFeeds(self._core.daemons)
         self._balancing = balancing_of(self._core, self._feeds, self._listening.hearing)
         self._keeper = Keeper(self._core.store, self._core.desk, utc_now)
         self._evictor = Evictor(self._core.store, self._core.moves, utc_now)
         self._ha = high_availability_of(self._core, self._balancing.alerts, self._listening, coordinator)
-        services = served_of(self._core, self._balancing, self._listening, self._ha, self._feeds)
-        self._servers = servers_of(self._core, services, coordinator)
+        services = served_of(self._core, self._balancing, self._listening, self._ha, self._feeds, security)
+        self._servers = servers_of(self._core, services, coordinator, security)
         self._background: asyncio.Task[None] | None = None
 
     async def start(self) -> Addresses:
@@ -88,15 +110,33 @@ class ControlPlane:
             AddressInUse: an address cannot be bound.
             SchemaMismatch: the database needs a migration.
         """
+        listeners = (self._config.http.listen_address, self._config.grpc.listen_address)
+        if self._security is None and not all(map(is_loopback, listeners)):
+            raise RuntimeError("a control plane that lets everybody in must not listen beyond this machine")
         await self._core.store.open()
         await self._core.worker.register()
+        await self._learn_nodes()
         grpc_port = await self._servers.rpc.start(self._config.grpc.listen_address)
         http_port = await self._servers.http.start(self._config.http.listen_address)
+        hosts = ""
+        if self._servers.hosts is not None:
+            address = self._config.security.hosts_listen_address
+            hosts = _with_port(address, await self._servers.hosts.start(address))
         self._background = asyncio.get_running_loop().create_task(self._run_in_background())
         return Addresses(
             http=_with_port(self._config.http.listen_address, http_port),
             grpc=_with_port(self._config.grpc.listen_address, grpc_port),
+            hosts=hosts,
         )
+
+    async def _learn_nodes(self) -> None:
+        """Read all nodes before any is heard: thousands take a second, in which hosts would wait for their answers."""
+        kept = self._core.memory.kept
+        try:
+            kept.at_once = await self._core.store.read(kept.at_once.look)
+            await self._listening.heartbeats.refresh()
+        except ApiError as error:
+            _log.warning("nodes_not_read", reason=error.reason, message=error.message)
 
     async def run(self, until: asyncio.Event) -> None:
         """Serve until the event; ends with the error of a background task that failed, since that is a defect."""
@@ -120,6 +160,7 @@ class ControlPlane:
                 self._core.compactor,
                 *([self._listening.leases] if self._listening.leases is not None else ()),
                 *([self._ha.manager] if self._ha.manager is not None else ()),
+                *(self._security.background if self._security is not None else ()),
             ):
                 group.create_task(work.run(), name=type(work).__name__)
 
@@ -129,6 +170,8 @@ class ControlPlane:
         await self._feeds.stop()
         await self._servers.http.stop()
         await self._servers.rpc.stop(SHUTDOWN_GRACE_S)
+        if self._servers.hosts is not None:
+            await self._servers.hosts.stop(SHUTDOWN_GRACE_S)
         await self._core.worker.stop(SHUTDOWN_GRACE_S)
         if self._background is not None:
             self._background.cancel()
@@ -138,6 +181,8 @@ class ControlPlane:
             except ApiError as error:
                 _log.warning("last_heartbeats_not_stored", reason=error.reason)
         await self._core.daemons.close()
+        if self._security is not None:
+            await self._security.stop()
         if self._coordinator is not None:
             await self._coordinator.close()
         await self._core.store.close()
@@ -154,29 +199,47 @@ async def serve(config: ControlPlaneConfig, ready_file: Path | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    plane = ControlPlane(config, _store(config.database), _coordinator(config))
+    collections = ShortCollections()
+    plane = await open_plane(config)
+    collections.install()
     try:
         addresses = await plane.start()
-        _warn_of_open_listeners(config)
-        _log.info("control_plane_started", version=version(), http=addresses.http, grpc=addresses.grpc)
+        _log.info("control_plane_started", version=version(), **asdict(addresses))
         if ready_file is not None:
             await asyncio.to_thread(_write_ready_file, ready_file, addresses)
         await plane.run(until=asked_to_stop)
         _log.info("control_plane_stopping")
     finally:
         await plane.stop()
+        collections.uninstall()
 
 
-def _warn_of_open_listeners(config: ControlPlaneConfig) -> None:
-    if not is_loopback(config.http.listen_address):
-        _log.warning("listens_beyond_this_machine_without_tls", listener="http", address=config.http.listen_address)
-    if not config.grpc.tls.enabled and not is_loopback(config.grpc.listen_address):
-        _log.warning("listens_beyond_this_machine_without_tls", listener="grpc", address=config.grpc.listen_address)
+async def open_plane(config: ControlPlaneConfig, coordinator: Coordinator | None = None) -> ControlPlane:
+    """Build what the configuration says, over an open store, since the keys are in there.
+
+    Args:
+        coordinator: instead of the one of the configuration.
+
+    Raises:
+        KeysUnusable, SecretUnreadable, AuthorityUnusable, CertificateUnusable, SchemaMismatch: see their messages.
+        ApiError: the database does not answer.
+    """
+    keyring = Keyring(config.secrets, utc_now)
+    store = _store(config.database, Seals(keyring.box))
+    await store.open()
+    try:
+        await keyring.unlock(store)
+        await seal_everything(store)
+        security = await open_security(config, store, keyring)
+    except BaseException:
+        await store.close()
+        raise
+    return ControlPlane(config, store, coordinator or _coordinator(config), security)
 
 
 def _write_ready_file(path: Path, addresses: Addresses) -> None:
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"http": addresses.http, "grpc": addresses.grpc}))
+    scratch.write_text(json.dumps(asdict(addresses)))
     scratch.replace(path)
 
 
@@ -260,6 +323,28 @@ async def _shorten_wait(config: ControlPlaneConfig) -> float:
         await store.close()
 
 
+@main.command(name="authority")
+@click.pass_obj
+def authority_command(config: ControlPlaneConfig) -> None:
+    """Print the certificate of the cluster's authority, for programs that call it over TLS.
+
+    Example: limiquantix-controlplane --config controlplane.yaml authority > limiquantix-ca.pem
+    """
+    _exit_on_failure(lambda: click.echo(uvloop.run(_authority(config)), nl=False))
+
+
+async def _authority(config: ControlPlaneConfig) -> str:
+    store = _store(config.database)
+    await store.open()
+    try:
+        found = await store.read(lambda tx: tx.authority())
+    finally:
+        await store.close()
+    if found is None:
+        raise click.ClickException("the cluster has no authority yet; the first start of a control plane makes it")
+    return found.certificate_pem
+
+
 @main.command(name="power-check")
 @click.option("--host", help="Ask only the controller of this host.")
 @click.pass_obj
@@ -271,9 +356,9 @@ def power_check_command(config: ControlPlaneConfig, host: str | None) -> None:
     check(config.power.devices_path, host, config.power.limit_s)
 
 
-def _store(settings: DatabaseSettings) -> Store:
+def _store(settings: DatabaseSettings, seals: Seals = NO_SEALS) -> Store:
     try:
-        return create_store(settings.url, StoreLimits.for_connections(settings.pool_size))
+        return create_store(settings.url, StoreLimits.for_connections(settings.pool_size), seals)
     except (ValueError, RuntimeError) as error:
         raise click.ClickException(f"database.url: {error}") from error
 
@@ -299,11 +384,18 @@ def _migrated(url: str) -> str:
         raise click.ClickException(f"the database cannot be migrated: {detail}") from error
 
 
+_UNUSABLE = (KeysUnusable, SecretUnreadable, AuthorityUnusable, CertificateUnusable)
+"""What a control plane cannot begin with, each with what to do about it."""
+
+main.add_command(admin)
+main.add_command(secrets)
+
+
 def _exit_on_failure(action: Callable[[], None]) -> None:
     """Turn the failures an operator can mend into one line and exit status 1."""
     try:
         action()
-    except (AddressInUse, SchemaMismatch, DevicesUnusable) as error:
+    except (AddressInUse, SchemaMismatch, DevicesUnusable, *_UNUSABLE) as error:
         raise click.ClickException(str(error)) from error
     except ApiError as error:
         raise click.ClickException(error.message) from error

@@ -9,16 +9,22 @@ from __future__ import annotations
 import enum
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FilePath, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from controlplane.access.recorded_reads import DEFAULT as DEFAULT_RECORDED_READS
+from controlplane.access.recorded_reads import with_recorded
 from controlplane.coordination.settings import CoordinationSettings
 from controlplane.domain.recommendation import Automation
 from controlplane.ha_settings import HighAvailabilitySettings
+from controlplane.identity.settings import IdentitySettings
+from controlplane.listen_address import check_address
 from controlplane.scheduler.scores import Strategy
+from controlplane.secrets.settings import SecretSettings
+from controlplane.security_settings import SecuritySettings
 
 DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/controlplane.yaml")
 DEFAULT_DATABASE_URL = "sqlite:////var/lib/limiquantix/controlplane/limiquantix.db"
@@ -34,13 +40,6 @@ class LogStyle(enum.StrEnum):
     CONSOLE = "console"
 
 
-def _check_address(value: str) -> str:
-    host, separator, port = value.rpartition(":")
-    if not separator or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise ValueError(f'{value!r} is not "host:port" (port 0 takes a free one)')
-    return f"{host or '127.0.0.1'}:{port}"
-
-
 def is_loopback(address: str) -> bool:
     """Whether "host:port" can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
@@ -54,27 +53,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TlsSettings(_Section):
-    """PEM files; `ca_path` makes clients show a certificate of that CA."""
-
-    enabled: bool = False
-    cert_path: FilePath | None = None
-    key_path: FilePath | None = None
-    ca_path: FilePath | None = None
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        if self.enabled and (self.cert_path is None or self.key_path is None):
-            raise ValueError("enabled needs cert_path and key_path")
-        return self
-
-
 class ListenSettings(_Section):
-    """One listener. Loopback by default: nothing on it speaks TLS unless told to."""
+    """One listener, which speaks TLS; on this machine's loopback address by default."""
 
     listen_address: str
 
-    _address = field_validator("listen_address")(_check_address)
+    _address = field_validator("listen_address")(check_address)
 
 
 class HttpSettings(ListenSettings):
@@ -85,6 +69,9 @@ class HttpSettings(ListenSettings):
     allowed_hosts: list[str] = Field(default_factory=list)
     """Names in a request's Host header; none given means this machine's loopback names on a loopback listener, and any
     elsewhere."""
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Networks of reverse proxies, which say in X-Forwarded-For whose calls they pass on: limits and the audit trail
+    count the right-most address there that is in none of them. Without any the header is not looked at."""
 
     @property
     def accepted_hosts(self) -> list[str]:
@@ -98,7 +85,6 @@ class GrpcSettings(ListenSettings):
     """The same services over gRPC."""
 
     listen_address: str = "127.0.0.1:8081"
-    tls: TlsSettings = TlsSettings()
 
 
 class DatabaseSettings(_Section):
@@ -127,7 +113,6 @@ class NodeSettings(_Section):
     overload_memory_percent: Annotated[float, Field(gt=0, le=100)] = 95.0
     overload_heartbeat_count: Annotated[int, Field(ge=1, le=1000)] = 3
     """How many heartbeats in a row must tell of a load above a limit, or well below both, to be believed."""
-    tls: TlsSettings = TlsSettings()
 
 
 class OperationSettings(_Section):
@@ -194,6 +179,21 @@ class EventSettings(_Section):
     """How long events are kept; a watch can continue from a revision that long."""
 
 
+class AuditSettings(_Section):
+    """The record of who changed what."""
+
+    retention_days: Annotated[float, Field(ge=1, le=36_500)] = 400.0
+    """How long it is kept: a year, and the month in which the year before is looked through."""
+    recorded_reads: tuple[str, ...] = DEFAULT_RECORDED_READS
+    """Reads that are recorded beside all changes: "Service/Method", "Service/*", or "*"."""
+
+    @field_validator("recorded_reads")
+    @classmethod
+    def _are_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        with_recorded(value)
+        return value
+
+
 class LogSettings(_Section):
     """Logging to standard error."""
 
@@ -220,6 +220,10 @@ class ControlPlaneConfig(BaseSettings):
     coordination: CoordinationSettings = CoordinationSettings()
     power: PowerSettings = PowerSettings()
     events: EventSettings = EventSettings()
+    security: SecuritySettings = SecuritySettings()
+    secrets: SecretSettings = SecretSettings()
+    identity: IdentitySettings = IdentitySettings()
+    audit: AuditSettings = AuditSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -243,11 +247,11 @@ def _require_mapping(path: Path) -> None:
     """Check what the settings source takes for granted, which would end in a traceback."""
     try:
         document = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date in month 13, brackets by the thousand
         raise ConfigFileUnusable(f"configuration file {path} is not YAML: {error}") from error
     except OSError as error:
         raise ConfigFileUnusable(f"configuration file {path} cannot be read: {error.strerror}") from error
-    if document is not None and not isinstance(document, dict):
+    if document is not None and not (isinstance(document, dict) and all(isinstance(name, str) for name in document)):
         raise ConfigFileUnusable(f"configuration file {path} must hold sections such as `http:`")
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Write the configuration of machines that are a highly available cluster together: each runs a control plane, a node
-# daemon and a member of etcd; the first one PostgreSQL too.
+# Write what machines need that are a highly available cluster together: each runs a control plane, a node daemon and a
+# member of etcd; the first one PostgreSQL too.
 #
 # Usage: deploy/ha-config.sh DIRECTORY NAME=ADDRESS...
 #        deploy/ha-config.sh --help
@@ -10,16 +10,25 @@
 #
 # Example: deploy/ha-config.sh cluster node1=10.0.0.1 node2=10.0.0.2 node3=10.0.0.3
 #
-# It writes controlplane.yaml, node.yaml and etcd's environment into DIRECTORY/NAME/etc, beside the certificates that
-# deploy/certificates.sh put there. What they do not say is as deploy/controlplane.yaml and deploy/node.yaml have it.
+# DIRECTORY/NAME/etc is then what belongs below /etc of that machine, keys with mode 600: controlplane.yaml, node.yaml,
+# etcd's environment, the key of the secrets in the database, and certificates of etcd and PostgreSQL, and of control
+# planes for these two. What the files do not say is as deploy/controlplane.yaml and deploy/node.yaml have it.
+#
+# Whom hosts and control planes believe is not made here: the first control plane makes the cluster's authority, and hosts
+# join. Etcd and PostgreSQL have to be there before, which is why they have one of their own, DIRECTORY/ca. Its key lets
+# into both, and DIRECTORY/secret.key opens what is sealed in the database: keep DIRECTORY off the machines. A later call
+# goes on with both. To renew a machine's certificates, which are valid for ten years, move its directory away first.
 # Nothing is ever overwritten.
 #
 # Exit status:
 #   0  done
-#   1  a file is there already, or certificates are not; nothing was written
+#   1  a machine has files already, which are left as they are, or making them failed
 #   2  wrong usage
 
 set -eu
+umask 077
+
+days=3650
 
 usage() {
     sed -n '5,11s/^# \{0,1\}//p' "$0"
@@ -36,6 +45,48 @@ misused() {
     exit 2
 }
 
+# Run openssl without its progress; what it says is shown only when it fails.
+run_openssl() {
+    said=$(openssl "$@" 2>&1) || fail "openssl $1 failed: $said"
+}
+
+# Make the authority of etcd and PostgreSQL, unless it is there.
+make_authority() {
+    [ ! -e "$directory/ca" ] || return 0
+    rm -rf "$directory/ca.new"
+    mkdir -p "$directory/ca.new"
+    run_openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days "$days" -subj '/CN=LimiQuantix stores' \
+        -addext 'keyUsage=critical,keyCertSign,cRLSign' -keyout "$directory/ca.new/key.pem" -out "$directory/ca.new/ca.pem"
+    mv "$directory/ca.new" "$directory/ca"
+}
+
+# Make the key of the secrets in the database, unless it is there.
+make_secret_key() {
+    [ ! -e "$directory/secret.key" ] || return 0
+    printf 'v1 %s\n' "$(openssl rand -base64 32)" >"$directory/secret.key"
+}
+
+# certify COMMON_NAME CERTIFICATE KEY: for both directions, as members of etcd call each other, too.
+certify() {
+    mkdir -p "${2%/*}" "${3%/*}"
+    printf '%s\n' "subjectAltName=DNS:$name,DNS:localhost,IP:127.0.0.1,IP:$address" 'basicConstraints=critical,CA:FALSE' \
+        'keyUsage=critical,digitalSignature,keyEncipherment' 'extendedKeyUsage=serverAuth,clientAuth' >"$scratch/extensions"
+    run_openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$1" -keyout "$3" \
+        -out "$scratch/request"
+    run_openssl x509 -req -in "$scratch/request" -CA "$directory/ca/ca.pem" -CAkey "$directory/ca/key.pem" \
+        -set_serial "0x$(openssl rand -hex 15)" -days "$days" -extfile "$scratch/extensions" -out "$2"
+}
+
+write_certificates() {
+    tls=$etc/limiquantix/tls
+    # PostgreSQL takes the common name for the role.
+    certify limiquantix "$tls/controlplane.pem" "$tls/controlplane-key.pem"
+    certify "postgresql $name" "$tls/postgresql.pem" "$tls/postgresql-key.pem"
+    certify "etcd $name" "$etc/etcd/etcd.pem" "$etc/etcd/etcd-key.pem"
+    cp "$directory/ca/ca.pem" "$tls/ca.pem"
+    cp "$directory/ca/ca.pem" "$etc/etcd/ca.pem"
+}
+
 # each FORMAT MACHINE...: print the format once a machine, commas between; %NAME% and %IP% stand for its own.
 each() {
     format=$1
@@ -45,21 +96,21 @@ each() {
     done | paste -s -d , -
 }
 
-# One section `tls:` of YAML, with the certificate named, for both directions.
-tls() {
-    files=/etc/limiquantix/tls
-    printf '{enabled: true, cert_path: %s, key_path: %s, ca_path: %s}' \
-        "$files/$1.pem" "$files/$1-key.pem" "$files/ca.pem"
-}
-
 write_control_plane() {
     cat >"$etc/limiquantix/controlplane.yaml" <<YAML
-# One of the control planes of a cluster; but for grpc.listen_address, all have the same.
+# One of the control planes of a cluster.
+http:
+  listen_address: $address:8080
 grpc:
   listen_address: $address:8081
-  tls: $(tls controlplane)
-nodes:
-  tls: $(tls controlplane)
+security:
+  name: $name
+  names: [$name, $address, localhost, 127.0.0.1]
+  hosts_listen_address: $address:8082
+  addresses: [$doors]
+  hosts_addresses: [$hosts_doors]
+secrets:
+  key_file: /etc/limiquantix/secret.key
 # No password: the certificate, whose common name is the role, is what lets in.
 database:
   url: "postgresql://limiquantix@$database/limiquantix?sslmode=verify-full\
@@ -77,15 +128,11 @@ YAML
 
 write_node() {
     cat >"$etc/limiquantix/node.yaml" <<YAML
-# Names are as deploy/certificates.sh made them; certificates of libvirt are where it looks by itself.
+# Who it is, and where the control planes are, the host is told when it joins.
 node:
   hostname: $name
 server:
   listen_address: $address:9090
-control_plane:
-  address: $planes
-  registration_enabled: true
-tls: $(tls node)
 migration:
   address: $address
 self_fencing:
@@ -127,31 +174,44 @@ esac
 [ $# -ge 2 ] || misused 'a directory and at least one NAME=ADDRESS are needed'
 directory=$1
 shift
+command -v openssl >/dev/null || fail 'openssl is not installed'
 for machine; do
     case $machine in
         *[!A-Za-z0-9.=-]* | =* | *= | *=*=* | .* | -*) misused "not NAME=ADDRESS: $machine" ;;
         *=*[!0-9.]*) misused "not an IPv4 address: ${machine#*=}" ;;
+        ca=*) misused "no name for a machine: ca" ;;
         *=*) ;;
         *) misused "not NAME=ADDRESS: $machine" ;;
     esac
-    etc=$directory/${machine%%=*}/etc
-    [ -e "$etc/limiquantix/tls/controlplane.pem" ] || fail "$etc has no certificates: run deploy/certificates.sh first"
-    for file in limiquantix/controlplane.yaml limiquantix/node.yaml default/etcd; do
-        [ ! -e "$etc/$file" ] || fail "$etc/$file is there already and is left as it is; nothing was written"
-    done
+    [ ! -e "$directory/${machine%%=*}" ] ||
+        fail "$directory/${machine%%=*} is there already and is left as it is; nothing was made"
 done
 
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir -p "$directory"
+make_authority
+make_secret_key
 database=${1#*=}
 endpoints=$(each 'https://%IP%:2379' "$@")
 members=$(each '%NAME%=https://%IP%:2380' "$@")
-planes=$(each '%IP%:8081' "$@")
+doors=$(each '"%IP%:8081"' "$@")
+hosts_doors=$(each '"%IP%:8082"' "$@")
 for machine; do
     name=${machine%%=*}
     address=${machine#*=}
-    etc=$directory/$name/etc
-    mkdir -p "$etc/default"
+    made=$directory/.$name.new
+    rm -rf "$made"
+    etc=$made/etc
+    mkdir -p "$etc/default" "$etc/limiquantix"
+    write_certificates
     write_control_plane
     write_node
     write_etcd
+    cp "$directory/secret.key" "$etc/limiquantix/secret.key"
+    # Each user of the machine finds the way to its own key, which alone is secret.
+    find "$made" -type d -exec chmod 755 {} +
+    find "$made" -type f ! -name '*key.pem' ! -name secret.key -exec chmod 644 {} +
+    mv "$made" "$directory/$name"
     printf '%s\n' "$directory/$name"
 done

@@ -31,7 +31,17 @@ from hypervisor.processes import VmProcesses
 from hypervisor.resizing import Resizing
 from hypervisor.snapshots import Snapshots
 from hypervisor.statistics import Statistics
-from hypervisor.types import Capabilities, ConsoleKind, ConsoleLog, Health, VmConfig, VmEvent, VmStatus
+from hypervisor.types import (
+    Capabilities,
+    ConsoleKind,
+    ConsoleLog,
+    Health,
+    SimulatedUsage,
+    VmConfig,
+    VmEvent,
+    VmNotes,
+    VmStatus,
+)
 
 Listener = Callable[[VmEvent], None]
 
@@ -78,6 +88,11 @@ class Hypervisor(ABC):
     @abstractmethod
     def processes(self) -> VmProcesses | None:
         """Ending VMs without asking the backend."""
+
+    @property
+    def simulated_usage(self) -> SimulatedUsage | None:
+        """What a simulated host uses; None where the host is the machine that this process runs on."""
+        return None
 
     @abstractmethod
     async def open(self) -> None:
@@ -128,12 +143,21 @@ class Hypervisor(ABC):
         """
 
     @abstractmethod
+    async def set_notes(self, vm_id: str, notes: VmNotes) -> None:
+        """Keep these notes, and no others, with the VM's definition, durably and whatever its state is. Idempotent.
+
+        `reconfigure` leaves them as they are, `delete` drops them. Reverting to a snapshot, or an arrival from another
+        host, may bring other notes: the caller sets them then.
+        """
+
+    @abstractmethod
     async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
         """Start from off, or continue from a saved state.
 
         Args:
             may_run: called, perhaps in another thread, when all is ready and the guest has done nothing yet. What it
-                raises ends the VM again and is passed on.
+                raises ends the VM again and is passed on. Whoever dies meanwhile leaves a VM that is paused, so the
+                caller notes it before (`VmNotes.start_order`).
 
         Raises:
             WrongState: it runs or is paused.

@@ -31,11 +31,13 @@ class Phase(enum.Enum):
     """The guest stands still, or runs at the target and fetches the rest of its memory."""
     COMPLETE = "complete"
     FAILED = "failed"
+    UNSETTLED = "unsettled"
+    """It is over, and whether the guest was handed over is not known here, where it stands still."""
 
     @property
     def is_end(self) -> bool:
         """Whether nothing is under way any more."""
-        return self in (Phase.COMPLETE, Phase.FAILED)
+        return self in (Phase.COMPLETE, Phase.FAILED, Phase.UNSETTLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,40 @@ class MigrationLoad:
     disk_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """What a hypervisor shows to those of other hosts, whom it believes, and whom not any more (CRL); all PEM."""
+
+    certificate_pem: bytes
+    key_pem: bytes
+    authority_pem: bytes
+    revocation_list_pem: bytes
+
+    def __repr__(self) -> str:
+        return "PeerCertificate(...)"
+
+
+class PeerCertificates(ABC):
+    """How the hypervisor of this host gets to know those of others."""
+
+    @abstractmethod
+    async def install(self, certificate: PeerCertificate) -> None:
+        """Have it used for connections that are made from now on; those that stand, and what moves by them, go on.
+
+        Idempotent.
+
+        Raises:
+            HypervisorError: it is not used; the message says what to do.
+        """
+
+
 class Migration(ABC):
     """Moving VMs; see `Hypervisor` for the rules that hold for every method."""
+
+    @property
+    @abstractmethod
+    def certificates(self) -> PeerCertificates | None:
+        """None where hypervisors need none, or have what their operator brought along."""
 
     @property
     @abstractmethod

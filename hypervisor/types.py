@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from hypervisor.abilities import BASIC, Abilities
 from hypervisor.hardware import PLAIN, Hardware
@@ -239,6 +240,22 @@ class VmConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VmNotes:
+    """What is kept with a VM's definition for whoever manages this host, and means nothing to the backend.
+
+    It outlives the daemon and the daemon's files, and goes with the definition.
+    """
+
+    is_protected: bool = False
+    """It ends with the host's lease."""
+    start_order: str = ""
+    """It is being started upon this order, and whether it may run is to be looked at once more; "" where it is not."""
+
+
+NO_NOTES: Final = VmNotes()
+
+
+@dataclass(frozen=True, slots=True)
 class VmStatus:
     """What the host says of a VM now; counters are 0 while it is off.
 
@@ -257,6 +274,17 @@ class VmStatus:
     cpu_time_ns: int = 0
     started_at_s: float | None = None
     """Unix time of the last start, if this backend knows it."""
+    notes: VmNotes = NO_NOTES
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedUsage:
+    """How busy a simulated host is; `busy_vcpus` is of `vcpu_count`, and may be more where more is promised."""
+
+    vcpu_count: int
+    busy_vcpus: float
+    memory_total_bytes: int
+    memory_used_bytes: int
 
 
 class EventKind(enum.Enum):

@@ -88,13 +88,41 @@ class Commands:
                 f"VM {vm_id} is being cloned; wait until its disks are copied, or cancel that operation",
                 metadata={"vm_id": vm_id},
             )
-        told = self._gate.told() if self._gate is not None else Told()
+        told = self.told()
         await self._generations.accept(vm_id, request.generation)
+        return await self._run(
+            vm_id,
+            request.generation,
+            told,
+            operation,
+            deadline_s=deadline_s,
+            takes_slot=takes_slot,
+            is_interruptible=is_interruptible,
+        )
 
+    async def finish(
+        self, vm_id: str, generation: int, told: Told, operation: Callable[[], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Run, in the VM's queue, what is left of a change that was let in before with these; raises as `change`."""
+        return await self._run(
+            vm_id, generation, told, operation, deadline_s=POWER_DEADLINE_S, takes_slot=True, is_interruptible=False
+        )
+
+    async def _run(
+        self,
+        vm_id: str,
+        generation: int,
+        told: Told,
+        operation: Callable[[], Awaitable[ResultT]],
+        *,
+        deadline_s: float,
+        takes_slot: bool,
+        is_interruptible: bool,
+    ) -> ResultT:
         async def run_unless_overtaken() -> ResultT:
             if self._gate is not None:
                 self._gate.require_newest(told)
-            self._generations.check(vm_id, request.generation)
+            self._generations.check(vm_id, generation)
             self._require_here(vm_id)  # a migration may have begun while it waited
             mark = object()
             self._under_way.add(mark)
@@ -109,9 +137,13 @@ class Commands:
                 run_unless_overtaken,
                 deadline_s=deadline_s,
                 takes_slot=takes_slot,
-                generation=request.generation,
+                generation=generation,
                 is_interruptible=is_interruptible,
             )
+
+    def told(self) -> Told:
+        """Return what the command that is being served carried."""
+        return self._gate.told() if self._gate is not None else Told()
 
     def newest_check(self) -> Callable[[], None]:
         """Return what looks, later, whether the command that is being served was overtaken by a fence or leader.

@@ -1,7 +1,7 @@
 """Configuration of the node daemon: flags, over `LIMIQUANTIX_*` environment, over a YAML file, over these defaults.
 
-Nothing speaks TLS until `tls.enabled` is set, and whoever reaches the gRPC port commands every VM of the host. That is
-why the defaults listen on the loopback address only, where the documented system opens 0.0.0.0.
+The daemon listens on the loopback address until it is told another, where the documented system opens 0.0.0.0. Who
+it is, whom it believes and where the control planes are, it learned when the host joined; see `nodedaemon.identity`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from pydantic_settings import (
 from hypervisor.mock.host import DEFAULT_BRIDGES, DEFAULT_NETWORKS
 
 DEFAULT_CONFIG_PATH = Path("/etc/limiquantix/node.yaml")
-DEFAULT_CONTROL_PLANE_PORT = 8081
+HOSTS_PORT = 8082
+"""Where control planes take calls of hosts, which show a certificate, unless told otherwise."""
+PEOPLE_PORT = 8081
+"""Where they take calls of people, and of hosts that have no certificate yet."""
 MAX_HEARTBEAT_INTERVAL_S = 3600
 _ENV_PREFIX = "LIMIQUANTIX_"
 _NESTED = "__"
@@ -58,26 +61,30 @@ def _listen_address(address: str) -> str:
     return address
 
 
-def _control_plane_addresses(urls: str) -> str:
-    """Reduce URLs or addresses, separated by commas, to "host:port" each."""
+def control_plane_addresses(urls: str, default_port: int) -> tuple[str, ...]:
+    """Reduce URLs or addresses, separated by commas, to "host:port" each; ValueError says what is wrong."""
     if not urls.strip():
-        return ""
-    addresses = [_control_plane_address(url.strip()) for url in urls.split(",")]
+        return ()
+    addresses = [_control_plane_address(url.strip(), default_port) for url in urls.split(",")]
     if not all(addresses):
         raise ValueError(f"names an empty address: {urls!r}")
-    return ",".join(dict.fromkeys(addresses))
+    return tuple(dict.fromkeys(addresses))
 
 
-def _control_plane_address(url: str) -> str:
+def _hosts_addresses(urls: str) -> str:
+    return ",".join(control_plane_addresses(urls, HOSTS_PORT))
+
+
+def _control_plane_address(url: str, default_port: int) -> str:
     """Reduce a URL or address to "host:port"; the scheme is only there because people write one."""
     scheme, separator, rest = url.rpartition("://")
-    if separator and scheme not in ("http", "https", "grpc", "grpcs"):
-        raise ValueError(f"must be host:port, http://host:port or https://host:port, not {url!r}")
+    if separator and scheme not in ("https", "grpcs"):
+        raise ValueError(f"must be host:port or https://host:port, since hosts speak TLS only, not {url!r}")
     address = rest.rstrip("/")
     if not address:
         return ""
     if ":" not in address.rpartition("]")[2]:
-        address = f"{address}:{DEFAULT_CONTROL_PLANE_PORT}"
+        address = f"{address}:{default_port}"
     host, port = split_address(address)
     if not host or not port or "/" in host:
         raise ValueError(f"must name a host and a port, not {url!r}")
@@ -98,9 +105,8 @@ class _Section(BaseModel):
 
 
 class NodeSection(_Section):
-    """Who this node is. `id` is what it calls itself until the control plane assigns one; `hostname` "" asks the OS."""
+    """This node. `hostname` "" asks the OS."""
 
-    id: Annotated[str, Field(max_length=255)] = ""
     hostname: Annotated[str, Field(max_length=253, pattern=f"^$|{_HOSTNAME_PATTERN}")] = ""
     labels: Annotated[
         dict[Annotated[str, Field(pattern=_LABEL_PATTERN, max_length=128)], Annotated[str, Field(max_length=255)]],
@@ -113,9 +119,13 @@ class NodeSection(_Section):
 
 
 class ServerSection(_Section):
-    """Where the daemon listens; port 0 takes a free one. Metrics are served on the same host address."""
+    """Where the daemon listens; port 0 takes a free one.
+
+    Metrics are served to whoever asks, in the clear: on the loopback address, unless `metrics_host` opens them wider.
+    """
 
     listen_address: Annotated[str, AfterValidator(_listen_address)] = "127.0.0.1:9090"
+    metrics_host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9091
     advertise_address: Annotated[str, AfterValidator(lambda a: a and _listen_address(a))] = ""
     """What the control plane shall call instead of the address found, for hosts behind NAT; port 0 is the real one."""
@@ -154,13 +164,14 @@ class HypervisorSection(_Section):
 
 
 class ControlPlaneSection(_Section):
-    """Where the control plane is ("" for none), and whether to register there.
+    """Where the control plane takes calls of hosts, and whether to register there.
 
-    `address` may name several instances of one control plane, separated by commas; the next is tried when one fails.
+    `address` takes the place of what the host was told when it joined. It may name several instances of one control
+    plane, separated by commas; the next is tried when one fails.
     """
 
-    address: Annotated[str, AfterValidator(_control_plane_addresses)] = ""
-    registration_enabled: bool = False
+    address: Annotated[str, AfterValidator(_hosts_addresses)] = ""
+    registration_enabled: bool = True
     heartbeat_interval_secs: Annotated[int, Field(ge=1, le=MAX_HEARTBEAT_INTERVAL_S)] = 30
 
     @property
@@ -169,31 +180,17 @@ class ControlPlaneSection(_Section):
         return tuple(self.address.split(",")) if self.address else ()
 
 
-class TlsSection(_Section):
-    """PEM files for both directions; with `ca_path` each side must show a certificate of that CA."""
-
-    enabled: bool = False
-    cert_path: Path | None = None
-    key_path: Path | None = None
-    ca_path: Path | None = None
-
-    @model_validator(mode="after")
-    def _check_files(self) -> TlsSection:
-        if self.enabled and (self.cert_path is None or self.key_path is None):
-            raise ValueError("tls.enabled needs tls.cert_path and tls.key_path")
-        return self
-
-
 class MigrationSection(_Section):
     """How hypervisors of other hosts reach this one's, and it theirs: what guests have in memory goes that way.
 
-    `address` "" is the management IP. `pki_path` holds cacert.pem, clientcert.pem and clientkey.pem for calling other
-    hosts; without it, they are where libvirt looks by itself. `uri` is taken as it is, in place of one made of these.
+    `address` "" is the management IP. Below `pki_path`, which is what libvirt and QEMU see as /etc/pki, the daemon
+    writes the certificates that the control plane issues; null leaves them to whoever brought others along. `uri` is
+    taken as it is, in place of one made of these.
     """
 
     address: Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z0-9.:_-]*$")] = ""
     tls: bool = True
-    pki_path: Path | None = None
+    pki_path: Path | None = Path("/etc/pki")
     uri: Annotated[str, Field(max_length=2048, pattern=r"^$|^qemu\+(tls|tcp)://[^\s?#]+$")] = ""
 
     @model_validator(mode="after")
@@ -277,32 +274,11 @@ class NodeConfig(BaseSettings):
     server: ServerSection = ServerSection()
     hypervisor: HypervisorSection = HypervisorSection()
     control_plane: ControlPlaneSection = ControlPlaneSection()
-    tls: TlsSection = TlsSection()
     migration: MigrationSection = MigrationSection()
     self_fencing: SelfFencingSection = SelfFencingSection()
     shutdown: ShutdownSection = ShutdownSection()
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_tls_is_on_where_asked_for(cls, values: dict[str, Any]) -> dict[str, Any]:
-        address, tls = _setting(values, "control_plane", "address"), _setting(values, "tls", "enabled")
-        asks_for_tls = any(one.strip().startswith(("https:", "grpcs:")) for one in str(address).split(","))
-        if asks_for_tls and str(tls).lower() not in ("true", "1", "yes", "on"):
-            raise ValueError("control_plane.address asks for TLS, but tls.enabled is not set")
-        return values
-
-    @model_validator(mode="after")
-    def _check_registration(self) -> NodeConfig:
-        if self.control_plane.registration_enabled and not self.control_plane.address:
-            raise ValueError("registration needs control_plane.address (flag --control-plane)")
-        return self
-
-
-def _setting(values: Mapping[str, Any], section: str, name: str) -> Any:
-    found = values.get(section)
-    return found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
 
 
 class _SectionEnvironment(EnvSettingsSource):
@@ -356,7 +332,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         if path is None:
             return {}
         raise ConfigError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # e.g. a date in month 13
         raise ConfigError(f"configuration file {source} cannot be read: {error}") from error
     if document is None:
         return {}

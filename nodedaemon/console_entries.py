@@ -2,6 +2,7 @@
 
 An entry is made for one caller, who is told its port and its secret. It listens for a minute; the first connection that
 presents the secret ends the listening and is spliced to the console. Nothing else on the host listens for a console.
+An entry is to one VM as it runs: whoever has it has nothing once that VM has ended, whatever then runs on the host.
 """
 
 from __future__ import annotations
@@ -116,6 +117,11 @@ class ConsoleEntries:
             raise
         asyncio.get_running_loop().call_later(self._life_s, self._time_out, listener)
         return ConsoleEntry(kind, HOST, port, listener.secret, time.time() + self._life_s)
+
+    def revoke(self, vm_id: str) -> None:
+        """End the entries to a VM that nobody has used; sessions end with its consoles. Fine if there are none."""
+        for listener in [each for each in self._waiting if each.vm_id == vm_id]:
+            self._expire(listener)
 
     async def close(self) -> None:
         """End all entries and sessions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -20,8 +21,9 @@ from limiquantix.compute.v1.node_service_pb2 import (
     VMChangeNotification,
 )
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
-from limiquantix.rpc.channel import open_channel
-from limiquantix.rpc.server import TlsFiles
+from limiquantix.rpc.channel import CROWD_CONNECT_LIMIT_MS
+from limiquantix.rpc.credentials import LastingStub, Tls
+from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME
 from limiquantix.rpc.status import from_rpc_error
 
 if TYPE_CHECKING:  # the asynchronous stub's type exists for type checkers only
@@ -64,18 +66,20 @@ class GrpcControlPlane:
     Args:
         addresses: instances of it, at least one. Calls go to the one that answered last; where it does not answer, the
             others are tried in turn before the call fails, each with the whole deadline.
+        tls: with the certificate of this host, the other side has to show that it is a control plane of the cluster.
     """
 
-    def __init__(self, addresses: Sequence[str], tls: TlsFiles | None) -> None:
+    def __init__(self, addresses: Sequence[str], tls: Tls) -> None:
         self._addresses = tuple(addresses)
-        self._channels = [open_channel(address, tls) for address in addresses]
-        self._stubs = [NodeServiceStub(channel) for channel in self._channels]
+        server_name = CONTROL_PLANE_SERVER_NAME if tls is not None else ""
+        self._stubs: list[LastingStub[NodeServiceAsyncStub]] = [
+            LastingStub(NodeServiceStub, address, tls, server_name, CROWD_CONNECT_LIMIT_MS) for address in addresses
+        ]
         self._answering = 0
 
     async def close(self) -> None:
         """Let go of the connections."""
-        for channel in self._channels:
-            await channel.close()
+        await asyncio.gather(*(stub.close_soon() for stub in self._stubs))
 
     async def register(self, request: RegisterNodeRequest) -> Node:
         """See `ControlPlane`."""
@@ -102,7 +106,7 @@ class GrpcControlPlane:
         count, first = len(self._stubs), self._answering
         for index in ((first + offset) % count for offset in range(count)):
             try:
-                answer = await call(self._stubs[index])
+                answer = await call(self._stubs[index].get())
             except grpc.aio.AioRpcError as error:
                 failure = from_rpc_error(error, peer=f"control plane {self._addresses[index]}")
                 failure.__cause__ = error

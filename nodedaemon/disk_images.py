@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hypervisor.types import DiskFormat
 from limiquantix.errors import AlreadyExists, FailedPrecondition, Reason, ResourceExhausted
-from nodedaemon.image_inspector import SourceImage, inspect
+from nodedaemon.image_inspector import SourceImage, inspect_open
 from nodedaemon.image_tables import ImageRefused
 from nodedaemon.storage_paths import StoragePaths, Template
 
@@ -122,7 +122,7 @@ class DiskImages:
         if plan.template is not None:
             words += ["-b", str(plan.template.path), "-F", plan.template.format.value]
         try:
-            await asyncio.to_thread(plan.path.parent.mkdir, mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            await asyncio.to_thread(self._paths.make_vm_dir, vm_id, DIRECTORY_MODE)
             # What a killed daemon left: its qemu-img may live on, and holds the lock of the file that it began.
             await asyncio.to_thread(partial.unlink, missing_ok=True)
             await self._run(vm_id, *words, str(partial), str(plan.size_bytes))
@@ -133,16 +133,12 @@ class DiskImages:
             await asyncio.to_thread(partial.unlink, missing_ok=True)
 
     async def _import(self, vm_id: str, plan: ImagePlan, source: SourceImage, partial: Path) -> None:
-        """Copy the contents of another image, whose header is looked at once more: time has passed since it was."""
+        """Copy the contents of another image, which is looked at once more: time has passed since it was.
+
+        qemu-img gets the file that was looked at and not its name, which may lead elsewhere by then.
+        """
         try:
-            again = await asyncio.to_thread(inspect, source.path, source.format)
-            await asyncio.to_thread(plan.path.parent.mkdir, mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            await asyncio.to_thread(partial.unlink, missing_ok=True)
-            words = ("convert", "-f", source.format.value, "-O", plan.format.value, str(source.path), str(partial))
-            limit = again.max_output_bytes + _OVERHEAD_BYTES
-            if plan.format is DiskFormat.RAW:  # sparse, so its length says nothing of its contents
-                limit = again.virtual_size_bytes
-            await self._run(vm_id, *words, deadline_s=IMPORT_DEADLINE_S, max_file_bytes=limit)
+            again = await self._convert(vm_id, plan, source, partial)
             if again.virtual_size_bytes < plan.size_bytes:
                 await self._run(vm_id, "resize", "-f", plan.format.value, str(partial), str(plan.size_bytes))
             await asyncio.to_thread(put_in_place, partial, plan.path)
@@ -152,6 +148,19 @@ class DiskImages:
             raise _failed(vm_id, f"an image could not be imported: {error.strerror}") from error
         finally:
             await asyncio.to_thread(partial.unlink, missing_ok=True)
+
+    async def _convert(self, vm_id: str, plan: ImagePlan, source: SourceImage, partial: Path) -> SourceImage:
+        with self._paths.opened(source.path) as file:
+            again = await asyncio.to_thread(inspect_open, source.path, file, source.format)
+            await asyncio.to_thread(self._paths.make_vm_dir, vm_id, DIRECTORY_MODE)
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+            name = f"/proc/self/fd/{file}"
+            words = ("convert", "-f", source.format.value, "-O", plan.format.value, name, str(partial))
+            limit = again.max_output_bytes + _OVERHEAD_BYTES
+            if plan.format is DiskFormat.RAW:  # sparse, so its length says nothing of its contents
+                limit = again.virtual_size_bytes
+            await self._run(vm_id, *words, deadline_s=IMPORT_DEADLINE_S, max_file_bytes=limit, handed_over=file)
+        return again
 
     async def _check_size(self, vm_id: str, plan: ImagePlan) -> None:
         info = await self.info(vm_id, plan.path, plan.format)
@@ -183,10 +192,15 @@ class DiskImages:
         return await self._run(vm_id, *words, deadline_s=deadline_s)
 
     async def _run(
-        self, vm_id: str, *words: str, deadline_s: float = QEMU_IMG_DEADLINE_S, max_file_bytes: int | None = None
+        self,
+        vm_id: str,
+        *words: str,
+        deadline_s: float = QEMU_IMG_DEADLINE_S,
+        max_file_bytes: int | None = None,
+        handed_over: int | None = None,
     ) -> bytes:
         """Run qemu-img; its words in an error name no path of the host."""
-        running = _Process([self._qemu_img, *words], deadline_s, max_file_bytes)
+        running = _Process([self._qemu_img, *words], deadline_s, max_file_bytes, handed_over)
         finished = asyncio.ensure_future(asyncio.to_thread(running.run))
         try:
             process = await asyncio.shield(finished)
@@ -217,8 +231,11 @@ class _Process:
     do not go well with the calls that are under way meanwhile.
     """
 
-    def __init__(self, words: list[str], deadline_s: float, max_file_bytes: int | None = None) -> None:
+    def __init__(
+        self, words: list[str], deadline_s: float, max_file_bytes: int | None = None, handed_over: int | None = None
+    ) -> None:
         self._words = words
+        self._handed_over = () if handed_over is None else (handed_over,)
         self._deadline_s = deadline_s
         self._max_file_bytes = max_file_bytes
         self._process: subprocess.Popen[bytes] | None = None
@@ -238,6 +255,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
+            pass_fds=self._handed_over,
         ) as self._process:
             if self._max_file_bytes is not None:
                 with contextlib.suppress(ProcessLookupError):

@@ -2,7 +2,7 @@
 
 Each call that changes something carries, as metadata, the token of its node's newest fence and the epoch as they were
 when it was decided. They are compared when the call comes, and again when its turn comes, since it may have waited.
-Calls without them, as a person may make, are let through.
+Calls without them, as a person may make, are let through. Nothing is, from when the host ends its VMs to go down.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
-from limiquantix.errors import FieldViolation, InvalidArgument
+from limiquantix.errors import FieldViolation, InvalidArgument, Reason, Unavailable
 from nodedaemon.self_fencing.keeper import SelfFencing
 
 TOKEN_KEY: Final = "limiquantix-fence-token"  # noqa: S105 - a name, no secret
@@ -55,6 +55,11 @@ class FenceGate:
 
     def __init__(self, fencing: SelfFencing) -> None:
         self._fencing = fencing
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let no change in any more, nor go on that was let in and looks again."""
+        self._is_closed = True
 
     async def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]] | None) -> None:
         """Let a call in, and remember larger numbers first, on the disk.
@@ -65,10 +70,11 @@ class FenceGate:
         Raises:
             Aborted: STALE_EPOCH or STALE_FENCE_TOKEN.
             InvalidArgument: what should be a number is none.
-            Unavailable: it could not be written down.
+            Unavailable: it could not be written down, or the host goes down.
         """
         if method.rpartition("/")[2] in READS:
             return
+        self._require_open()
         told = Told(_number(metadata, EPOCH_KEY), _number(metadata, TOKEN_KEY))
         if told != _NOTHING:
             await self._fencing.take_told(told.epoch, told.fence_token)
@@ -83,8 +89,16 @@ class FenceGate:
 
         Raises:
             Aborted: it was overtaken meanwhile.
+            Unavailable: the host goes down.
         """
+        self._require_open()
         self._fencing.require_newest(told.epoch, told.fence_token)
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable(
+                Reason.STOPPING, "this host goes down and has ended its VMs; place the VM on another, or wait for it"
+            )
 
 
 def _number(metadata: Sequence[tuple[str, str | bytes]] | None, key: str) -> int:

@@ -62,9 +62,12 @@ _MAGICS: Final = (
     (0, b"conectix", "VHD"),
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
     (0, b"QED\0", "QED"),
+    (0, b"LUKS\xba\xbe", "LUKS"),
 )
 """What other formats than raw begin with; a raw disk that did would not boot, and hardly be meant."""
-_HEAD_BYTES: Final = 128
+_HEAD_BYTES: Final = 4096
+_DESCRIPTION: Final = b"createtype="
+"""In a VMDK description that is a file of its own, which may begin with any comment."""
 
 
 def inspect(path: Path, stated: SourceFormat) -> SourceImage:
@@ -73,15 +76,27 @@ def inspect(path: Path, stated: SourceFormat) -> SourceImage:
     Raises:
         ImageRefused: it is not plainly one disk of the stated format in one file.
     """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageRefused("cannot be read") from error
+    try:
+        return inspect_open(path, descriptor, stated)
+    finally:
+        os.close(descriptor)
+
+
+def inspect_open(path: Path, descriptor: int, stated: SourceFormat) -> SourceImage:
+    """Check an open file, which stays open; `path` is its name. As `inspect`."""
     if path.suffix.lower() not in _SUFFIXES[stated]:
         endings = " or ".join(_SUFFIXES[stated])
         raise ImageRefused(f"must end in {endings} to be read as {stated.value}")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageRefused("is not a regular file")
+            file.seek(0)
             return _survey(path, file, facts.st_size, stated)
     except OSError as error:
         raise ImageRefused("cannot be read") from error
@@ -90,6 +105,8 @@ def inspect(path: Path, stated: SourceFormat) -> SourceImage:
 def _survey(path: Path, file: BinaryIO, file_bytes: int, stated: SourceFormat) -> SourceImage:
     head = file.read(_HEAD_BYTES)
     found = next((name for at, magic, name in _MAGICS if head[at:].startswith(magic)), "raw")
+    if found == "raw" and _DESCRIPTION in head.lower() and head.isascii() and b"\0" not in head:
+        found = "VMDK"
     if found.lower() != stated.value:
         raise ImageRefused(f"is stated to be {stated.value}, and begins like {found}")
     expansion = Expansion(file_bytes)

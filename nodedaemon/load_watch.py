@@ -23,11 +23,11 @@ LOOK_INTERVAL_S: Final = 10.0
 """Between measures: a load that lasts half a minute is more than a burst."""
 
 
-class Sampler(Protocol):
-    """What measures a host; see `telemetry.host.UsageSampler`."""
+class Meter(Protocol):
+    """What measures a host; see `HostMeter`."""
 
-    def sample(self) -> HostUsage:
-        """Measure. Blocks."""
+    async def sample(self) -> HostUsage:
+        """Measure."""
         ...
 
 
@@ -43,16 +43,16 @@ class LoadWatch:
     """Watches for one follower, who is told first when the host is found to be overloaded.
 
     Args:
-        sampler: of this follower alone.
+        meter: of this follower alone.
     """
 
     def __init__(
         self,
-        sampler: Sampler,
+        meter: Meter,
         config: LoadWatchConfig | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        self._sampler = sampler
+        self._meter = meter
         self._config = config or LoadWatchConfig()
         self._now_s = now_s
         self._state = OverloadState()
@@ -62,7 +62,7 @@ class LoadWatch:
         while True:
             await asyncio.sleep(self._config.interval_s)
             try:
-                usage = await asyncio.to_thread(self._sampler.sample)
+                usage = await self._meter.sample()
             except OSError as error:
                 _log.warning("load_not_measured", error=str(error))
                 continue

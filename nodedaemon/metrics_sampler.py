@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from hypervisor.base import Hypervisor
 from hypervisor.errors import HypervisorError
 from hypervisor.statistics import VmStatistics
-from hypervisor.types import Accelerator, Capabilities, PowerState
+from hypervisor.types import PowerState
+from nodedaemon.host_meter import HostMeter
 from nodedaemon.usage_rates import SHORTEST_S, VmUsage, next_usages
 from telemetry.counters import DiskCounters, NicCounters, read_disks, read_nics
-from telemetry.host import HostUsage, UsageSampler
+from telemetry.host import HostUsage
 
 READ_DEADLINE_S: Final = 15.0
 FIRST_INTERVAL_S: Final = 0.5
@@ -50,16 +51,13 @@ class MetricsSampler:
         now_s: a clock that only goes forward.
     """
 
-    def __init__(
-        self, hypervisor: Hypervisor, host: UsageSampler, *, now_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, hypervisor: Hypervisor, host: HostMeter, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._hypervisor = hypervisor
         self._host = host
         self._now_s = now_s
         self._lock = asyncio.Lock()
         self._last: Sample | None = None
         self._refreshing: asyncio.Task[Sample] | None = None
-        self._capabilities: Capabilities | None = None
 
     async def sample(self, max_age_s: float) -> Sample:
         """Return a reading that is not older than `max_age_s`; never fails for the hypervisor's sake.
@@ -107,13 +105,14 @@ class MetricsSampler:
         async with asyncio.timeout(READ_DEADLINE_S):
             counters, error = await self._read_vms()
             at_s = self._now_s()
-            usage, disks, nics = await asyncio.to_thread(lambda: (self._host.sample(), read_disks(), read_nics()))
+            usage = await self._host.sample()
+            disks, nics = await asyncio.to_thread(lambda: (read_disks(), read_nics()))
         elapsed_s = 0.0 if before is None else at_s - before.at_s
         vms = next_usages(() if before is None else before.vms, counters, elapsed_s)
         return Sample(
             at_s,
             time.time(),
-            await self._simulated(usage, vms),
+            usage,
             disks,
             _busy(() if before is None else before.disks, disks, elapsed_s),
             nics,
@@ -146,18 +145,6 @@ class MetricsSampler:
                 for vm in statuses
                 if vm.state in _IN_MEMORY
             ], f"disks and network cards are as of before: {error}"
-
-    async def _simulated(self, usage: HostUsage, vms: Sequence[VmUsage]) -> HostUsage:
-        """Put a simulated host's memory in place of this machine's."""
-        if self._capabilities is None:
-            try:
-                self._capabilities = await self._hypervisor.capabilities()
-            except HypervisorError:
-                return usage
-        if self._capabilities.accelerator is not Accelerator.SIMULATED:
-            return usage
-        used, total = sum(vm.counters.memory_used_bytes for vm in vms), self._capabilities.max_memory_bytes
-        return replace(usage, memory_total_bytes=total, memory_used_bytes=used, memory_available_bytes=total - used)
 
 
 def _busy(before: Sequence[DiskCounters], now: Sequence[DiskCounters], elapsed_s: float) -> tuple[float, ...]:

@@ -63,9 +63,11 @@ class Departure:
     copies_disks: bool
     was_off: bool
     began_at_s: float
+    was_running: bool = True
     is_over: bool = False
     is_tidy: bool = False
     phase: str = "preparing"
+    is_post_copy: bool = False
     error: str = ""
     downtime_ms: int = 0
     elapsed_ms: int = 0

@@ -45,6 +45,7 @@ _PHASES: Final = {
     Phase.SWITCHING: pb.MIGRATION_PHASE_SWITCHING,
     Phase.COMPLETE: pb.MIGRATION_PHASE_COMPLETE,
     Phase.FAILED: pb.MIGRATION_PHASE_FAILED,
+    Phase.UNSETTLED: pb.MIGRATION_PHASE_UNSETTLED,
 }
 
 _log = structlog.get_logger(__name__)
@@ -165,6 +166,7 @@ class MigrationSources:
             target_uri=request.target_node_uri,
             copies_disks=request.storage,
             was_off=status.state in _OFF,
+            was_running=status.state is PowerState.RUNNING,
             began_at_s=self._now_s(),
         )
         await self._records.keep_departure(departure)
@@ -287,12 +289,13 @@ class MigrationSources:
         """Write down how it ended, before anybody is told."""
         vm_id, departure = journey.departure.vm_id, journey.departure
         ended = dataclasses.replace(ended, elapsed_ms=ended.elapsed_ms or self._elapsed_ms(journey))
-        if ended.phase is Phase.FAILED and departure.was_off:
-            await self._turn_off_again(vm_id)
+        if ended.phase is Phase.FAILED:
+            ended = await self._doubted(departure, ended)
         departure = dataclasses.replace(
             departure,
             is_over=True,
             phase=ended.phase.value,
+            is_post_copy=ended.is_post_copy,
             error=ended.error,
             downtime_ms=ended.downtime_ms,
             elapsed_ms=ended.elapsed_ms,
@@ -310,6 +313,28 @@ class MigrationSources:
                 await asyncio.sleep(RETRY_S)
         journey.progress = ended
         _log.info("vm_migration_ended", vm_id=vm_id, phase=ended.phase.value, error=ended.error or None)
+
+    async def _doubted(self, departure: Departure, ended: MigrationProgress) -> MigrationProgress:
+        """Look whether one that is said to have failed did: then its guest is again what it was before.
+
+        A guest that ran and stands still was handed over, and nobody told this host what became of it: it may run at
+        the target, on the same disks, which makes what is in memory here the past.
+        """
+        vm_id = departure.vm_id
+        if departure.was_off:
+            await self._turn_off_again(vm_id)
+            return ended
+        while departure.was_running:
+            try:
+                async with asyncio.timeout(READ_DEADLINE_S):
+                    status = await self._find(vm_id)
+            except (HypervisorError, TimeoutError):
+                await asyncio.sleep(RETRY_S)
+                continue
+            if status is not None and status.state is PowerState.PAUSED:
+                return ended.ended(Phase.UNSETTLED, ended.error)
+            break
+        return ended
 
     async def _turn_off_again(self, vm_id: str) -> None:
         """A VM that was off may have been put in memory to be sent; its guest never ran."""
@@ -391,9 +416,12 @@ class MigrationSources:
     async def _leave(self, vm_id: str, request: pb.EndMigrationRequest) -> None:
         """Remove what is left of a VM that is another host's now."""
         status = await self._find(vm_id)
-        if status is not None and status.state not in _OFF:
-            raise WrongState(vm_id, "remove what is left of", status.state.value)
         departure = self._records.departure(vm_id)
+        is_past = departure is not None and departure.phase == Phase.UNSETTLED.value
+        if status is not None and is_past and status.state is PowerState.PAUSED:
+            await self._hypervisor.force_stop(vm_id)
+        elif status is not None and status.state not in _OFF:
+            raise WrongState(vm_id, "remove what is left of", status.state.value)
         if departure is None or departure.is_tidy:
             if status is not None:
                 raise FailedPrecondition(
@@ -463,6 +491,7 @@ def _under_way(vm_id: str) -> FailedPrecondition:
 def _progress_of(departure: Departure) -> MigrationProgress:
     return MigrationProgress(
         phase=Phase(departure.phase),
+        is_post_copy=departure.is_post_copy,
         transferred_bytes=departure.transferred_bytes,
         total_bytes=departure.transferred_bytes,
         disk_transferred_bytes=departure.disk_transferred_bytes,

@@ -6,7 +6,7 @@ Only where the machine goes down; a daemon that is merely restarted leaves its V
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,6 +22,7 @@ STATE_COMMAND: Final = ("systemctl", "is-system-running")
 JOBS_COMMAND: Final = ("systemctl", "list-jobs", "--no-legend", "--plain")
 _ASK_DEADLINE_S: Final = 5.0
 _ANNOUNCE_PAUSE_S: Final = 1.0
+_LOOK_S: Final = 0.5
 _IN_MEMORY: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
 Kind = AnnounceShutdownRequest.Kind
@@ -77,6 +78,10 @@ async def _output(command: tuple[str, ...]) -> str:
     return text.decode(errors="replace")
 
 
+async def _nothing() -> None:
+    pass
+
+
 class PlannedShutdown:
     """Carries out what the policy says.
 
@@ -84,6 +89,9 @@ class PlannedShutdown:
         control_plane: None where this host has none; its VMs are then ended in good order.
         stop_s: how long guests have to shut down before their plug is pulled.
         migrate_s: how long VMs may take to be moved away.
+        close: has no change of a VM let in from then on, so that none is started after all have ended.
+        under_way: marks of changes that were let in before and are not over.
+        beat: tells all control planes how this host is now; it raises nothing.
     """
 
     def __init__(
@@ -95,6 +103,9 @@ class PlannedShutdown:
         *,
         stop_s: float,
         migrate_s: float,
+        close: Callable[[], None] = lambda: None,
+        under_way: Callable[[], Collection[object]] = tuple,
+        beat: Callable[[], Awaitable[None]] = _nothing,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._hypervisor = hypervisor
@@ -103,6 +114,9 @@ class PlannedShutdown:
         self._boot_id = boot_id
         self._stop_s = stop_s
         self._migrate_s = migrate_s
+        self._close = close
+        self._under_way = under_way
+        self._beat = beat
         self._sleep = sleep
 
     async def carry_out(self, kind: AnnounceShutdownRequest.Kind.ValueType) -> None:
@@ -112,20 +126,44 @@ class PlannedShutdown:
         if answer is not None and answer.policy == Policy.MIGRATE:
             await self._wait_until_moved(kind, answer)
         if await self.end_vms():
+            await self._beat()  # the one before told of VMs, which every control plane would believe still
             await self._announce(kind, all_vms_ended=True)
 
+    async def call_off(self) -> None:
+        """Take back what an earlier process of this boot may have said: this one runs, so the machine does not go down.
+
+        Until then the control plane leaves VMs off that ended with the shutdown.
+        """
+        await self._announce(Kind.CANCELLED, all_vms_ended=False)
+
     async def end_vms(self) -> bool:
-        """Shut every guest down, pull the plug of those that do not; returns whether none is left in memory."""
+        """Shut every guest down, pull the plug of those that do not; returns whether none is left, or can come."""
+        self._close()
         try:
-            running = [vm.vm_id for vm in await self._hypervisor.list() if vm.is_managed and vm.state in _IN_MEMORY]
-            await asyncio.gather(*(self._end(vm_id) for vm_id in running))
+            await self._end_all()
+            has_settled = await self._has_settled()
+            await self._end_all()  # what was under way may have started one
             left = [vm.vm_id for vm in await self._hypervisor.list() if vm.state in _IN_MEMORY]
         except HypervisorError as error:
             _log.error("vms_not_ended", error=str(error))
             return False
         if left:
             _log.error("vms_left", vm_ids=left)
-        return not left
+        return has_settled and not left
+
+    async def _end_all(self) -> None:
+        running = [vm.vm_id for vm in await self._hypervisor.list() if vm.is_managed and vm.state in _IN_MEMORY]
+        await asyncio.gather(*(self._end(vm_id) for vm_id in running))
+
+    async def _has_settled(self) -> bool:
+        """Wait, for as long as guests may take, until no change is under way; returns whether that came about."""
+        left_s = self._stop_s
+        while self._under_way() and left_s > 0:
+            await self._sleep(_LOOK_S)
+            left_s -= _LOOK_S
+        if changes := self._under_way():
+            _log.error("changes_under_way", change_count=len(changes), advice="what comes of them is not known")
+        return not changes
 
     async def _end(self, vm_id: str) -> None:
         try:

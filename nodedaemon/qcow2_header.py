@@ -9,6 +9,7 @@ Source: QEMU, docs/interop/qcow2.txt.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ _FIXED = struct.Struct(">4sIQIIQ")
 _INCOMPATIBLE_AT = 72
 _EXTERNAL_DATA_BIT = 1 << 2
 _MAX_NAME_BYTES = 1023
+_MAX_NAME_AT = 2 * 2**20
+"""It has to be in the first cluster, of 2 MiB at most."""
 _FORMAT_EXTENSION = 0xE2792ACA
 _MAX_EXTENSIONS = 64
 
@@ -40,18 +43,25 @@ class Qcow2Header:
 
 
 def read_header(path: Path) -> Qcow2Header:
-    """Read the header. Blocks.
+    """Read the header of a file of ours. Blocks.
 
     Raises:
         NotQcow2: it is none.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
+        return read_header_of(file.fileno())
+
+
+def read_header_of(descriptor: int) -> Qcow2Header:
+    """Read the header of an open file, which stays open; as `read_header`."""
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
         head = file.read(104)
         if len(head) < 72 or head[:4] != _MAGIC:
             raise NotQcow2("is not a qcow2 image")
         _, version, name_at, name_bytes, _, virtual_size_bytes = _FIXED.unpack_from(head)
-        if version not in (2, 3) or name_bytes > _MAX_NAME_BYTES:
+        if version not in (2, 3) or name_bytes > _MAX_NAME_BYTES or name_at > _MAX_NAME_AT:
             raise NotQcow2("has a damaged qcow2 header")
         incompatible, header_bytes = 0, 72
         if version == 3:

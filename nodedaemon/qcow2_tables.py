@@ -90,7 +90,7 @@ def _survey_clusters(
         l2_at = entry & _OFFSET
         if not l2_at:
             continue
-        if l2_at % cluster_bytes:
+        if l2_at % cluster_bytes or l1_at - cluster_bytes < l2_at < l1_at + 8 * l1_count:
             raise ImageRefused("is damaged: a table is not where tables may be")
         if l2_at not in known:
             data_count = 0

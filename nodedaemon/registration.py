@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 import structlog
 
@@ -65,6 +66,8 @@ class Registration:
         instances: every instance of the control plane, each by itself; all are sent heartbeats, so that each has heard
             for itself and any of them grants leases. None given: `control_plane` alone.
         fencing: takes the leases; None for none.
+        once_registered: called when the first registration was taken, beside the heartbeats; it raises nothing.
+        on_revocation: told when certificates of any host were last revoked, with each heartbeat's answer.
         sleep, jitter: seams for tests; `jitter` returns a number from 0 to 1.
     """
 
@@ -77,12 +80,16 @@ class Registration:
         *,
         instances: Sequence[ControlPlane] = (),
         fencing: SelfFencing | None = None,
+        once_registered: Callable[[], Awaitable[None]] | None = None,
+        on_revocation: Callable[[datetime], None] = lambda at: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._control_plane = control_plane
         self._instances = tuple(instances) or (control_plane,)
         self._fencing = fencing
+        self._once_registered = once_registered
+        self._on_revocation = on_revocation
         self._report = report
         self._reporter = reporter
         self._interval_s = interval_s
@@ -98,12 +105,13 @@ class Registration:
         """Register, then beat at every instance beside each other, until cancelled."""
         await self._register()
         tasks = [asyncio.create_task(self._beat(number), name=f"heartbeat-{number}") for number in self._numbers()]
+        beside = [asyncio.ensure_future(self._once_registered())] if self._once_registered is not None else []
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # raises: it ends only by a defect
         finally:
-            doomed = [*tasks, *(task for task in (self._registering, self._looking) if task is not None)]
+            doomed = [*tasks, *beside, *(task for task in (self._registering, self._looking) if task is not None)]
             for task in doomed:
                 task.cancel()
             await asyncio.gather(*doomed, return_exceptions=True)
@@ -136,7 +144,7 @@ class Registration:
         """Beat at one instance, for ever."""
         for beat_count in itertools.count(1):
             if number == 0 and beat_count % HEARTBEATS_UNTIL_LOOK == 0:
-                self._look_soon()
+                self.look_soon()
             failure = await self._beat_once(number)
             if failure is not None and failure.code is Code.NOT_FOUND:  # it does not know this node (any more)
                 if self._failure_counts[number] > 1:
@@ -159,7 +167,9 @@ class Registration:
             request = await self._heartbeat()
             sent_ns = boottime_ns()
             if self._fencing is not None:
+                known_token = request.known_fence_token
                 self._fencing.describe(request)
+                request.known_fence_token = known_token
             response = await self._instances[number].heartbeat(request)
             if self._fencing is not None:
                 await self._fencing.take_answer(sent_ns, response)
@@ -176,18 +186,37 @@ class Registration:
             self._interval_s = min(response.heartbeat_interval_secs, MAX_HEARTBEAT_INTERVAL_S)
         if response.request_full_sync:
             self._reporter.request_full_sync()
+        if response.HasField("newest_revocation"):
+            self._on_revocation(response.newest_revocation.ToDatetime(UTC))
         return None
+
+    async def beat_everywhere(self) -> None:
+        """Beat at every instance once more, beside the regular beats, with what is so now. What fails is logged."""
+        if self._building is not None and not self._building.done():
+            await asyncio.wait({self._building})
+        await asyncio.gather(*(self._beat_once(number) for number in self._numbers()))
 
     async def _heartbeat(self) -> UpdateHeartbeatRequest:
         """Build one; instances that are due at the same time share the looking."""
         if self._building is None or self._building.done():
-            self._building = asyncio.create_task(self._report.heartbeat(), name="build-heartbeat")
+            self._building = asyncio.create_task(self._build(), name="build-heartbeat")
         request = UpdateHeartbeatRequest()
         request.CopyFrom(await asyncio.shield(self._building))
         return request
 
-    def _look_soon(self) -> None:
-        """Have the host looked at, while heartbeats go on."""
+    async def _build(self) -> UpdateHeartbeatRequest:
+        """Look at the host; at the fence that it knows of first, so that what was started before that is counted."""
+        known = UpdateHeartbeatRequest()
+        if self._fencing is not None:
+            self._fencing.describe(known)
+        request = await self._report.heartbeat()
+        request.known_fence_token = known.known_fence_token
+        return request
+
+    def look_soon(self) -> None:
+        """Have the host looked at, while heartbeats go on; before its first registration, that will do."""
+        if not self._told:
+            return
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(), name="look-at-host")
 

@@ -6,7 +6,6 @@ Methods of the contract that are not overridden here answer UNIMPLEMENTED. How r
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -15,24 +14,22 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 
 from hypervisor.base import Hypervisor
-from hypervisor.errors import Unavailable, VmNotFound, WrongState
-from hypervisor.types import PowerState, VmStatus
-from limiquantix.errors import FailedPrecondition, Reason
+from hypervisor.types import PowerState
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from limiquantix.node.v1 import node_daemon_pb2_grpc
-from nodedaemon.commands import CREATE_DEADLINE_S, POWER_DEADLINE_S, Commands, vm_id_of
-from nodedaemon.decode import DecodedVm, decode_vm
-from nodedaemon.disk_copies import COPY_DEADLINE_S, DiskCopies
+from nodedaemon.commands import Commands, vm_id_of
+from nodedaemon.disk_copies import DiskCopies
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.encode import to_status
 from nodedaemon.encode_metrics import add_device_usage, to_node_metrics
 from nodedaemon.event_stream import EventStreams
 from nodedaemon.first_boot_media import FirstBootMedia
-from nodedaemon.host_report import AGENT_VERSION, HostReport
+from nodedaemon.host_meter import HostMeter
+from nodedaemon.host_report import HostReport
 from nodedaemon.load_watch import LoadWatch
 from nodedaemon.metrics_sampler import MetricsSampler
 from nodedaemon.nic_bandwidth import NicBandwidths
-from nodedaemon.observer import READ_DEADLINE_S, VmObserver
+from nodedaemon.observer import VmObserver
 from nodedaemon.self_fencing.keeper import SelfFencing
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.templates import Templates
@@ -40,15 +37,16 @@ from nodedaemon.vm_consoles import VmConsoles
 from nodedaemon.vm_creation import VmCreation
 from nodedaemon.vm_devices import VmDevices
 from nodedaemon.vm_guests import VmGuests
+from nodedaemon.vm_lifecycle import VmLifecycle
 from nodedaemon.vm_migrations import MigrationSettings, VmMigrations
+from nodedaemon.vm_power import VmPower
 from nodedaemon.vm_protection import VmProtection
 from nodedaemon.vm_resizing import VmResizing
 from nodedaemon.vm_snapshots import VmSnapshots
-from telemetry.host import UsageSampler
+from nodedaemon.vm_starts import VmStarts
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeDaemonService"].full_name
 
-DEFAULT_STOP_TIMEOUT_S = 30
 DEFAULT_LOG_BYTES = 64 * 2**10
 DEFAULT_METRICS_INTERVAL_S = 5
 STATUS_USAGE_AGE_S = 15.0
@@ -71,39 +69,51 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         report: HostReport,
         migration_settings: MigrationSettings | None = None,
         fencing: SelfFencing | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self._hypervisor = hypervisor
         self._observer = observer
         self._commands = commands
-        self._images = images
-        self._paths = paths
         self._report = report
-        self._protection = VmProtection(fencing)
-        self._templates = Templates(paths)
-        report.tell_templates(self._templates.all)
-        self._copies = DiskCopies(hypervisor, commands, images, paths, self._templates)
-        self._first_boot = FirstBootMedia(paths)
-        self._creation = VmCreation(hypervisor, images, self._copies, self._first_boot)
+        self._protection = VmProtection(hypervisor, fencing)
+        self.starts = VmStarts(hypervisor, commands, self._protection, is_ready=is_ready)
+        templates, first_boot = Templates(paths), FirstBootMedia(paths)
+        report.tell_templates(templates.all)
+        copies = DiskCopies(hypervisor, commands, images, paths, templates)
+        self._lifecycle = VmLifecycle(
+            hypervisor,
+            observer,
+            commands,
+            images=images,
+            paths=paths,
+            templates=templates,
+            first_boot=first_boot,
+            creation=VmCreation(hypervisor, images, copies, first_boot),
+            protection=self._protection,
+        )
+        self._power = VmPower(
+            hypervisor, commands, templates=templates, protection=self._protection, starts=self.starts
+        )
         self._started_s = time.monotonic()
         self._consoles = VmConsoles(hypervisor)
         self.bandwidths = NicBandwidths(hypervisor)
-        self._devices = VmDevices(hypervisor, commands, images, paths, self._templates, self.bandwidths)
+        self._devices = VmDevices(hypervisor, commands, images, paths, templates, self.bandwidths)
         self._guests = VmGuests(hypervisor, commands)
-        self._snapshots = VmSnapshots(hypervisor, commands, self._templates)
-        self._resizing = VmResizing(hypervisor, observer, commands, self._decode, self._reconfigure)
+        self._snapshots = VmSnapshots(hypervisor, commands, templates)
+        self._resizing = VmResizing(hypervisor, observer, commands, self._lifecycle.decode, self._lifecycle.redefine)
         self.migrations = VmMigrations(
             hypervisor,
             commands,
             images,
             paths,
-            first_boot=self._first_boot,
+            first_boot=first_boot,
             bandwidths=self.bandwidths,
-            templates=self._templates,
+            templates=templates,
             settings=migration_settings or MigrationSettings(),
             node_id=lambda: report.node_id,
         )
-        self._metrics = MetricsSampler(hypervisor, UsageSampler(paths.root))
-        self._events = EventStreams(hypervisor, watch_load=lambda: LoadWatch(UsageSampler(paths.root)))
+        self._metrics = MetricsSampler(hypervisor, HostMeter(hypervisor, paths.root))
+        self._events = EventStreams(hypervisor, watch_load=lambda: LoadWatch(HostMeter(hypervisor, paths.root)))
 
     async def close(self) -> None:
         """End consoles and readings that are under way."""
@@ -114,15 +124,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
         """Say whether this daemon and its hypervisor work; answers even when they do not."""
-        response = pb.HealthCheckResponse(version=AGENT_VERSION, uptime_seconds=int(time.monotonic() - self._started_s))
-        try:
-            async with asyncio.timeout(READ_DEADLINE_S):
-                response.healthy = (await self._hypervisor.health()).healthy
-                capabilities = await self._hypervisor.capabilities()
-            response.hypervisor, response.hypervisor_version = capabilities.name, capabilities.version
-        except (Unavailable, TimeoutError):
-            response.healthy = False
-        return response
+        return await self._report.health(int(time.monotonic() - self._started_s))
 
     async def GetNodeInfo(self, request: Empty, context: Any) -> pb.NodeInfoResponse:
         """Describe this host."""
@@ -130,20 +132,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def CreateVM(self, request: pb.CreateVMOnNodeRequest, context: Any) -> pb.CreateVMOnNodeResponse:
         """Make the images and define the VM; all or nothing. Idempotent for the same configuration."""
-        decoded = await self._decode(request)
-        vm_id, copies = decoded.config.vm_id, any(not plan.is_linked for plan in decoded.copies)
-        is_new = await self._commands.change(
-            request,
-            lambda: self._protection.around_creation(
-                vm_id, lambda: self._creation.create(vm_id, decoded), is_protected=request.spec.is_protected
-            ),
-            deadline_s=COPY_DEADLINE_S if copies else CREATE_DEADLINE_S,
-            takes_slot=not decoded.copies,  # it waits for the VM that it is made from, which may wait for a slot
-            is_interruptible=copies,
-        )
-        message = "created" if is_new else "exists with this configuration"
-        status = to_status(await self._observer.read(vm_id))
-        return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message, status=status)
+        return await self._lifecycle.create(request)
 
     async def AdoptVM(self, request: pb.CreateVMOnNodeRequest, context: Any) -> pb.CreateVMOnNodeResponse:
         """Define a VM whose disks are here already, since the host that it was on shares this storage; it stays off.
@@ -151,35 +140,21 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         Its first-boot medium is made if it is not there. What lay on the other host alone is gone: the firmware's
         variables begin as the template has them, a TPM's state begins anew. Idempotent.
         """
-        decoded = await self._decode(request)
-        vm_id = decoded.config.vm_id
-        is_new = await self._commands.change(
-            request,
-            lambda: self._protection.around_creation(
-                vm_id, lambda: self._creation.adopt(vm_id, decoded), is_protected=request.spec.is_protected
-            ),
-            deadline_s=CREATE_DEADLINE_S,
-        )
-        message = "defined" if is_new else "exists with this configuration"
-        status = to_status(await self._observer.read(vm_id))
-        return pb.CreateVMOnNodeResponse(vm_id=vm_id, created=is_new, message=message, status=status)
+        return await self._lifecycle.adopt(request)
 
     async def ReleaseVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Undefine a VM that is off and was started on another host, whose images are these now; they stay."""
-        await self._commands.change(request, lambda: self._release(vm_id_of(request)))
+        await self._lifecycle.release(request)
         return Empty()
 
     async def SetVMProtection(self, request: pb.SetVMProtectionRequest, context: Any) -> Empty:
         """Note whether the VM ends with the host's lease."""
-        await self._commands.change(request, lambda: self._set_protection(request))
+        await self._lifecycle.set_protection(request)
         return Empty()
 
     async def ReconfigureVM(self, request: pb.ReconfigureVMRequest, context: Any) -> Empty:
         """Redefine a VM that is off: new disks are made, larger ones grown; images of disks left out stay."""
-        decoded = await self._decode(request)
-        await self._commands.change(
-            request, lambda: self._reconfigure(decoded.config.vm_id, decoded), deadline_s=CREATE_DEADLINE_S
-        )
+        await self._lifecycle.reconfigure(request)
         return Empty()
 
     async def ResizeVM(self, request: pb.ReconfigureVMRequest, context: Any) -> pb.ResizeVMResponse:
@@ -188,47 +163,37 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def StartVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Start it."""
-        require_newest = self._commands.newest_check()
-        await self._commands.change(request, lambda: self._start(vm_id_of(request), require_newest))
+        await self._power.start(request)
         return Empty()
 
     async def StopVM(self, request: pb.StopVMRequest, context: Any) -> Empty:
         """Ask the guest to shut down, and wait: 30 s unless the request says otherwise, or until a newer command."""
-        timeout_s = request.timeout_seconds or DEFAULT_STOP_TIMEOUT_S
-        await self._commands.change(
-            request,
-            lambda: self._hypervisor.stop(vm_id_of(request), timeout_s),
-            deadline_s=timeout_s + POWER_DEADLINE_S,
-            takes_slot=False,
-            is_interruptible=True,
-        )
+        await self._power.stop(request)
         return Empty()
 
     async def ForceStopVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Pull the plug."""
-        await self._commands.change(request, lambda: self._hypervisor.force_stop(vm_id_of(request)))
+        await self._power.force_stop(request)
         return Empty()
 
     async def RebootVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Reboot the guest; waits until that begins, or until a newer command."""
-        await self._commands.change(request, lambda: self._hypervisor.reboot(vm_id_of(request)), is_interruptible=True)
+        await self._power.reboot(request)
         return Empty()
 
     async def PauseVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Stop its vCPUs."""
-        await self._commands.change(request, lambda: self._hypervisor.pause(vm_id_of(request)))
+        await self._power.pause(request)
         return Empty()
 
     async def ResumeVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Let its vCPUs run again."""
-        await self._commands.change(request, lambda: self._resume(vm_id_of(request)))
+        await self._power.resume(request)
         return Empty()
 
     async def SuspendVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Save its memory to disk and let its process end."""
-        await self._commands.change(
-            request, lambda: self._hypervisor.suspend(vm_id_of(request)), deadline_s=CREATE_DEADLINE_S
-        )
+        await self._power.suspend(request)
         return Empty()
 
     async def CreateSnapshot(self, request: pb.CreateSnapshotRequest, context: Any) -> pb.SnapshotResponse:
@@ -237,8 +202,10 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def RevertSnapshot(self, request: pb.RevertSnapshotRequest, context: Any) -> Empty:
         """Put the VM back to a snapshot."""
-        self._protection.require_lease(vm_id_of(request))  # it may run afterwards
+        vm_id = vm_id_of(request)
+        self._protection.require_lease(vm_id)  # it may run afterwards
         await self._snapshots.revert(request)
+        await self._lifecycle.renew_protection(vm_id)
         return Empty()
 
     async def DeleteSnapshot(self, request: pb.DeleteSnapshotRequest, context: Any) -> Empty:
@@ -252,7 +219,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
 
     async def DeleteVM(self, request: pb.VMIdRequest, context: Any) -> Empty:
         """Remove the definition, then the images; refused while it runs. Succeeds if it does not exist."""
-        await self._commands.change(request, lambda: self._delete(vm_id_of(request)), deadline_s=CREATE_DEADLINE_S)
+        await self._lifecycle.delete(request)
         return Empty()
 
     async def GetVMStatus(self, request: pb.VMIdRequest, context: Any) -> pb.VMStatusResponse:
@@ -419,8 +386,7 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
     async def EndMigration(self, request: pb.EndMigrationRequest, context: Any) -> Empty:
         """Tidy up after a migration."""
         await self.migrations.end(request)
-        if request.moved == (request.role == pb.MIGRATION_ROLE_SOURCE) and await self._find(vm_id_of(request)) is None:
-            await self._protection.forget(vm_id_of(request))
+        await self._lifecycle.follow_migration(request)
         return Empty()
 
     async def ForecastMigration(self, request: pb.MigrationForecastRequest, context: Any) -> pb.MigrationForecast:
@@ -431,86 +397,3 @@ class NodeDaemonServicer(node_daemon_pb2_grpc.NodeDaemonServiceServicer):
         """Make a VM's devices these and no others."""
         await self._devices.settle(request)
         return Empty()
-
-    async def _decode(self, request: pb.CreateVMOnNodeRequest | pb.ReconfigureVMRequest) -> DecodedVm:
-        """Decode a VM; an overtaken command is refused as such, whatever else may be wrong with it by now."""
-        self._commands.require_newest(request)
-        vm_id = vm_id_of(request)
-        async with asyncio.timeout(READ_DEADLINE_S):
-            return await asyncio.to_thread(decode_vm, vm_id, request.name, request.spec, self._paths)
-
-    async def _set_protection(self, request: pb.SetVMProtectionRequest) -> None:
-        vm_id = vm_id_of(request)
-        if request.is_protected:  # noted for one that is not here, it would only be forgotten at the next deletion
-            await self._hypervisor.status(vm_id, with_memory=False)
-        await self._protection.set(vm_id, is_protected=request.is_protected)
-
-    async def _reconfigure(self, vm_id: str, decoded: DecodedVm) -> None:
-        status = await self._find(vm_id)
-        if status is None:
-            raise VmNotFound(vm_id)
-        if not status.is_managed:
-            raise FailedPrecondition(
-                Reason.VM_NOT_MANAGED,
-                f"VM {vm_id} was defined by another tool, and a new definition would lose what it has; "
-                "change it with that tool",
-                metadata={"vm_id": vm_id},
-            )
-        if status.state not in _OFF:  # before any image is touched
-            raise WrongState(vm_id, "reconfigure", status.state.value)
-        if decoded.copies:  # an empty image must not take the place of one that was copied
-            raise FailedPrecondition(
-                Reason.DISK_IMAGE_FAILED,
-                f"the image of a disk of VM {vm_id} is gone; put it back, or delete the VM",
-                metadata={"vm_id": vm_id},
-            )
-        existing = [plan for plan in decoded.images if await asyncio.to_thread(plan.path.exists)]
-        missing = [plan for plan in decoded.images if plan not in existing]
-        made = await self._images.ensure(vm_id, missing)
-        try:
-            for plan in existing:
-                await self._images.grow(vm_id, plan)
-            await self._first_boot.prepare(vm_id, decoded.first_boot)
-            await self._templates.settle(vm_id, is_template=decoded.is_template)
-            await self._hypervisor.reconfigure(decoded.config)
-            await self._first_boot.put_in_place(vm_id, decoded.first_boot)
-        except BaseException:
-            await self._first_boot.discard(vm_id)
-            await self._images.discard(vm_id, made)
-            raise
-
-    async def _start(self, vm_id: str, require_newest: Callable[[], None]) -> None:
-        await self._templates.require_startable(vm_id)
-        self._protection.require_lease(vm_id)
-
-        def may_run() -> None:
-            """Look again: what hung in the hypervisor may come after the lease has ended, or after a fence."""
-            require_newest()
-            self._protection.require_lease(vm_id)
-
-        await self._hypervisor.start(vm_id, may_run if self._protection.is_protected(vm_id) else None)
-
-    async def _resume(self, vm_id: str) -> None:
-        self._protection.require_lease(vm_id)
-        await self._hypervisor.resume(vm_id)
-
-    async def _release(self, vm_id: str) -> None:
-        status = await self._find(vm_id)
-        if status is not None and not status.is_managed:
-            raise FailedPrecondition(
-                Reason.VM_NOT_MANAGED, f"VM {vm_id} was not defined by LimiQuantix", metadata={"vm_id": vm_id}
-            )
-        await self._hypervisor.delete(vm_id)
-        await self._protection.forget(vm_id)
-
-    async def _delete(self, vm_id: str) -> None:
-        await self._templates.require_removable(vm_id)
-        await self._hypervisor.delete(vm_id)
-        await self._images.delete_vm(vm_id)
-        await self._protection.forget(vm_id)
-
-    async def _find(self, vm_id: str) -> VmStatus | None:
-        try:
-            return await self._hypervisor.status(vm_id)
-        except VmNotFound:
-            return None

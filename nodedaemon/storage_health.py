@@ -18,6 +18,8 @@ from nodedaemon.storage_domains import ID_FILE, StorageIdUnusable, read_storage_
 
 ANSWER_DEADLINE_S: Final = 2.0
 LOOK_INTERVAL_S: Final = 5.0
+UNKNOWN_INTERVAL_S: Final = 0.5
+"""Until the storage has an id: what is lost before that cannot be named."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +46,7 @@ class StorageHealth:
         """Look, again and again, until cancelled."""
         while True:
             await self.look()
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self._interval_s if self._id else min(self._interval_s, UNKNOWN_INTERVAL_S))
 
     async def look(self) -> None:
         """Look once."""

@@ -3,19 +3,25 @@
 The layout is `{root}/{vm_id}/` for a VM's own images and `{root}/templates/` for what VMs are made from; everything
 else below the root (ISO images, kernels) may be used by any VM. A path of a request is taken relative to the root,
 symbolic links are followed first, and neither a refusal nor its absence tells whether a file outside, or another VM's,
-exists: where a path leads is judged before what is there.
+exists: where a path leads is judged before what is there. What was judged is opened by `confined_files`, since names
+may come to lead elsewhere meanwhile.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hypervisor.types import DiskFormat
-from nodedaemon.image_inspector import SourceFormat, SourceImage, inspect
+from nodedaemon.confined_files import open_beneath
+from nodedaemon.image_inspector import SourceFormat, SourceImage, inspect_open
 from nodedaemon.image_tables import ImageRefused
-from nodedaemon.qcow2_header import NotQcow2, read_header
+from nodedaemon.qcow2_header import NotQcow2, read_header_of
 
 TEMPLATES = "templates"
 MAX_CHAIN_LENGTH = 8
@@ -68,17 +74,20 @@ class StoragePaths:
         owner = _owner_of(path.relative_to(self._root).parts)
         if owner is not None and owner != str(uuid.UUID(vm_id)):
             raise PathRefused("names a file of another VM")
-        return _existing(path)
+        return self._existing(path)
 
     def resolve_disk(self, text: str, vm_id: str, image_format: DiskFormat, *, readonly: bool) -> Path:
         """Find an existing image that VM `vm_id` may use as a disk of this format.
 
         Raises:
-            PathRefused: as `resolve_file`; or a template that would be written to; or a qcow2 image that leads outside.
+            PathRefused: as `resolve_file`; or a template, or a file of several names, that would be written to; or a
+                qcow2 image that leads outside.
         """
         path = self.resolve_file(text, vm_id)
         if self._is_template(path) and not readonly:
             raise PathRefused("names a template; use it as backing_file, or make the disk readonly")
+        if not readonly and self._has_other_names(path):
+            raise PathRefused("has another name too (a hard link), by which another VM may have it")
         if image_format is DiskFormat.QCOW2:
             self._check_chain(path, vm_id)
         return path
@@ -92,12 +101,13 @@ class StoragePaths:
         path = self._locate(text)
         if not self._is_template(path):
             raise PathRefused(f"must name a file below {TEMPLATES}/ of the node's storage path")
-        path = _existing(path)
+        with self._opened(path) as file:
+            size_bytes = os.fstat(file).st_size
         image_format = _TEMPLATE_FORMATS.get(path.suffix)
         if image_format is None:
             raise PathRefused("must end in .qcow2 or .raw: the format is taken from the name, never guessed")
         if image_format is DiskFormat.RAW:
-            return Template(path, image_format, path.stat().st_size)
+            return Template(path, image_format, size_bytes)
         return Template(path, image_format, self._check_chain(path, None))
 
     def resolve_source(self, text: str, vm_id: str, stated: SourceFormat) -> SourceImage:
@@ -108,9 +118,58 @@ class StoragePaths:
         """
         path = self.resolve_file(text, vm_id)
         try:
-            return inspect(path, stated)
+            with self.opened(path) as file:
+                return inspect_open(path, file, stated)
         except ImageRefused as error:
             raise PathRefused(str(error)) from error
+        except OSError as error:
+            raise PathRefused(_OUTSIDE) from error
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[int]:
+        """Open a file that was found before, for reading; gives its descriptor.
+
+        Raises:
+            OSError: it is not there any more, or its path now leads over a link.
+        """
+        file = open_beneath(self._root, path)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def make_vm_dir(self, vm_id: str, mode: int) -> None:
+        """Make the directory of a VM's images, if it is not there yet.
+
+        Raises:
+            OSError: it cannot be made, or something else is in its place, such as a link to elsewhere.
+        """
+        path = self.vm_dir(vm_id)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        os.close(open_beneath(self._root, path, os.O_PATH | os.O_DIRECTORY))
+
+    def _existing(self, path: Path) -> Path:
+        """Require a regular file at a place that was located before."""
+        with self._opened(path):
+            return path
+
+    def _has_other_names(self, path: Path) -> bool:
+        with self._opened(path) as file:
+            return os.fstat(file).st_nlink > 1
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        """Open a regular file; whatever is wrong with it, the refusal is the same."""
+        try:
+            file = open_beneath(self._root, path)
+        except (OSError, ValueError) as error:
+            raise PathRefused(_OUTSIDE) from error
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise PathRefused(_OUTSIDE)
+            yield file
+        finally:
+            os.close(file)
 
     def _locate(self, text: str) -> Path:
         """Follow links and `..` to a place below the root, whether or not anything is there."""
@@ -148,7 +207,8 @@ class StoragePaths:
         size_bytes, current = None, path
         for _ in range(MAX_CHAIN_LENGTH + 1):
             try:
-                header = read_header(current)
+                with self.opened(current) as file:
+                    header = read_header_of(file)
             except (NotQcow2, OSError) as error:
                 raise PathRefused("is not a sound qcow2 image, or has such a backing file") from error
             size_bytes = header.virtual_size_bytes if size_bytes is None else size_bytes
@@ -171,20 +231,10 @@ class StoragePaths:
             backing = self._locate(str(image.parent / name))
             is_own = vm_id is not None and backing.is_relative_to(self.vm_dir(vm_id))
             if is_own or self._is_template(backing):
-                return _existing(backing)
+                return self._existing(backing)
         except PathRefused as error:
             raise PathRefused("has a backing file that is missing or outside the node's storage path") from error
         raise PathRefused(f"has a backing file that is not below {TEMPLATES}/")
-
-
-def _existing(path: Path) -> Path:
-    """Require a regular file at a place that was located before."""
-    try:
-        if path.resolve(strict=True) == path and path.is_file():
-            return path
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PathRefused(_OUTSIDE) from error
-    raise PathRefused(_OUTSIDE)
 
 
 def _owner_of(parts: tuple[str, ...]) -> str | None:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from hypervisor.base import Hypervisor
-from hypervisor.types import ConsoleKind
+from hypervisor.types import ConsoleKind, EventKind, VmEvent
 from limiquantix.errors import FailedPrecondition, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.commands import vm_id_of
@@ -20,14 +20,19 @@ _KINDS: Final = {
     pb.CONSOLE_TYPE_SPICE: ConsoleKind.SPICE,
     pb.CONSOLE_TYPE_SERIAL: ConsoleKind.SERIAL,
 }
+_ENDS: Final = frozenset(
+    {EventKind.STOPPED, EventKind.CRASHED, EventKind.SUSPENDED, EventKind.REMOVED, EventKind.MIGRATED_OUT}
+)
+"""With what a VM is no longer in memory here, and entries to it lead nowhere."""
 
 
 class VmConsoles:
-    """Makes entries; see `nodedaemon.console_entries`."""
+    """Makes entries, and ends them with their VMs; see `nodedaemon.console_entries`."""
 
     def __init__(self, hypervisor: Hypervisor, entries: ConsoleEntries | None = None) -> None:
         self._hypervisor = hypervisor
         self._entries = entries or ConsoleEntries(hypervisor.open_console, hypervisor.set_console_password)
+        self._unsubscribe = hypervisor.subscribe(self._on_event)
 
     async def open(self, request: pb.OpenConsoleRequest) -> pb.ConsoleInfoResponse:
         """Make an entry.
@@ -61,6 +66,11 @@ class VmConsoles:
             expires_at=timestamp(entry.expires_at_s),
         )
 
+    def _on_event(self, event: VmEvent) -> None:
+        if event.kind in _ENDS:
+            self._entries.revoke(event.vm_id)
+
     async def close(self) -> None:
         """End every entry and every session."""
+        self._unsubscribe()
         await self._entries.close()

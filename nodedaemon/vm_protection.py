@@ -6,11 +6,16 @@ A VM that shall be protected is noted so before it exists here, so that there is
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
+from hypervisor.base import Hypervisor
+from hypervisor.errors import VmNotFound
 from limiquantix.errors import FailedPrecondition, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.commands import vm_id_of
+from nodedaemon.errors import hypervisor_errors
 from nodedaemon.self_fencing.keeper import SelfFencing
 
 ResultT = TypeVar("ResultT")
@@ -23,16 +28,34 @@ class VmProtection:
         fencing: None for a daemon that is told nothing of leases.
     """
 
-    def __init__(self, fencing: SelfFencing | None) -> None:
+    def __init__(self, hypervisor: Hypervisor, fencing: SelfFencing | None) -> None:
+        self._hypervisor = hypervisor
         self._fencing = fencing
 
     async def set(self, vm_id: str, *, is_protected: bool) -> None:
-        """Note it, durably. Idempotent.
+        """Note it, durably: in this daemon's files, which the guard goes by, and with the VM. Idempotent.
 
         Raises:
             FailedPrecondition: this daemon cannot protect VMs.
             Unavailable: it could not be written down.
         """
+        if is_protected:  # it ends with the lease before it says so
+            await self._remember(vm_id, is_protected=True)
+        await self._note(vm_id, is_protected=is_protected)
+        if not is_protected:
+            await self._remember(vm_id, is_protected=False)
+
+    async def renew(self, vm_id: str) -> None:
+        """Note with the VM what this daemon knows, after something that may have brought another note."""
+        await self._note(vm_id, is_protected=self.is_protected(vm_id))
+
+    async def _note(self, vm_id: str, *, is_protected: bool) -> None:
+        with hypervisor_errors(vm_id), suppress(VmNotFound):  # noted with the VM once it is here
+            status = await self._hypervisor.status(vm_id, with_memory=False)
+            if status.notes.is_protected is not is_protected:
+                await self._hypervisor.set_notes(vm_id, replace(status.notes, is_protected=is_protected))
+
+    async def _remember(self, vm_id: str, *, is_protected: bool) -> None:
         if self._fencing is not None:
             await self._fencing.protect(vm_id, is_protected=is_protected)
         elif is_protected:
@@ -85,13 +108,13 @@ class VmProtection:
     async def _around(self, vm_id: str, do: Callable[[], Awaitable[ResultT]], *, is_protected: bool) -> ResultT:
         was_protected = self._fencing is not None and self._fencing.is_protected(vm_id)
         if is_protected and not was_protected:
-            await self.set(vm_id, is_protected=True)
+            await self._remember(vm_id, is_protected=True)
         try:
             result = await do()
         except BaseException:
             if is_protected and not was_protected:
                 await self.forget(vm_id)
             raise
-        if was_protected and not is_protected:
-            await self.set(vm_id, is_protected=False)
+        if is_protected or was_protected:
+            await self.set(vm_id, is_protected=is_protected)
         return result

@@ -20,9 +20,10 @@ _AT_END: Final = 2**64 - 1
 _FOOTER_FROM_END_BYTES: Final = 1024
 _MAX_DESCRIPTION_BYTES: Final = 64 * 1024
 _SINGLE_FILE_KINDS: Final = frozenset({"monolithicsparse", "streamoptimized"})
+_DESCRIPTION_SECTOR: Final = 1
 _NO_PARENT: Final = "ffffffff"
 _EXTENT: Final = re.compile(r"^\s*(RW|RDONLY|NOACCESS)\s+(\d+)\s+(\w+)(.*)$", re.IGNORECASE)
-_SETTING: Final = re.compile(r'^\s*(\w+)\s*=\s*"?([^"]*)"?\s*$')
+_SETTING: Final = re.compile(r'^\s*([\w.]+)\s*=\s*"?([^"]*)"?\s*$')
 _MAX_TABLE_COUNT: Final = 2**22
 
 
@@ -63,13 +64,16 @@ def _read_header(file: BinaryIO, at: int) -> tuple[int, ...]:
 
 
 def _check_description(file: BinaryIO, at: int, count: int) -> None:
+    if at != _DESCRIPTION_SECTOR:
+        raise ImageRefused("has a damaged VMDK header: its description is not where it belongs")
     length = count * _SECTOR_BYTES
     if length > _MAX_DESCRIPTION_BYTES:
         raise ImageRefused("has a damaged VMDK header: its description is too long")
     file.seek(at * _SECTOR_BYTES)
-    text = file.read(length).split(b"\0", 1)[0].decode("utf-8", errors="replace")
-    settings = {match[1].lower(): match[2] for line in text.splitlines() if (match := _SETTING.match(line))}
-    extents = [match for line in text.splitlines() if (match := _EXTENT.match(line))]
+    data = file.read(length).split(b"\0", 1)[0]
+    if not data.isascii():
+        raise ImageRefused("has a VMDK description with other characters than ASCII's")
+    settings, extents = _parse(data.decode())
     kind = settings.get("createtype", "")
     if kind.lower() not in _SINGLE_FILE_KINDS:
         raise ImageRefused(
@@ -83,6 +87,24 @@ def _check_description(file: BinaryIO, at: int, count: int) -> None:
     name = extents[0][4].strip().strip('"')
     if "/" in name or "\\" in name:
         raise ImageRefused("has its contents in a file elsewhere")
+
+
+def _parse(description: str) -> tuple[dict[str, str], list[re.Match[str]]]:
+    """Part a description in settings and extents.
+
+    Raises:
+        ImageRefused: a line is neither, so that it is unknown what another program would make of it.
+    """
+    settings: dict[str, str] = {}
+    extents: list[re.Match[str]] = []
+    for line in description.splitlines():
+        if setting := _SETTING.match(line):
+            settings[setting[1].lower()] = setting[2]
+        elif extent := _EXTENT.match(line):
+            extents.append(extent)
+        elif line.strip() and not line.lstrip().startswith("#"):
+            raise ImageRefused("has a VMDK description with lines that are not known here")
+    return settings, extents
 
 
 def _survey_grains(file: BinaryIO, file_bytes: int, expansion: Expansion, header: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ program with an event loop calls them in a thread. What a machine does not tell 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import platform
@@ -125,20 +126,24 @@ class UsageSampler:
             disk_path: whose file system counts as the disk; while it does not exist, its nearest parent does.
         """
         self._disk_path = disk_path
+        self._disk_before = (0, 0)
         self._cpu_before = psutil.cpu_times()
 
     def sample(self) -> HostUsage:
-        """Measure. Blocks."""
+        """Measure; a disk that fails has what it had before. Blocks."""
         memory = psutil.virtual_memory()
-        disk = psutil.disk_usage(str(nearest_existing(self._disk_path)))
+        with contextlib.suppress(OSError):
+            disk = psutil.disk_usage(str(nearest_existing(self._disk_path)))
+            self._disk_before = (disk.total, disk.used)
+        disk_total_bytes, disk_used_bytes = self._disk_before
         load_1m, load_5m, load_15m = psutil.getloadavg()
         return HostUsage(
             cpu_percent=self._cpu_percent(),
             memory_total_bytes=memory.total,
             memory_used_bytes=memory.total - memory.available,
             memory_available_bytes=memory.available,
-            disk_total_bytes=disk.total,
-            disk_used_bytes=disk.used,
+            disk_total_bytes=disk_total_bytes,
+            disk_used_bytes=disk_used_bytes,
             load_1m=load_1m,
             load_5m=load_5m,
             load_15m=load_15m,

@@ -17,6 +17,26 @@ import structlog
 LEVELS = ("debug", "info", "warning", "error")
 
 
+REDACTED = "[secret]"
+SECRET_NAMES = (
+    "password",
+    "passphrase",
+    "secret",
+    "token",
+    "authorization",
+    "cookie",
+    "private_key",
+    "api_key",
+    "user_data",
+    "meta_data",
+    "vendor_data",
+    "network_config",
+    "unattend_xml",
+    "product_key",
+)
+"""Ends of names of facts that are never logged."""
+
+
 class LogFormat(enum.Enum):
     """How a log line looks."""
 
@@ -39,6 +59,7 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO | None =
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
+        _without_secrets,
     ]
     structlog.configure(
         processors=[
@@ -69,8 +90,28 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO | None =
 
 def _renderers(log_format: LogFormat, stream: TextIO) -> list[structlog.types.Processor]:
     if log_format is LogFormat.CONSOLE:
-        return [_on_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)]
+        # Without the values of local variables, which rich would print: they are requests, and keys.
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False, exception_formatter=plain)
+        return [_on_one_line, renderer]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+
+
+def _without_secrets(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Take out facts whose name says that they are secret, and contents of messages, of which some are.
+
+    A net below the rule that nobody logs such things.
+    """
+    return {name: _shown(name, value) for name, value in event.items()}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if hasattr(value, "DESCRIPTOR"):  # a protobuf message
+        return f"<{value.DESCRIPTOR.full_name}>"
+    if isinstance(value, dict):
+        return {key: _shown(str(key), each) for key, each in value.items()}
+    is_secret = isinstance(value, str | bytes) and value and name.lower().endswith(SECRET_NAMES)
+    return REDACTED if is_secret else value
 
 
 def _on_one_line(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

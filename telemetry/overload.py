@@ -42,6 +42,8 @@ class OverloadState:
 def step(rules: OverloadRules, state: OverloadState, load: Load) -> OverloadState:
     """Return what is thought of a host after one more measure."""
     contradicts = _is_calm(rules, load) if state.is_overloaded else _is_above(rules, load)
+    if not contradicts and not state.contradiction_count:
+        return state
     count = state.contradiction_count + 1 if contradicts else 0
     if count >= rules.measure_count:
         return OverloadState(not state.is_overloaded)

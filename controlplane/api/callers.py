@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from google.protobuf.message import Message
 
+from controlplane.access.calling import caller_name
+from controlplane.domain.request_digest import digest_of
 from controlplane.operations.desk import Caller
 from limiquantix.errors import FieldViolation, InvalidArgument
 from limiquantix.rpc.pipeline import CallContext
@@ -43,8 +43,9 @@ def caller_of(context: CallContext, method: str, request: Message) -> Caller:
         context.set_trailing_metadata(((OPERATION_ID, operation_id),))
 
     return Caller(
+        principal=caller_name(),
         request_id=request_id,
-        request_digest=_digest(method, request) if request_id else "",
+        request_digest=digest_of(method, request) if request_id else "",
         waits=_WAITS[wait.lower()],
         on_operation=tell,
     )
@@ -52,7 +53,3 @@ def caller_of(context: CallContext, method: str, request: Message) -> Caller:
 
 def _text(value: str | bytes) -> str:
     return value.decode("ascii", "replace") if isinstance(value, bytes) else value
-
-
-def _digest(method: str, request: Message) -> str:
-    return hashlib.sha256(method.encode() + b"\0" + request.SerializeToString(deterministic=True)).hexdigest()

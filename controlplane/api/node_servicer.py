@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from datetime import datetime
 
 from google.protobuf.empty_pb2 import Empty
 
+from controlplane.access.calling import calling
 from controlplane.api.callers import caller_of
 from controlplane.domain import documents
+from controlplane.domain.principal import PrincipalKind
 from controlplane.reconcile.reports import HostReportService
 from controlplane.services.event_lists import EventListService
 from controlplane.services.heartbeats import HeartbeatService
@@ -37,6 +40,7 @@ class NodeServicer(NodeServiceServicer):
         metrics: MetricsService,
         life: NodeLifeService,
         shutdowns: ShutdownService,
+        newest_revocation: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._nodes = nodes
         self._heartbeats = heartbeats
@@ -46,9 +50,11 @@ class NodeServicer(NodeServiceServicer):
         self._metrics = metrics
         self._life = life
         self._shutdowns = shutdowns
+        self._newest_revocation = newest_revocation
 
     async def RegisterNode(self, request: api.RegisterNodeRequest, context: CallContext) -> node_pb2.Node:
-        registered = await self._nodes.register(request)
+        who = calling.get()
+        registered = await self._nodes.register(request, who.id if who and who.kind is PrincipalKind.NODE else "")
         return documents.node(*await self._nodes.get(registered.id))
 
     async def GetNode(self, request: api.GetNodeRequest, context: CallContext) -> node_pb2.Node:
@@ -90,7 +96,10 @@ class NodeServicer(NodeServiceServicer):
     async def UpdateHeartbeat(
         self, request: api.UpdateHeartbeatRequest, context: CallContext
     ) -> api.UpdateHeartbeatResponse:
-        return await self._heartbeats.heartbeat(request)
+        answer = await self._heartbeats.heartbeat(request)
+        if (revoked_at := self._newest_revocation()) is not None:
+            answer.newest_revocation.CopyFrom(documents.timestamp(revoked_at))
+        return answer
 
     async def AnnounceShutdown(
         self, request: api.AnnounceShutdownRequest, context: CallContext

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from google.protobuf.empty_pb2 import Empty
 
+from controlplane.access.visibility import EverythingVisible, Visibility
 from controlplane.api import encode
 from controlplane.api.callers import caller_of
 from controlplane.domain import documents
@@ -56,9 +57,10 @@ class VmServices:
         metrics: MetricsService,
         migrations: MigrationService,
         memory: NodeMemory,
+        visibility: Visibility | None = None,
     ) -> VmServices:
-        """Make them from what they share."""
-        vms = VmService(access, scheduler, now, memory)
+        """Make them from what they share; without a visibility, callers see everything."""
+        vms = VmService(access, scheduler, now, memory, visibility or EverythingVisible())
         return cls(
             vms=vms,
             snapshots=SnapshotService(access),

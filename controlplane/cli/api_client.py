@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
@@ -26,8 +27,16 @@ NODE_SERVICE = "limiquantix.compute.v1.NodeService"
 OPERATION_SERVICE = "limiquantix.compute.v1.OperationService"
 BALANCING_SERVICE = "limiquantix.compute.v1.BalancingService"
 ALERT_SERVICE = "limiquantix.compute.v1.AlertService"
+AUDIT_SERVICE = "limiquantix.compute.v1.AuditService"
+JOIN_SERVICE = "limiquantix.compute.v1.JoinService"
 HA_SERVICE = "limiquantix.compute.v1.HaService"
 PLACEMENT_SERVICE = "limiquantix.compute.v1.PlacementService"
+AUTH_SERVICE = "limiquantix.compute.v1.AuthService"
+USER_SERVICE = "limiquantix.compute.v1.UserService"
+API_KEY_SERVICE = "limiquantix.compute.v1.ApiKeyService"
+PROJECT_SERVICE = "limiquantix.compute.v1.ProjectService"
+FOLDER_SERVICE = "limiquantix.compute.v1.FolderService"
+ROLE_SERVICE = "limiquantix.compute.v1.RoleService"
 
 READ_DEADLINE_S = 30.0
 """For calls that change nothing."""
@@ -85,7 +94,9 @@ class ApiClient:
         server: "http://host:port" or "https://host:port".
         warn: told what the server left aside of a request, and that a call is repeated.
         transport: carries the requests instead of the network.
+        auth: adds what says who calls.
         pause: waits some seconds before a call is repeated.
+        trust: who must have signed the server's certificate; True for those that the system trusts.
     """
 
     def __init__(
@@ -94,14 +105,19 @@ class ApiClient:
         *,
         warn: Callable[[str], None],
         transport: httpx.BaseTransport | None = None,
+        auth: httpx.Auth | None = None,
         pause: Callable[[float], None] = time.sleep,
+        trust: ssl.SSLContext | bool = True,
     ) -> None:
         self._server = server
         self.warn = warn
         self.pause = pause
         self._was_reached = False
         # A proxy from the environment cannot know this machine's own loopback address.
-        self._http = httpx.Client(base_url=server, transport=transport, trust_env=not _is_loopback(server))
+        trusts_environment = not _is_loopback(server)
+        self._http = httpx.Client(
+            base_url=server, transport=transport, auth=auth, trust_env=trusts_environment, verify=trust
+        )
 
     def __enter__(self) -> ApiClient:
         return self

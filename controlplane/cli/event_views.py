@@ -74,6 +74,7 @@ TYPES = (
     "vm.failed_over",
     "ha.disarmed",
     "ha.armed",
+    "ha.counters_raised",
     "vm.not_evicted",
     "vm.alert_raised",
     "vm.alert_resolved",

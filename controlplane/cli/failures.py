@@ -38,6 +38,9 @@ _HINTS = {
     Reason.REQUEST_ID_REUSED: "give each change a --request-id of its own, or none",
     Reason.TOO_MANY_OPERATIONS: "repeat the command in a moment",
     Reason.DEADLINE_EXCEEDED: "it may have happened: look with 'limiquantix vm show' before you repeat it",
+    Reason.NOT_LOGGED_IN: "'limiquantix login' logs in; LIMIQUANTIX_TOKEN may hold an API key instead",
+    Reason.SESSION_ENDED: "'limiquantix login' logs in again",
+    Reason.CREDENTIAL_EXPIRED: "'limiquantix login' logs in again",
     Reason.INTERNAL: "this is a defect of the server; its log has the details under the id above",
 }
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from controlplane.cli.api_client import ApiClient, Document, ServerUnreachable, StreamQuiet, may_pass
-from limiquantix.errors import ApiError, OutOfRange, Reason, ResourceExhausted
+from controlplane.cli.api_client import AUTH_SERVICE, ApiClient, Document, ServerUnreachable, StreamQuiet, may_pass
+from limiquantix.errors import ApiError, OutOfRange, Reason, ResourceExhausted, Unauthenticated
 
 _LONGEST_PAUSE_S = 5.0
 _PAUSES_S = (0.25, 0.5, 1.0, 2.0)
@@ -41,10 +41,11 @@ class Feed:
 def follow(client: ApiClient, feed: Feed) -> Generator[Document, None, None]:
     """Yield the messages of a feed until the server says that it is over.
 
-    A connection that breaks is made again, and the feed goes on after the last revision that was seen.
+    A connection that breaks is made again, and the feed goes on after the last revision that was seen. So it is when
+    the token ends that it began with, as long as there is a new one for it.
 
     Raises:
-        ApiError: the server refused.
+        ApiError: the server refused; Unauthenticated, there is nothing to renew what says who calls with.
         ServerUnreachable: it was never reached, or is away for longer than `PATIENCE_S`.
     """
     revision = feed.from_revision
@@ -58,12 +59,19 @@ def follow(client: ApiClient, feed: Feed) -> Generator[Document, None, None]:
                 yield message
             return
         except StreamQuiet:
-            continue
+            pauses_s, waited_s = _pauses_s(), 0.0
         except OutOfRange as error:
             if not revision:
                 raise
             client.warn(f"{error.message}; {feed.when_anew}")
             revision = 0
+        except Unauthenticated:
+            if waited_s >= PATIENCE_S:
+                raise
+            # Renews what says who calls: streams are refused in their bodies, where nobody looks who renews it.
+            client.insist(AUTH_SERVICE, "WhoAmI", {})
+            waited_s += (pause_s := next(pauses_s))
+            client.pause(pause_s)
         except (ApiError, ServerUnreachable) as error:
             if not _may_go_on(error) or waited_s >= PATIENCE_S:
                 raise

@@ -217,7 +217,8 @@ def confirm_dead(context: click.Context, node: str, statement: str, hostname: st
 def disarm(context: click.Context, reason: str) -> None:
     """Have nothing fenced, killed or restarted until 'ha arm'.
 
-    For work on the network or on the control plane. Hosts learn it with their next heartbeat: look at 'ha status'.
+    For work on the network or on the control plane. Hosts learn it with their next heartbeat: 'ha status' shows which
+    know it. One that does not still kills its protected VMs when it is cut off.
 
     \b
     Example:

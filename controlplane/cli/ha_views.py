@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from controlplane.cli.api_client import Document
@@ -10,6 +10,7 @@ from controlplane.cli.output import Column
 from controlplane.cli.sizes import format_age, format_took
 
 SHORT_ID_CHARS = 8
+_NAMED_COUNT = 5
 _OPEN, _PROVEN = "OPEN", "PROVEN"
 
 _HEALTH_STYLES = {
@@ -61,6 +62,7 @@ def status_fields(status: Document, now: datetime) -> list[tuple[str, str]]:
     leader = status.get("leaderHostname") or status.get("leaderId")
     return [
         ("Armed", armed_words(settings, now)),
+        ("Known to", known_words(settings, status.get("nodes", []))),
         ("Decides", f"{leader} ({status.get('leaderId', '')}), epoch {epoch}" if leader else "nobody"),
         ("Obstacle", str(status.get("obstacle", ""))),
         ("Room kept", str(status.get("admissionPolicy", ""))),
@@ -74,6 +76,15 @@ def armed_words(settings: Document, now: datetime) -> str:
     who, at = settings.get("changedBy", ""), settings.get("changedAt")
     by = f" ({who}, {_age(at, now)} ago)" if who and at else ""
     return f"yes{by}" if settings.get("isArmed") else f"no: {settings.get('reason', '')}{by}"
+
+
+def known_words(settings: Document, nodes: Sequence[Document]) -> str:
+    """Say which hosts know whether they are armed: "2 of 3 nodes, not yet: host-c", which kills its VMs as before."""
+    newest = int(settings.get("version", 0))
+    unaware = [str(node.get("hostname", "")) for node in nodes if int(node.get("settingsVersion", 0)) < newest]
+    words = f"{len(nodes) - len(unaware)} of {len(nodes)} nodes"
+    named = ", ".join(unaware[:_NAMED_COUNT]) + (" ..." if len(unaware) > _NAMED_COUNT else "")
+    return f"{words}, not yet: {named}" if unaware else words
 
 
 def _survives(count: int) -> str:

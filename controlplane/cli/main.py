@@ -5,13 +5,21 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from controlplane.cli.output import OutputFormat
-from controlplane.cli.session import DEFAULT_SERVER, OUTPUT_VARIABLE, SERVER_VARIABLE, ServerUrl, session_of
+from controlplane.cli.session import (
+    AUTHORITY_VARIABLE,
+    DEFAULT_SERVER,
+    OUTPUT_VARIABLE,
+    SERVER_VARIABLE,
+    ServerUrl,
+    session_of,
+)
 
 PROGRAM = "limiquantix"
 
@@ -79,13 +87,24 @@ COMMANDS = {
         "Approve, reject and carry out recommended moves.",
     ),
     "alert": LazyCommand("controlplane.cli.alert_commands", "alert", "Show what is wrong in the cluster."),
+    "audit": LazyCommand("controlplane.cli.audit_commands", "audit", "Show who changed what, and what was refused."),
     "ha": LazyCommand("controlplane.cli.ha_commands", "ha", "Show and steer what happens when hosts die."),
     "operation": LazyCommand(
         "controlplane.cli.operation_commands", "operation", "Show, wait for and cancel the changes that were asked for."
     ),
+    "login": LazyCommand("controlplane.cli.auth_commands", "login", "Log in to a control plane."),
+    "logout": LazyCommand("controlplane.cli.auth_commands", "logout", "Log out."),
+    "whoami": LazyCommand("controlplane.cli.auth_commands", "whoami", "Show as whom commands are carried out."),
+    "token": LazyCommand("controlplane.cli.auth_commands", "token", "Print an access token for other programs."),
+    "user": LazyCommand("controlplane.cli.user_commands", "user", "Make, change and remove users."),
+    "api-key": LazyCommand("controlplane.cli.api_key_commands", "api_key", "Make and end keys of programs."),
+    "project": LazyCommand("controlplane.cli.project_commands", "project", "Make, change and remove projects."),
+    "folder": LazyCommand("controlplane.cli.folder_commands", "folder", "Arrange the VMs of a project in folders."),
+    "role": LazyCommand("controlplane.cli.role_commands", "role", "Say who may do what, and where."),
     "events": LazyCommand("controlplane.cli.event_commands", "events", "Show what happened, and follow what happens."),
     "simulate": LazyCommand("controlplane.cli.simulate", "simulate", "Try out what would happen, without doing it."),
     "dev": LazyCommand("controlplane.cli.dev.command", "dev", "Run everything on this machine, to try or develop it."),
+    "openapi": LazyCommand("controlplane.cli.openapi", "openapi", "Print the API as an OpenAPI document."),
     "completion": LazyCommand("controlplane.cli.completion", "completion", "Print a shell's completion script."),
     "version": LazyCommand("controlplane.cli.version", "version", "Show the versions of this command and the server."),
 }
@@ -116,9 +135,18 @@ COMMANDS = {
     show_envvar=True,
     help="How to print; json and yaml are the API's own documents.",
 )
+@click.option(
+    "--ca",
+    "authority",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    envvar=AUTHORITY_VARIABLE,
+    show_envvar=True,
+    help="Who must have signed the server's certificate (PEM); 'limiquantix-controlplane authority' prints it.",
+)
 @click.version_option(package_name="limiquantix", prog_name=PROGRAM)
 @click.pass_context
-def cli(context: click.Context, server: str, output: OutputFormat) -> None:
+def cli(context: click.Context, server: str, output: OutputFormat, authority: Path | None) -> None:
     """Run virtual machines on your own hosts.
 
     \b
@@ -132,7 +160,7 @@ def cli(context: click.Context, server: str, output: OutputFormat) -> None:
     Example:
       limiquantix vm create web-1 --cpus 2 --memory 2GiB --disk 20GiB --start
     """
-    context.obj = replace(session_of(context), server=server, output=output)
+    context.obj = replace(session_of(context), server=server, output=output, authority=authority)
 
 
 def main() -> None:

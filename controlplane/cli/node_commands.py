@@ -13,6 +13,7 @@ from controlplane.cli.metrics import node_metrics
 from controlplane.cli.node_devices import node_devices
 from controlplane.cli.node_drain import drain
 from controlplane.cli.node_life import decommission, disable, enable, label, taint, untaint, update
+from controlplane.cli.node_tokens import revoke_certificate, token
 from controlplane.cli.output import print_document, print_fields, print_table
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import ApiGroup, session_of
@@ -36,6 +37,8 @@ def node() -> None:
 
 node.add_command(node_metrics)
 node.add_command(node_devices)
+node.add_command(token)
+node.add_command(revoke_certificate)
 for command in (enable, disable, drain, decommission, label, taint, untaint, update):
     node.add_command(command)
 

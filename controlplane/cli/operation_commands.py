@@ -70,6 +70,7 @@ KINDS = (
     "vm.failover",
     "vm.finish_failover",
     "vm.relocate",
+    "vm.start_elsewhere",
     "vm.release",
     "vm.protect",
     "node.drain",

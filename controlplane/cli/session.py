@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,13 +13,16 @@ import click
 from controlplane.cli.output import OutputFormat
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
     from controlplane.cli.api_client import ApiClient
 
-DEFAULT_SERVER = "http://127.0.0.1:8080"
+DEFAULT_SERVER = "https://127.0.0.1:8080"
 SERVER_VARIABLE = "LIMIQUANTIX_SERVER"
 OUTPUT_VARIABLE = "LIMIQUANTIX_OUTPUT"
+AUTHORITY_VARIABLE = "LIMIQUANTIX_CA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Session:
 
     server: str = DEFAULT_SERVER
     output: OutputFormat = OutputFormat.TABLE
+    authority: Path | None = None
+    """PEM file of who signed the server's certificate; None for whom the last login named, or the system trusts."""
     transport: httpx.BaseTransport | None = None
     """Carries requests instead of the network."""
     pause: Callable[[float], None] = time.sleep
@@ -35,9 +41,57 @@ class Session:
     def connect(self) -> ApiClient:
         """Make a client; nothing is sent before its first call."""
         from controlplane.cli.api_client import ApiClient  # noqa: PLC0415 - httpx takes 150 ms to import
+        from controlplane.cli.credentials import BearerAuth  # noqa: PLC0415
         from controlplane.cli.failures import warn  # noqa: PLC0415
 
-        return ApiClient(self.server, warn=warn, transport=self.transport, pause=self.pause)
+        auth = BearerAuth(self.server)
+        return ApiClient(
+            self.server,
+            warn=warn,
+            transport=self.transport,
+            auth=auth,
+            pause=self.pause,
+            trust=self._trust(),
+        )
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """Say whose signature the server's certificate must have.
+
+        Raises:
+            Failure: the file that says so cannot be used.
+        """
+        import ssl  # noqa: PLC0415 - start-up time
+
+        authority = self.authority_pem()
+        if authority is None:
+            return True
+        try:
+            return ssl.create_default_context(cadata=authority)
+        except (ssl.SSLError, ValueError) as error:
+            raise self._bad_authority(str(error)) from error
+
+    def authority_pem(self) -> str | None:
+        """Read who must have signed the server's certificate; None for those that the system trusts.
+
+        Raises:
+            Failure: the file that says so cannot be read.
+        """
+        from controlplane.cli.credentials import CredentialFile  # noqa: PLC0415 - start-up time
+
+        if self.authority is None:
+            return CredentialFile().authority(self.server)
+        try:
+            return self.authority.read_text("ascii")
+        except (OSError, UnicodeError) as error:
+            raise self._bad_authority(str(getattr(error, "strerror", None) or error)) from error
+
+    def _bad_authority(self, fault: str) -> Exception:
+        from controlplane.cli.failures import Failure  # noqa: PLC0415 - start-up time
+
+        return Failure(
+            f"{self.authority or 'what the last login named'} is no readable PEM file of an authority: {fault}",
+            hint="'limiquantix-controlplane authority', on a control plane's machine, prints the cluster's",
+        )
 
     @property
     def prints_tables(self) -> bool:
@@ -123,10 +177,19 @@ class ApiCommand(click.Command):
         except ApiError as error:
             raise refused(error) from error
         except ServerUnreachable as error:
-            raise Unreachable(
-                str(error),
-                hint=f"'limiquantix dev' starts one here; --server URL or {SERVER_VARIABLE} names another",
-            ) from error
+            raise Unreachable(str(error), hint=_way_in(session_of(ctx).server, str(error))) from error
+
+
+def _way_in(server: str, complaint: str) -> str:
+    """Say what may help one who does not get through to a server."""
+    if "CERTIFICATE_VERIFY_FAILED" in complaint:
+        return (
+            f"name who signed its certificate with --ca FILE or {AUTHORITY_VARIABLE}; 'limiquantix-controlplane "
+            "authority', on a control plane's machine, prints the cluster's"
+        )
+    if server.startswith("http:"):
+        return "control planes speak TLS: name it by https://"
+    return f"'limiquantix dev' starts one here; --server URL or {SERVER_VARIABLE} names another"
 
 
 class ApiGroup(click.Group):

@@ -11,6 +11,7 @@ from controlplane.cli.ha_options import Restarting, add_restarting, ha_options
 from controlplane.cli.lookup import complete_node, complete_vm, connect, node_id_of, vm_id_of
 from controlplane.cli.output import print_document
 from controlplane.cli.placement_options import Rules, add_rules, placement_options
+from controlplane.cli.places import folder_id_of, folder_option, project_id_of
 from controlplane.cli.session import ApiCommand, session_of
 from controlplane.cli.terminal_text import one_line
 from controlplane.cli.views import node_name
@@ -67,7 +68,8 @@ from controlplane.cli.vm_spec_options import (
 @click.option("--firmware", type=click.Choice(list(FIRMWARES), case_sensitive=False), help="Firmware of the VM.")
 @click.option("--label", "labels", type=Label(), multiple=True, metavar="KEY=VALUE", help="Label. Repeatable.")
 @click.option("--description", metavar="TEXT", help="Note for people.")
-@click.option("--project", metavar="ID", help="Project that owns the VM.")
+@click.option("--project", metavar="PROJECT", help="Project that owns the VM, by name or id.")
+@folder_option
 @click.option("--node", metavar="NODE", shell_complete=complete_node, help="Node to use, by host name or id.")
 @click.option("--template", metavar="VM", shell_complete=complete_vm, help="Template to make it from, by name or id.")
 @click.option("--linked", is_flag=True, help="Build upon the template's disks instead of copying them.")
@@ -94,6 +96,7 @@ def create(
     node: str | None,
     start: bool,
     project: str | None,
+    folder: str | None,
     template: str | None,
     linked: bool,
     provisioning: Document | None,
@@ -114,7 +117,7 @@ def create(
       limiquantix vm create web-2 --template debian-12 --linked --ssh-key ~/.ssh/id_ed25519.pub --start
       limiquantix vm create web-3 --cpus 2 --memory 2GiB --label app=web --apart-from app=web --dry-run
     """
-    options = VmOptions(project_id=project, **given)
+    options = VmOptions(**given)
     request = create_request(options, read_document(file) if file is not None else {})
     if start:
         request.pop("start_on_create", None)
@@ -126,8 +129,15 @@ def create(
         request["spec"]["template"] = {"cloneType": "LINKED"}
     name = str(request["name"])
     with connect(context) as client:
-        add_rules(client, request["spec"], rules, project or "")
-        add_restarting(client, request["spec"], restarting, project or "")
+        project_id = project_id_of(client, project)
+        if project_id:
+            request.pop("project_id", None)
+            request["projectId"] = project_id
+        if folder:
+            request.pop("folder_id", None)
+            request["folderId"] = folder_id_of(client, folder, project_id)
+        add_rules(client, request["spec"], rules, project_id)
+        add_restarting(client, request["spec"], restarting, project_id)
         if node:
             request.pop("node_id", None)
             request["nodeId"] = node_id_of(client, node)

@@ -36,5 +36,6 @@ def balancing_of(core: Core, feeds: MetricsFeeds, hearing: Hearing) -> Balancing
     loads = LoadReader(store, FeedUsage(feeds), rules.load_config(core.config), meter, hearing)
     service = BalancingService(store, loads, rules.balancing_config(core.config), utc_now)
     moves = BalancingMoves(store, service, core.migrations, core.desk, utc_now, copies_disks=settings.copies_disks)
-    watch = AlertWatch(store, alerts, Thresholds(settings.cpu_threshold_percent, settings.memory_threshold_percent))
+    thresholds = Thresholds(settings.cpu_threshold_percent, settings.memory_threshold_percent)
+    watch = AlertWatch(store, alerts, thresholds, core.memory.kept)
     return Balancing(service, moves, alerts, Balancer(store, service, moves, watch, alerts, utc_now))

@@ -10,6 +10,7 @@ from controlplane.composition.core import Core
 from controlplane.composition.listening import Listening
 from controlplane.composition.rules import utc_now
 from controlplane.coordination.interface import Candidate, Coordinator
+from controlplane.coordination.settings import Backend
 from controlplane.ha.step import step
 from controlplane.power.factory import FileControllers, NoControllers
 from controlplane.power.interface import PowerControllers
@@ -22,6 +23,7 @@ from controlplane.services.ha_forecast import HaForecaster
 from controlplane.services.ha_manager import HaManager, HaParts
 from controlplane.services.ha_observe import Observer
 from controlplane.services.ha_power import PowerCuts
+from controlplane.services.ha_rivals import Rivals
 from controlplane.services.ha_status import HaStatusService
 from controlplane.services.ha_view import ManagerView
 
@@ -80,7 +82,7 @@ def _manager(
         store=store,
         coordinator=coordinator,
         hearing=listening.hearing,
-        observer=Observer(store, core.scheduler),
+        observer=Observer(store, core.scheduler, core.memory.kept),
         effects=Effects(store, core.desk, FenceMarks(coordinator), utc_now),
         power=PowerCuts(store, controllers, config.power.limit_s),
         alerts=HaAlerts(alerts),
@@ -88,5 +90,6 @@ def _manager(
         config=config.ha.rules,
         now=utc_now,
         record_age=listening.heartbeats.patience,
+        rivals=Rivals(store, core.worker.replica_id) if config.coordination.backend is Backend.LOCAL else None,
     )
     return HaManager(parts, Candidate(core.worker.replica_id, socket.gethostname(), config.grpc.listen_address))

@@ -31,13 +31,20 @@ def listening_of(core: Core, coordinator: Coordinator | None) -> Listening:
     hearing = Hearing(began_s=clock_s())
     leases = None
     if coordinator is not None:
-        leases = Leases(core.store, coordinator, core.config.ha.times, hearing, core.worker.replica_id)
+        leases = Leases(
+            core.store,
+            coordinator,
+            core.config.ha.times,
+            hearing,
+            core.worker.replica_id,
+            has_second_place=rules.has_second_place(core.config),
+        )
     has_leases = leases is not None
     config = rules.heartbeat_config(core.config, has_leases=has_leases)
     policy = core.config.ha.shutdown_policy if has_leases else ShutdownPolicy.FREEZE
     return Listening(
         hearing,
-        HeartbeatService(core.store, utc_now, config, hearing=hearing, leases=leases),
+        HeartbeatService(core.store, utc_now, config, hearing=hearing, leases=leases, kept=core.memory.kept),
         ShutdownService(core.store, hearing, core.moves, policy, utc_now),
         leases,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from controlplane.config import ControlPlaneConfig, TlsSettings
+from controlplane.config import ControlPlaneConfig
+from controlplane.coordination.settings import Backend
 from controlplane.domain.migration import MigrationRules
 from controlplane.domain.node import CapacityPolicy
 from controlplane.drs.snapshot import BalanceConfig
@@ -13,7 +14,6 @@ from controlplane.operations.worker import WorkerConfig
 from controlplane.services.balancing import BalancingConfig
 from controlplane.services.balancing_loads import LoadConfig
 from controlplane.services.heartbeats import HeartbeatConfig
-from limiquantix.rpc.server import TlsFiles
 from telemetry.overload import OverloadRules
 
 RENEWALS_PER_LEASE = 5
@@ -109,10 +109,10 @@ def headroom_failures(config: ControlPlaneConfig) -> int:
     return admission.failures if admission.policy is AdmissionPolicy.FAILURES else 1
 
 
-def tls_files(settings: TlsSettings) -> TlsFiles | None:
-    """Where certificate and key are; None without TLS."""
-    if not settings.enabled:
-        return None
-    assert settings.cert_path is not None  # noqa: S101 - checked with the configuration
-    assert settings.key_path is not None  # noqa: S101
-    return TlsFiles(settings.cert_path, settings.key_path, settings.ca_path)
+def has_second_place(config: ControlPlaneConfig) -> bool:
+    """Whether every process that may fence nodes publishes that where all others read it, beside the database.
+
+    Without a coordination service that is so where there is one process only: on PostgreSQL there may be others, which
+    publish to nobody but themselves.
+    """
+    return config.coordination.backend is not Backend.LOCAL or config.database.url.startswith("sqlite")

@@ -2,8 +2,9 @@
 
 For a control plane that is alone on its database. Several processes with PostgreSQL that each have this know nothing of
 one another, so each takes itself to be elected. That runs no VM twice, since the epoch is given by the database and the
-older of two leaders is refused; but they take the lead from each other in turns, and losing the database ends all
-leases, as there is no second place to publish marks in. Several control planes need etcd.
+older of two leaders is refused, and since on PostgreSQL leases are granted upon the database alone: marks are published
+to this process only. So losing the database ends all leases there, and of several processes the one that took the lead
+last decides, while the others say what is wrong. Several control planes need etcd.
 """
 
 from __future__ import annotations

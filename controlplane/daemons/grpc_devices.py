@@ -1,32 +1,16 @@
-"""Device calls over gRPC; see `controlplane.daemons.grpc_pool`."""
+"""Device calls over gRPC; see `grpc_pool`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
-
-from google.protobuf.message import Message
-
+from controlplane.daemons.grpc_calls import GrpcCalls
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
-
-if TYPE_CHECKING:
-    from controlplane.daemons.grpc_pool import CallTimeouts
-    from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
-
-ResponseT = TypeVar("ResponseT")
 
 RELEASE_S = 20.0
 """What a daemon gives a guest to let go of a device, on top of its own time."""
 
 
-class GrpcDeviceCalls:
-    """Part of `GrpcNodeDaemon`, which has the stub and the timeouts."""
-
-    _stub: NodeDaemonServiceAsyncStub
-    _timeouts: CallTimeouts
-
-    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
-        raise NotImplementedError
+class GrpcDeviceCalls(GrpcCalls):
+    """Part of `GrpcNodeDaemon`."""
 
     async def attach_disk(self, request: node_v1.AttachDiskRequest) -> None:
         await self._call(self._stub.AttachDisk, request, self._timeouts.create_s)

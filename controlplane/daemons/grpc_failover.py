@@ -1,29 +1,13 @@
-"""The calls that are about VMs of hosts that failed, over gRPC; see `controlplane.daemons.grpc_pool`."""
+"""The calls that are about VMs of hosts that failed, over gRPC; see `grpc_pool`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
-
-from google.protobuf.message import Message
-
+from controlplane.daemons.grpc_calls import GrpcCalls
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 
-if TYPE_CHECKING:
-    from controlplane.daemons.grpc_pool import CallTimeouts
-    from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
 
-ResponseT = TypeVar("ResponseT")
-
-
-class GrpcFailoverCalls:
-    """Part of `GrpcNodeDaemon`, which has the stub and the timeouts."""
-
-    _stub: NodeDaemonServiceAsyncStub
-    _timeouts: CallTimeouts
-
-    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
-        raise NotImplementedError
+class GrpcFailoverCalls(GrpcCalls):
+    """Part of `GrpcNodeDaemon`."""
 
     async def adopt_vm(self, request: node_v1.CreateVMOnNodeRequest) -> node_v1.VMStatusResponse:
         return (await self._call(self._stub.AdoptVM, request, self._timeouts.create_s)).status

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final
 
-from google.protobuf.message import Message
-
+from controlplane.daemons.grpc_calls import GrpcCalls
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
-
-if TYPE_CHECKING:  # the asynchronous stub's type exists for type checkers only
-    from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
-
-ResponseT = TypeVar("ResponseT")
 
 GUEST_CALL_S: Final = 60.0
 GUEST_TRANSFER_S: Final = 150.0
@@ -21,14 +13,8 @@ GUEST_TRANSFER_S: Final = 150.0
 DEFAULT_COMMAND_S: Final = 30
 
 
-class GrpcGuestCalls(ABC):
+class GrpcGuestCalls(GrpcCalls):
     """Implements `GuestCalls`."""
-
-    _stub: NodeDaemonServiceAsyncStub
-
-    @abstractmethod
-    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
-        """Make one call."""
 
     async def ping_guest(self, vm_id: str) -> node_v1.PingGuestAgentResponse:
         return await self._call(self._stub.PingGuestAgent, node_v1.GuestRequest(vm_id=vm_id), GUEST_CALL_S)

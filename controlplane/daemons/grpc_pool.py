@@ -3,97 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING
 
-import grpc
-from google.protobuf.message import Message
-
+from controlplane.daemons.grpc_calls import CallTimeouts, Told
 from controlplane.daemons.grpc_devices import GrpcDeviceCalls
 from controlplane.daemons.grpc_failover import GrpcFailoverCalls
 from controlplane.daemons.grpc_guests import GrpcGuestCalls
 from controlplane.daemons.grpc_migrations import GrpcMigrationCalls
 from controlplane.domain import errors
 from controlplane.domain.node import Node
-from limiquantix.errors import Reason, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceStub
-from limiquantix.rpc.channel import open_channel
-from limiquantix.rpc.server import TlsFiles
-from limiquantix.rpc.status import from_rpc_error
+from limiquantix.rpc.credentials import LastingStub, Tls
+from limiquantix.rpc.identity import node_server_name
 
 if TYPE_CHECKING:
     from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
 
-ResponseT = TypeVar("ResponseT")
-
-TOKEN_KEY: Final = "limiquantix-fence-token"  # noqa: S105 - a name, no secret
-EPOCH_KEY: Final = "limiquantix-epoch"
-"""Metadata of calls: what daemons compare with what they know, see decision 23."""
-
-_CLOSE_GRACE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class CallTimeouts:
-    """How long to wait for a daemon, in seconds.
-
-    `query_s` for reads, `power_s` for start, pause and the like, `create_s` where disk images are made or removed,
-    `copy_s` where whole disks are copied: a little more than the daemon allows itself, so that its reason is heard.
-    A graceful stop gets the guest's own time and `power_s` on top.
-    """
-
-    query_s: float = 5.0
-    power_s: float = 60.0
-    create_s: float = 300.0
-    copy_s: float = 4 * 3600.0 + 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What all calls on one object tell the daemon; an epoch of 0 is not told."""
-
-    fence_token: int
-    epoch: int = 0
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """As it goes with a call."""
-        token = (TOKEN_KEY, str(self.fence_token))
-        return (token, (EPOCH_KEY, str(self.epoch))) if self.epoch else (token,)
+_CLOSE_TIMEOUT_S = 3.0
 
 
 class GrpcNodeDaemon(GrpcDeviceCalls, GrpcFailoverCalls, GrpcGuestCalls, GrpcMigrationCalls):
     """One node's daemon as it is called with one token; the channel behind it is shared."""
-
-    def __init__(self, stub: NodeDaemonServiceAsyncStub, peer: str, timeouts: CallTimeouts, told: Told) -> None:
-        self._stub = stub
-        self._peer = peer
-        self._timeouts = timeouts
-        self.told = told
-        self._metadata = told.metadata
-
-    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: Message, timeout_s: float) -> ResponseT:
-        try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._peer) from error
-        except grpc.aio.UsageError as error:
-            raise self._moved() from error  # the channel was closed before the call
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody cancelled the caller: the channel was closed under the call, which the library tells in this way.
-            raise self._moved() from None
-
-    def _moved(self) -> Unavailable:
-        return Unavailable(
-            Reason.NODE_UNREACHABLE,
-            f"{self._peer} is called at another address now, or no longer; look at the VM and try again",
-            metadata={"peer": self._peer},
-        )
 
     async def create_vm(self, request: node_v1.CreateVMOnNodeRequest) -> node_v1.VMStatusResponse:
         copies = any(disk.HasField("clone_of") and not disk.clone_of.linked for disk in request.spec.disks)
@@ -152,24 +85,8 @@ class GrpcNodeDaemon(GrpcDeviceCalls, GrpcFailoverCalls, GrpcGuestCalls, GrpcMig
     async def open_console(self, request: node_v1.OpenConsoleRequest) -> node_v1.ConsoleInfoResponse:
         return await self._call(self._stub.OpenConsole, request, self._timeouts.query_s)
 
-    async def metrics(self, request: node_v1.StreamMetricsRequest) -> AsyncGenerator[node_v1.NodeMetrics, None]:
-        call = None
-        try:
-            call = self._stub.StreamMetrics(request, metadata=self._metadata)
-            async for metrics in call:
-                yield metrics
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, peer=self._peer) from error
-        except grpc.aio.UsageError as error:
-            raise self._moved() from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise self._moved() from None  # see `_call`
-        finally:
-            if call is not None:
-                call.cancel()
+    def metrics(self, request: node_v1.StreamMetricsRequest) -> AsyncGenerator[node_v1.NodeMetrics, None]:
+        return self._stream(self._stub.StreamMetrics, request)
 
     async def console_log(self, request: node_v1.GetConsoleLogRequest) -> node_v1.GetConsoleLogResponse:
         return await self._call(self._stub.GetConsoleLog, request, self._timeouts.query_s)
@@ -184,15 +101,19 @@ class _Connection:
     """The way to one node, and the object that calls were last made on."""
 
     endpoint: str
-    channel: grpc.aio.Channel
+    lasting: LastingStub[NodeDaemonServiceAsyncStub]
     stub: NodeDaemonServiceAsyncStub
     latest: GrpcNodeDaemon | None = None
 
 
 class GrpcDaemonPool:
-    """Channels to all nodes, opened on first use and replaced when a node moves to another endpoint."""
+    """Channels to all nodes, opened on first use and replaced when a node moves to another endpoint.
 
-    def __init__(self, timeouts: CallTimeouts, tls: TlsFiles | None = None) -> None:
+    Args:
+        tls: with the certificate of this control plane, each node has to show that it is the one that is meant.
+    """
+
+    def __init__(self, timeouts: CallTimeouts, tls: Tls = None) -> None:
         self._timeouts = timeouts
         self._tls = tls
         self._open: dict[str, _Connection] = {}
@@ -213,21 +134,27 @@ class GrpcDaemonPool:
         known = self._open.get(node.id)
         if known is not None:
             if known.endpoint == node.agent_endpoint:
+                stub = known.lasting.get()
+                if stub is not known.stub:
+                    known.stub, known.latest = stub, None
                 return known
-            self._close_later(known.channel)
-        channel = open_channel(node.agent_endpoint, self._tls)
-        made = self._open[node.id] = _Connection(node.agent_endpoint, channel, NodeDaemonServiceStub(channel))
+            self._close_later(known)
+        server_name = node_server_name(node.id) if self._tls is not None else ""
+        lasting: LastingStub[NodeDaemonServiceAsyncStub] = LastingStub(
+            NodeDaemonServiceStub, node.agent_endpoint, self._tls, server_name
+        )
+        made = self._open[node.id] = _Connection(node.agent_endpoint, lasting, lasting.get())
         return made
 
-    def _close_later(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.get_running_loop().create_task(channel.close(_CLOSE_GRACE_S))
+    def _close_later(self, connection: _Connection) -> None:
+        task = connection.lasting.close_soon()
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Close every channel; calls in flight get a second to finish."""
         for connection in self._open.values():
-            self._close_later(connection.channel)
+            self._close_later(connection)
         self._open.clear()
         if self._closing:
-            await asyncio.wait(self._closing, timeout=_CLOSE_GRACE_S * 3)
+            await asyncio.wait(self._closing, timeout=_CLOSE_TIMEOUT_S)

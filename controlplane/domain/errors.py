@@ -16,7 +16,6 @@ from limiquantix.errors import (
     Reason,
     ResourceExhausted,
     Unavailable,
-    Unimplemented,
 )
 
 
@@ -101,10 +100,14 @@ def vm_not_placed(vm_id: str) -> FailedPrecondition:
     )
 
 
+PER_NODE = "node."
+"""What keys of metadata begin with that say something of one node; its name follows."""
+
+
 def no_node_fits(summary: str, per_node: Sequence[tuple[str, str]]) -> ResourceExhausted:
     """No node can take the VM; `per_node` has (host name, reason) for each one there is."""
     return ResourceExhausted(
-        Reason.NO_NODE_FITS, summary, metadata={f"node.{hostname}": reason for hostname, reason in per_node}
+        Reason.NO_NODE_FITS, summary, metadata={f"{PER_NODE}{hostname}": reason for hostname, reason in per_node}
     )
 
 
@@ -179,62 +182,6 @@ def vm_runs_elsewhere(vm_id: str, node_ids: Sequence[str]) -> FailedPrecondition
         Reason.VM_RUNS_ELSEWHERE,
         f"VM {vm_id} runs on node {where} too, where it does not belong; stop and remove it there first",
         metadata={"vm_id": vm_id, "node_ids": ",".join(node_ids)},
-    )
-
-
-def operation_not_found(operation_id: str) -> NotFound:
-    """No operation has that id, or it ended so long ago that it was forgotten."""
-    return NotFound(
-        Reason.OPERATION_NOT_FOUND,
-        f"operation {operation_id} does not exist, or ended long ago",
-        metadata={"operation_id": operation_id},
-    )
-
-
-def operation_unknown(kind: str) -> Unimplemented:
-    """No workflow of this program carries out operations of that kind."""
-    return Unimplemented(
-        Reason.NOT_IMPLEMENTED,
-        f"this control plane does not know operations of kind {kind}; bring all control planes to the same version",
-        metadata={"kind": kind},
-    )
-
-
-def operation_ended(operation_id: str, state: str) -> FailedPrecondition:
-    """The operation has ended, so there is nothing to cancel."""
-    return FailedPrecondition(
-        Reason.OPERATION_ENDED,
-        f"operation {operation_id} has ended already: {state}",
-        metadata={"operation_id": operation_id, "state": state},
-    )
-
-
-def operation_cancelled(operation_id: str, why: str) -> Aborted:
-    """The operation was cancelled before it had its effect."""
-    return Aborted(
-        Reason.OPERATION_CANCELLED,
-        f"operation {operation_id} was cancelled: {why}",
-        metadata={"operation_id": operation_id},
-    )
-
-
-def too_many_operations(resource_id: str, limit: int, resource_type: str = "vm") -> ResourceExhausted:
-    """The queue of a resource is full."""
-    what = "node" if resource_type == "node" else "VM"
-    return ResourceExhausted(
-        Reason.TOO_MANY_OPERATIONS,
-        f"{limit} operations already wait for {what} {resource_id}; wait for them before asking for more",
-        metadata={f"{resource_type}_id": resource_id},
-        retry_after_s=1.0,
-    )
-
-
-def request_id_reused(request_id: str) -> InvalidArgument:
-    """A request id came again with another body."""
-    return InvalidArgument(
-        Reason.REQUEST_ID_REUSED,
-        f"limiquantix-request-id {request_id!r} was used for another request; take a new one for each",
-        metadata={"request_id": request_id},
     )
 
 

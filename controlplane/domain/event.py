@@ -27,6 +27,10 @@ NODE_BEFORE = "node_id_before"
 """In the metadata of a change of a VM that is placed elsewhere since: where it was, "" for nowhere."""
 
 
+FOLDER_BEFORE = "folder_id_before"
+"""In the metadata of a change of a VM that is shown in another folder since: where it was, "" for the root."""
+
+
 class Change(enum.IntEnum):
     """What an event did to its resource's record."""
 
@@ -101,6 +105,7 @@ class EventType(enum.StrEnum):
     VM_FAILED_OVER = "vm.failed_over"
     HA_DISARMED = "ha.disarmed"
     HA_ARMED = "ha.armed"
+    HA_COUNTERS_RAISED = "ha.counters_raised"
     VM_NOT_EVICTED = "vm.not_evicted"
     VM_ALERT_RAISED = "vm.alert_raised"
     VM_ALERT_RESOLVED = "vm.alert_resolved"

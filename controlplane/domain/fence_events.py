@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from controlplane.domain.event import Event, EventType, Severity
-from controlplane.domain.fencing import Fence, HaSettings
+from controlplane.domain.fencing import Counters, Fence, HaSettings
 from limiquantix.compute.v1.ha_service_pb2 import FenceMethod
 
 
@@ -26,6 +26,21 @@ def fenced_by_person(fence: Fence, hostname: str, actor: str) -> Event:
     said = fence.proof.evidence if fence.proof is not None else ""
     words = f"node {hostname} is fenced: {actor} says that it is off: {said}"
     return Event(EventType.NODE_FENCED, words, Severity.CRITICAL, actor, facts_of(fence))
+
+
+def of_counters(raised: Counters) -> Event:
+    """Say that the database had smaller numbers than were given out already."""
+    numbers = [
+        f"epoch {raised.epoch}" if raised.epoch else "",
+        f"version {raised.ha_version} of the settings" if raised.ha_version else "",
+        f"fence tokens of {len(raised.tokens)} nodes" if raised.tokens else "",
+    ]
+    words = (
+        "the database knew less than hosts were told, as one that was restored from an older backup does; it counts on "
+        f"from {', '.join(filter(None, numbers))}; what it says of VMs may be old too until all hosts have reported"
+    )
+    facts = {"epoch": str(raised.epoch), "ha_version": str(raised.ha_version), "node_count": str(len(raised.tokens))}
+    return Event(EventType.HA_COUNTERS_RAISED, words, Severity.CRITICAL, metadata=facts)
 
 
 def of_settings(settings: HaSettings) -> Event:

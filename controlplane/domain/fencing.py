@@ -5,7 +5,8 @@ Nothing is ever started elsewhere without a proof. What makes one is in decision
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from limiquantix.compute.v1.ha_service_pb2 import (
@@ -55,8 +56,11 @@ class Fence:
         token: counts up with every fence of the cluster; commands to the node carry the newest of it, and its daemon
             refuses smaller ones, so that no command of before can arrive after.
         epoch: of the leader that opened it.
-        heard_by: id of a process that heard the node since; "" for none. A fence with it is withdrawn, not proven.
+        heard_by: id of a process that heard the node since; "" for none. A fence with it is withdrawn, not proven, and
+            what is proven of protected VMs only is not made a proof for the whole host.
         version: counts up with every write.
+        asked_by: the person who asked for it, "" for none: it is not withdrawn because the node is heard.
+        boot_id: of the boot in which the host was last heard before; "" where none is on record.
     """
 
     id: str
@@ -70,11 +74,23 @@ class Fence:
     proof: FenceProof | None = None
     ended_at: datetime | None = None
     version: int = 1
+    asked_by: str = ""
+    boot_id: str = ""
 
     @property
     def is_current(self) -> bool:
         """Whether the node gets no lease because of it."""
         return self.state in CURRENT_FENCES
+
+    @property
+    def is_by_operator(self) -> bool:
+        """Whether a person asked for it, whether the node is well or not."""
+        return bool(self.asked_by)
+
+    @property
+    def proves_whole_host(self) -> bool:
+        """Whether it is proven that nothing of ours runs on the host, protected or not."""
+        return self.state == FenceState.PROVEN and self.proof is not None and self.proof.method in WHOLE_HOST
 
 
 def proves_dead(fence: Fence, *, is_protected: bool) -> bool:
@@ -153,13 +169,32 @@ def lease_proves(guard: NodeGuard | None, armed_version: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """Numbers that never fall, as hosts or the coordination service know them; smaller ones than these they refuse.
+
+    Attributes:
+        ha_version: of `HaSettings`.
+        tokens: of fences, by node.
+    """
+
+    epoch: int = 0
+    ha_version: int = 0
+    tokens: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is a number at all."""
+        return bool(self.epoch or self.ha_version or self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """What a process that grants leases must know, as it was at one moment.
 
     Attributes:
         revoked: ids of nodes with a current fence, and its token.
-        tokens: of each node the token that its commands carry, where there is one: that of its newest fence, or the
-            newest of all when it was registered.
+        tokens: of each node the token that its host shall know, where there is one: that of its newest fence, or the
+            newest of all when it was registered. Its commands carry that too, but for one of a current fence.
     """
 
     epoch: int

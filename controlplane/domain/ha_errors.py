@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from controlplane.domain.errors import PER_NODE
 from controlplane.domain.fencing import HaSettings
 from controlplane.domain.node import Node
 from limiquantix.errors import (
@@ -51,7 +52,7 @@ def fence_objected(fence_id: str, node_id: str, heard_by: str) -> Aborted:
     """Somebody heard the node meanwhile, so that nothing proves it dead."""
     return Aborted(
         Reason.FENCE_OBJECTED,
-        f"process {heard_by} heard node {node_id} while it was being fenced; withdraw fence {fence_id}",
+        f"process {heard_by} heard node {node_id} since fence {fence_id} was opened: it is not off",
         metadata={"fence_id": fence_id, "node_id": node_id, "heard_by": heard_by},
     )
 
@@ -106,7 +107,8 @@ def node_fenced(node: Node, fence_id: str) -> Unavailable:
     return Unavailable(
         Reason.NODE_FENCED,
         f"node {node.hostname} is fenced (fence {fence_id}), so nothing is asked of it; VMs whose policy says so are "
-        "started on other nodes, the others can be used again once it is back",
+        "started on other nodes, others when you start them, if their disks are reached there; all else waits until it "
+        "is back",
         metadata={"node_id": node.id, "fence_id": fence_id},
     )
 
@@ -118,13 +120,34 @@ def not_failed_over(vm_id: str, why: str) -> FailedPrecondition:
     )
 
 
+def not_proven_dead(vm_id: str, node_id: str, fence_id: str) -> FailedPrecondition:
+    """The fence of its node proves only those VMs dead that end with the host's lease."""
+    return FailedPrecondition(
+        Reason.FAILOVER_REFUSED,
+        f"VM {vm_id} is not started on another node: the end of its host's lease (fence {fence_id}) proves only those "
+        "VMs dead that high availability protects; once you have seen that the host is off, say so with "
+        "`limiquantix ha confirm-dead`, and start it again",
+        metadata={"vm_id": vm_id, "node_id": node_id, "fence_id": fence_id},
+    )
+
+
 def no_failover_room(kept: str, lack: str, per_node: Sequence[tuple[str, str]]) -> ResourceExhausted:
     """The VM has room, but would take what is kept for VMs of nodes that fail; `per_node` is as for `no_node_fits`."""
     return ResourceExhausted(
         Reason.NO_FAILOVER_ROOM,
         f"the cluster keeps {kept}: with this VM, {lack}; add a node, remove VMs, or change ha.admission in the "
         "configuration of the control plane",
-        metadata={f"node.{hostname}": reason for hostname, reason in per_node},
+        metadata={f"{PER_NODE}{hostname}": reason for hostname, reason in per_node},
+    )
+
+
+def change_takes_failover_room(vm_id: str, kept: str, lack: str) -> ResourceExhausted:
+    """The VM would be larger, or one that is restarted elsewhere, and there would be no room for that."""
+    return ResourceExhausted(
+        Reason.NO_FAILOVER_ROOM,
+        f"the cluster keeps {kept}: once VM {vm_id} were changed, {lack}; add a node, remove VMs, or change "
+        "ha.admission in the configuration of the control plane",
+        metadata={"vm_id": vm_id},
     )
 
 

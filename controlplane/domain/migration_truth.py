@@ -46,6 +46,9 @@ class Whereabouts(enum.StrEnum):
     """It runs at the target, and the source has not said yet that it let go of it."""
     UNDER_WAY = "UNDER_WAY"
     UNKNOWN = "UNKNOWN"
+    ENDED_AT_TARGET = "ENDED_AT_TARGET"
+    """It came over whole and is off there by now; what the source still has in memory is older than the disks, and has
+    to go before the VM is said to be the target's."""
     GONE = "GONE"
     """Neither host has it, or has noticed yet that it has."""
 
@@ -67,11 +70,12 @@ class Views:
 _HERE = frozenset({Sight.RUNNING, Sight.PAUSED, Sight.OFF})
 
 
-def whereabouts(views: Views, *, ran: bool) -> Whereabouts:
+def whereabouts(views: Views, *, ran: bool, shares_disks: bool = False) -> Whereabouts:
     """Say where the VM is.
 
     Args:
         ran: whether its guest was in memory when the migration began.
+        shares_disks: whether both hosts have the same disks, so that one which is off is whole at either.
     """
     if views.progress is Progress.UNDER_WAY:
         return Whereabouts.UNDER_WAY
@@ -80,12 +84,14 @@ def whereabouts(views: Views, *, ran: bool) -> Whereabouts:
     if views.target is Sight.RUNNING:
         return _beside_running_target(views.source)
     has_one_not_noticed_yet = views.progress is Progress.COMPLETE and views.target is Sight.ABSENT
-    is_torn = views.progress is Progress.TORN and views.source is not Sight.RUNNING
+    is_torn = (
+        views.progress is Progress.TORN and views.source is not Sight.RUNNING and not _has_ended_there(views, ran=ran)
+    )
     if has_one_not_noticed_yet or is_torn:
         return Whereabouts.UNKNOWN
     if views.source is Sight.RUNNING or views.target is Sight.ABSENT:
         return Whereabouts.SOURCE
-    return _both_still(views, ran=ran)
+    return _both_still(views, ran=ran, shares_disks=shares_disks)
 
 
 _GIVES_NO_STATE = frozenset({Sight.ABSENT, Sight.SILENT, Sight.DEAD})
@@ -129,8 +135,20 @@ def _beside_running_target(source: Sight) -> Whereabouts:
     return Whereabouts.UNKNOWN if source is Sight.RUNNING else Whereabouts.TARGET_UNCONFIRMED
 
 
-def _both_still(views: Views, *, ran: bool) -> Whereabouts:
+def _has_ended_there(views: Views, *, ran: bool) -> bool:
+    """Tell a guest that came over and is off by now, while its source stands still and knows no more.
+
+    One on its way is not kept at the target before it has come over whole: if it does not, it vanishes. And
+    nothing else of the VM was there when it was let in.
+    """
+    knows_more = views.progress in (Progress.FAILED, Progress.COMPLETE)
+    return ran and not knows_more and views.source is Sight.PAUSED and views.target is Sight.OFF
+
+
+def _both_still(views: Views, *, ran: bool, shares_disks: bool) -> Whereabouts:
     """Decide where the source stands still or is off, and the target is silent or has it too, not running."""
+    if _has_ended_there(views, ran=ran):
+        return Whereabouts.ENDED_AT_TARGET
     if views.progress is Progress.FAILED:
         return Whereabouts.SOURCE
     if views.target is Sight.SILENT:
@@ -138,4 +156,6 @@ def _both_still(views: Views, *, ran: bool) -> Whereabouts:
         return Whereabouts.SOURCE if views.source is Sight.OFF and not ran else Whereabouts.UNKNOWN
     if views.progress is Progress.COMPLETE:
         return Whereabouts.TARGET_UNCONFIRMED
-    return Whereabouts.SOURCE if views.source is Sight.OFF and not ran else Whereabouts.UNKNOWN
+    # Where its guest was in memory, that is lost by now; it can be started wherever its disks are.
+    is_lost = views.source is Sight.OFF and views.target is Sight.OFF and shares_disks
+    return Whereabouts.SOURCE if is_lost or (views.source is Sight.OFF and not ran) else Whereabouts.UNKNOWN

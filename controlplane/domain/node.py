@@ -94,8 +94,8 @@ class Node:
     """One node as the control plane knows it.
 
     `allocated` is the sum of the claims of all VMs placed here, running or not; it changes only in the transactions
-    that place, resize and remove them. `fence_token` is that of its newest fence, or the newest of all
-    when it was registered; commands to its daemon carry it, which refuses smaller ones than it knows.
+    that place, resize and remove them. `fence_token` is that of its newest fence that is over, or the
+    newest of all when it was registered; commands to its daemon carry it, which refuses smaller ones than it knows.
     """
 
     id: str

@@ -27,7 +27,10 @@ class NotedShutdown:
 
 def shutdown_of(annotations: Mapping[str, str]) -> NotedShutdown | None:
     """Read what is noted; None for nothing."""
-    words = annotations.get(SHUTDOWN, "").split(" ")
+    said = annotations.get(SHUTDOWN)
+    if said is None:  # of nearly all nodes, and all are looked at once a second
+        return None
+    words = said.split(" ")
     if words[0] not in ShutdownKind.keys():  # noqa: SIM118 - an enum of the contract is no mapping
         return None
     boot_id = words[1] if len(words) > 1 else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from controlplane.domain.access import VisiblePlaces
 from limiquantix.compute.v1.operation_pb2 import Operation as OperationMessage
 from limiquantix.compute.v1.operation_pb2 import OperationStep
 from limiquantix.compute.v1.vm_pb2 import VmStatus
@@ -81,7 +82,7 @@ class Operation:
     to hosts carry; each process that takes it up gets a newer one, so that what a dead or slow predecessor still sends
     is refused. `owner_id` is the process that works on it, "" for none; only the owner of the present `attempt_count`
     may write progress. `preempts` puts it ahead of waiting ones. `parameters` are what its steps need to know from the
-    request; they are not shown, since they may hold secrets.
+    request; they are not shown, since they may hold secrets. `request_digest` is one of `digest_of`.
     """
 
     id: str
@@ -132,12 +133,13 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class OperationFilter:
-    """Which operations; an empty part does not filter."""
+    """Which operations; an empty part does not filter, `visible` None shows all."""
 
     resource_id: str = ""
     project_id: str = ""
     kinds: frozenset[str] = frozenset()
     states: frozenset[int] = frozenset()
+    visible: VisiblePlaces | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from controlplane.domain.node import Capacity
 from limiquantix.compute.v1.vm_pb2 import VmSpec
 
+LOST_EVERY_RACE = "no node fits: other callers took the room on every node that had some"
+
 
 class VmVersion(NamedTuple):
     """A placed VM, where it is, and the version of all the rest. A tuple, since there may be very many."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
 
+from controlplane.domain.access import VisiblePlaces
+
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1_000
 
@@ -21,12 +23,13 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class VmFilter:
-    """Which VMs; an empty part does not filter. Labels must all match, states any."""
+    """Which VMs; an empty part does not filter. Labels must all match, states any; `visible` None shows all."""
 
     project_id: str = ""
     node_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     states: frozenset[int] = frozenset()
+    visible: VisiblePlaces | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,14 @@ def settled(vm: Vm) -> Vm:
     return replace(vm, details=details)
 
 
+def with_failover(vm: Vm) -> Vm:
+    """Return the VM as one that is to be defined anew where it is before it starts."""
+    details = VmStatus()
+    details.CopyFrom(vm.details)
+    details.failover_unfinished = True
+    return replace(vm, details=details)
+
+
 def without_failover(vm: Vm) -> Vm:
     """Return the VM as one that ran since it was moved away from a host that failed."""
     details = VmStatus()

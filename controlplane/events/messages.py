@@ -33,6 +33,7 @@ SYSTEM_TYPES: Mapping[EventType, SystemEvent.EventType.ValueType] = {
     EventType.NODE_RECOVERED: SystemEvent.SYSTEM_RECOVERED,
     EventType.HA_DISARMED: SystemEvent.WARNING_ISSUED,
     EventType.HA_ARMED: SystemEvent.SYSTEM_RECOVERED,
+    EventType.HA_COUNTERS_RAISED: SystemEvent.WARNING_ISSUED,
 }
 """The contract's coarser types; an event's metadata have its own type too."""
 

@@ -121,16 +121,22 @@ class Room:
 
     def with_vm(self, node_id: str, size: tuple[int, int], *, is_protected: bool, priority: int = 0) -> Room:
         """Return it with one more VM on a node, the last of its priority to be restarted."""
-        node, claimed = self.index_of(node_id), self.claimed.copy()
-        claimed[node] += size
+        return self.with_vms([self.index_of(node_id)], size, is_protected=is_protected, priority=priority)
+
+    def with_vms(self, nodes: Sequence[int], size: tuple[int, int], *, is_protected: bool, priority: int = 0) -> Room:
+        """Return it with as many more VMs of one size, each on a node by its place."""
+        if not nodes:
+            return self
+        claimed = self.claimed.copy()
+        np.add.at(claimed, np.array(nodes, np.int64), np.array(size, np.float64))
         if not is_protected:
             return replace(self, claimed=claimed)
-        at = int(np.searchsorted(-self.priority, -priority, side="right"))
+        at = np.full(len(nodes), np.searchsorted(-self.priority, -priority, side="right"))
         return replace(
             self,
             claimed=claimed,
-            place=np.insert(self.place, at, node),
-            size=np.insert(self.size, at, size, axis=0),
+            place=np.insert(self.place, at, nodes),
+            size=np.insert(self.size, at, [size] * len(nodes), axis=0),
             priority=np.insert(self.priority, at, priority),
         )
 
@@ -151,7 +157,7 @@ class Room:
         moves = [(self.size[vm], vm) for vm in np.flatnonzero(self.place == node).tolist()]
         moves += [(np.array(size, np.float64), -1) for size in others]
         for size, vm in sorted(moves, key=lambda move: (-move[0][1], -move[0][0], move[1])):
-            target = _best(self, open_ones, claimed, size)
+            target = best_node(self, open_ones, claimed, size)
             if target is None:
                 continue
             claimed[node] -= size
@@ -244,7 +250,7 @@ def lack_of(room: Room, failed: Sequence[int]) -> Lack:
     waiting = np.flatnonzero(is_gone[room.place])
     homeless = []
     for size, vm in zip(room.size[waiting], waiting.tolist(), strict=True):
-        target = _best(room, is_open, claimed, size)
+        target = best_node(room, is_open, claimed, size)
         if target is None:
             homeless.append(vm)
         else:
@@ -254,7 +260,8 @@ def lack_of(room: Room, failed: Sequence[int]) -> Lack:
     return Lack(names, len(waiting), len(homeless), int(vcpus), int(memory))
 
 
-def _best(room: Room, is_open: Flags, claimed: Floats, size: Floats) -> int | None:
+def best_node(room: Room, is_open: Flags, claimed: Floats, size: Floats) -> int | None:
+    """Find the open node with room for a size that the strategy likes best; None if there is none."""
     used = claimed + size
     fits = is_open & (used <= room.capacity).all(axis=1)
     able = np.flatnonzero(fits)

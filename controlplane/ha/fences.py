@@ -50,12 +50,17 @@ def noted(ear: Ear, node: NodeSeen, before: NodeState | None, *, begins_waits: b
         begins_waits: whether a fence that is seen for the first time is known to be published, so that the wait for the
             lease may begin.
     """
-    health = ear.health(node)
-    state = before or NodeState(health, ear.now_s, known_s=ear.known_s.get(node.id, ear.began_s))
+    health, known_s = ear.health(node), ear.known_s.get(node.id, ear.began_s)
+    state = before or NodeState(health, ear.now_s, known_s=known_s)
+    if known_s != state.known_s:
+        state = replace(state, known_s=known_s)
     if health != state.health:
         state = replace(state, health=health, since_s=ear.now_s)
     if node.fence is None:
-        return replace(state, fence_id="", fence_seen_s=0.0, power_tried_s=None, reason=_reason(ear, node, health))
+        reason = _reason(ear, node, health)
+        if not state.fence_id and state.power_tried_s is None and state.reason == reason:
+            return state  # as nearly all nodes in each round, so none of them is made anew
+        return replace(state, fence_id="", fence_seen_s=0.0, power_tried_s=None, reason=reason)
     if node.fence.id != state.fence_id and begins_waits:
         state = replace(state, since_s=ear.now_s, fence_id=node.fence.id, fence_seen_s=ear.now_s, power_tried_s=None)
     if node.power is PowerResult.UNDER_WAY or (node.power is PowerResult.FAILED and state.power_tried_s is None):
@@ -131,7 +136,8 @@ def _proof(ear: Ear, node: NodeSeen, state: NodeState, leave: Leave) -> tuple[Pr
     config, fence = ear.config, node.fence
     waited_s = ear.now_s - state.fence_seen_s
     is_asked_for = fence is not None and fence.is_by_operator
-    if node.is_rebooted and fence is not None and not fence.heard_by:
+    # A command of before the fence may start a VM also in the new boot, until the host knows of the fence.
+    if node.is_rebooted and node.knows_fence and fence is not None and not fence.heard_by:
         return ProofMethod.HOST_REBOOTED, "it is heard in another boot, and runs none of our VMs"
     if node.power is PowerResult.OFF:
         return ProofMethod.POWER_OFF, node.power_evidence or "its power controller says that it is off"

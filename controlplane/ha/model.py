@@ -118,7 +118,7 @@ class PowerResult(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class NodeSeen:
-    """One node, as observed.
+    """One node, as observed. What is about proofs and power is looked up of nodes with a fence only.
 
     Attributes:
         heard_s: when this process last heard it itself, by the clock of `now_s`; None if it never did.
@@ -254,13 +254,25 @@ class VmState:
 
 @dataclass(frozen=True, slots=True)
 class HaState:
-    """What only this process knows. `began_s` is when it began to decide; nodes of its first step were there then."""
+    """What only this process knows.
+
+    Attributes:
+        began_s: when it began to decide; nodes of its first step were there then.
+        listening_s: since when it listens without a gap, if that is longer: the silence of a node that it has heard
+            counts from before it decided. None counts nothing of before.
+    """
 
     began_s: float
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
     vms: Mapping[str, VmState] = field(default_factory=dict)
     is_braking: bool = False
     has_looked: bool = False
+    listening_s: float | None = None
+
+    @property
+    def since_s(self) -> float:
+        """From when on silence counts."""
+        return self.began_s if self.listening_s is None else min(self.listening_s, self.began_s)
 
 
 # -- effects

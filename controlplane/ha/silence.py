@@ -15,31 +15,49 @@ is less than half of it: when the first node is suspect all others are late alre
 
 @dataclass(frozen=True, slots=True)
 class Ear:
-    """What silence means to a process that began to decide at `began_s`. All times by its own clock.
+    """What silence means to a process. All times by its own clock.
 
-    `known_s` says since when it knows of each node: one that was just registered had no time to be heard.
+    Attributes:
+        listening_s: since when it listens without a gap.
+        began_s: when it began to decide, not earlier than that.
+        known_s: since when it knows of each node: one that was just registered had no time to be heard.
     """
 
     config: HaConfig
+    listening_s: float
     began_s: float
     now_s: float
     known_s: Mapping[str, float] = field(default_factory=dict)
 
     def silence_s(self, node: NodeSeen) -> float:
-        """How long nothing was heard, as far as this process can tell: not longer than it decides and knows of it."""
-        since_s = max(self.began_s, self.known_s.get(node.id, self.began_s))
-        return self.now_s - max(since_s, since_s if node.heard_s is None else node.heard_s)
+        """How long nothing was heard, as far as this process can tell: not longer than it listens and knows of it.
+
+        Nor, of one that it never heard, than it decides: that one may have come just before.
+        """
+        return self._silence_s(node, self.began_s)
+
+    def _silence_s(self, node: NodeSeen, unheard_since_s: float) -> float:
+        heard_s = node.heard_s
+        since_s = unheard_since_s if heard_s is None else self.listening_s
+        known_s = self.known_s.get(node.id)
+        if known_s is not None and known_s > since_s:
+            since_s = known_s
+        # Asked several times of each node in each round, and comparing is half of what `max` takes.
+        return self.now_s - (since_s if heard_s is None or heard_s < since_s else heard_s)
 
     def is_silent(self, node: NodeSeen) -> bool:
         """Whether a node was not heard for so long that it is suspected."""
         return self.silence_s(node) >= self.config.suspect_after_s
 
     def is_late(self, node: NodeSeen) -> bool:
-        """Whether a node would have been heard by now, most likely."""
-        return self.silence_s(node) >= self.config.suspect_after_s * _LATE_SHARE
+        """Whether a node would have been heard by now, most likely.
+
+        One that was never heard too, for as long as this process listens: it is a sign of a fault on our side.
+        """
+        return self._silence_s(node, self.listening_s) >= self.config.suspect_after_s * _LATE_SHARE
 
     def is_heard(self, node: NodeSeen) -> bool:
-        """Whether this process itself heard a node lately, before it began to decide or since."""
+        """Whether this process itself heard a node lately."""
         return node.heard_s is not None and self.now_s - node.heard_s < self.config.suspect_after_s
 
     def health(self, node: NodeSeen) -> NodeHealth:
@@ -93,8 +111,8 @@ def brakes(ear: Ear, nodes: Sequence[NodeSeen], known: Mapping[str, NodeState]) 
     config = ear.config
     counted = [node for node in nodes if node.takes_part and node.shutdown is None and not _is_past(ear, node, known)]
     threshold = max(2, math.ceil(config.brake_share * len(counted) - 1e-9))
-    late_count = sum(ear.is_late(node) for node in counted)
-    silent_count = sum(ear.is_silent(node) for node in counted)
+    late = [node for node in counted if ear.is_late(node)]
+    late_count, silent_count = len(late), sum(ear.is_silent(node) for node in late)  # who is silent is late, too
     why = ""
     if silent_count >= threshold:
         why = (

@@ -7,6 +7,7 @@ by `HaConfig` alone, or by showing the step other facts; none has a switch of it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from controlplane.ha.fences import Leave, fence_effects, is_back, noted
 from controlplane.ha.in_place import in_place
@@ -26,6 +27,16 @@ from controlplane.ha.restarts import Scene, decide_restarts
 from controlplane.ha.silence import Brakes, Ear, brakes
 
 
+def _counts_from_s(node: NodeSeen, before: NodeState | None, learnt_s: float, now_s: float) -> float:
+    """Say since when a node's silence counts: since it is known, and anew once it takes part again.
+
+    A host that comes back from maintenance is put into use by a person, who may be faster than its first heartbeat.
+    """
+    if not node.takes_part and node.fence is None:
+        return now_s
+    return before.known_s if before is not None else learnt_s
+
+
 def step(config: HaConfig, state: HaState, observed: Observed, now_s: float) -> tuple[HaState, Sequence[Effect]]:
     """Decide what is to be done now, and return it with what is to be remembered.
 
@@ -36,12 +47,12 @@ def step(config: HaConfig, state: HaState, observed: Observed, now_s: float) -> 
     Args:
         now_s: monotonic, by the same clock as all other times here; never smaller than in the step before.
     """
-    known_s = {node.id: now_s if state.has_looked else state.began_s for node in observed.nodes}
-    known_s.update((node_id, node.known_s) for node_id, node in state.nodes.items())
-    ear = Ear(config, state.began_s, now_s, known_s)
+    before, learnt_s = state.nodes, now_s if state.has_looked else state.since_s
+    known_s = {node.id: _counts_from_s(node, before.get(node.id), learnt_s, now_s) for node in observed.nodes}
+    ear = Ear(config, state.since_s, state.began_s, now_s, known_s)
     can_decide = not observed.obstacle
     nodes = {
-        node.id: noted(ear, node, state.nodes.get(node.id), begins_waits=can_decide)
+        node.id: noted(ear, node, before.get(node.id), begins_waits=can_decide)
         for node in sorted(observed.nodes, key=lambda node: node.id)
     }
     found = brakes(ear, observed.nodes, nodes)
@@ -61,13 +72,15 @@ def step(config: HaConfig, state: HaState, observed: Observed, now_s: float) -> 
     effects += _about_lost_nodes(ear, observed.nodes, nodes)
     if not can_decide:
         effects = [effect for effect in effects if isinstance(effect, Alerting)]
-    return HaState(state.began_s, nodes, restarts.states, found.is_braking, has_looked=True), effects
+    after = replace(state, nodes=nodes, vms=restarts.states, is_braking=found.is_braking, has_looked=True)
+    return after, effects
 
 
 def _about_fences(ear: Ear, observed: Observed, found: Brakes, nodes: dict[str, NodeState]) -> list[Effect]:
     """Decide about every node, those first that are silent longest; what is thought of them is noted in `nodes`."""
     effects, room_count = list[Effect](), found.room_count
-    for node in sorted(observed.nodes, key=lambda node: (-ear.silence_s(node), node.id)):
+    matter = [node for node in observed.nodes if node.fence or nodes[node.id].health is NodeHealth.SUSPECT]
+    for node in sorted(matter, key=lambda node: (-ear.silence_s(node), node.id)):
         before, is_suspect = nodes[node.id], nodes[node.id].health is NodeHealth.SUSPECT
         uses_room = is_suspect and not node.has_ended_vms
         leave = Leave(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TypeVar
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
-from controlplane.domain import errors
+from controlplane.domain import errors, operation_errors
 from controlplane.domain.node import Node
 from controlplane.domain.operation import (
     ACTIVE_STATES,
@@ -24,6 +24,7 @@ from controlplane.domain.operation import (
     StepRecord,
 )
 from controlplane.domain.query import Cursor, Page
+from controlplane.domain.request_digest import is_same_request
 from controlplane.domain.vm import Vm
 from controlplane.operations.news import OperationNews
 from controlplane.operations.steps import Clock, Located, Workflows
@@ -85,11 +86,12 @@ class Order:
     VM that does not exist yet, whose first generation is `generation`, and may return it for the first step; both
     happen in the transaction that records the operation. `preempts` says that it need not wait for what can be
     interrupted, and goes ahead of what waits. An operation on a node, by `resource_type`, has `check_node` instead of
-    `check`.
+    `check`. `revise` makes another order of it, by what the VM is when it is recorded.
     """
 
     kind: str
     resource_id: str
+    _: KW_ONLY
     resource_type: str = VM_RESOURCE
     project_id: str = ""
     parameters: Json = field(default_factory=dict)
@@ -98,6 +100,10 @@ class Order:
     place: Place | None = None
     generation: int = 1
     preempts: bool = False
+    revise: Revise | None = None
+
+
+Revise = Callable[[Transaction, Vm, Order], Awaitable[Order]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +170,12 @@ class OperationDesk:
             await tx.insert_operation(operation)
             return _Recorded(operation, located=located)
         generation = await tx.next_generation(order.resource_id)  # first: later callers wait here for their turn
-        project_id, check = await self._required(tx, order)
+        order, project_id, check = await self._required(tx, order)
         if generation is None:
             raise _not_found(order)
         queue = list(await tx.queue_of(order.resource_id))
         if len(queue) > MAX_QUEUED_PER_RESOURCE:
-            raise errors.too_many_operations(order.resource_id, MAX_QUEUED_PER_RESOURCE, order.resource_type)
+            raise operation_errors.too_many_operations(order.resource_id, MAX_QUEUED_PER_RESOURCE, order.resource_type)
         if not queue:
             check()
         operation = self._new(order, caller, generation, project_id, queue)
@@ -177,8 +183,8 @@ class OperationDesk:
         return _Recorded(operation, interrupted=await self._interrupted(tx, operation, queue))
 
     @staticmethod
-    async def _required(tx: Transaction, order: Order) -> tuple[str, Callable[[], None]]:
-        """Read what an order is about; returns its project, and what refuses the order for what it is now.
+    async def _required(tx: Transaction, order: Order) -> tuple[Order, str, Callable[[], None]]:
+        """Read what an order is about; returns the order that is for it, its project, and what refuses the order.
 
         Raises:
             NotFound: it does not exist.
@@ -187,11 +193,12 @@ class OperationDesk:
             node = await tx.get_node(order.resource_id)
             if node is None:
                 raise _not_found(order)
-            return "", lambda: order.check_node(node)
+            return order, "", lambda: order.check_node(node)
         vm = await tx.get_vm(order.resource_id)
         if vm is None:
             raise _not_found(order)
-        return vm.project_id, lambda: order.check(vm)
+        revised = order if order.revise is None else await order.revise(tx, vm, order)
+        return revised, vm.project_id, lambda: revised.check(vm)
 
     @staticmethod
     async def _repeated(tx: Transaction, caller: Caller) -> Operation | None:
@@ -199,8 +206,8 @@ class OperationDesk:
         if not caller.request_id:
             return None
         found = await tx.operation_of_request(caller.principal, caller.request_id)
-        if found is not None and found.request_digest != caller.request_digest:
-            raise errors.request_id_reused(caller.request_id)
+        if found is not None and not is_same_request(found.request_digest, caller.request_digest):
+            raise operation_errors.request_id_reused(caller.request_id)
         return found
 
     def _new(self, order: Order, caller: Caller, position: int, project_id: str, queue: list[Operation]) -> Operation:
@@ -291,7 +298,7 @@ class OperationDesk:
         """
         operation = await self._store.read(lambda tx: tx.get_operation(operation_id))
         if operation is None:
-            raise errors.operation_not_found(operation_id)
+            raise operation_errors.operation_not_found(operation_id)
         return operation
 
     async def cancel(self, operation_id: str, principal: str) -> Operation:
@@ -306,16 +313,16 @@ class OperationDesk:
         async def request(tx: Transaction) -> Operation:
             operation = await tx.get_operation(operation_id)
             if operation is None:
-                raise errors.operation_not_found(operation_id)
+                raise operation_errors.operation_not_found(operation_id)
             if operation.has_ended:
-                raise errors.operation_ended(operation_id, OperationState.Name(operation.state))
+                raise operation_errors.operation_ended(operation_id, OperationState.Name(operation.state))
             if operation.state in ACTIVE_STATES:
                 await tx.request_cancel(operation_id, reason)
                 return await tx.get_operation(operation_id) or operation
             cancelled = replace(
                 operation,
                 state=OperationState.CANCELLED,
-                fault=Fault.of(errors.operation_cancelled(operation_id, reason)),
+                fault=Fault.of(operation_errors.operation_cancelled(operation_id, reason)),
                 parameters={},
                 waiting_for="",
                 ended_at=self._now(),

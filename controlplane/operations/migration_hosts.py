@@ -36,6 +36,7 @@ _SIGHTS = {
 _PROGRESS = {
     node_v1.MIGRATION_PHASE_COMPLETE: Progress.COMPLETE,
     node_v1.MIGRATION_PHASE_FAILED: Progress.FAILED,
+    node_v1.MIGRATION_PHASE_UNSETTLED: Progress.UNKNOWN,
 }
 
 
@@ -111,7 +112,8 @@ class Hosts:
             self._sight(self.source, self.source_node), self._sight(self.target, self.target_node)
         )
         views = Views(source_sight, target_sight, _progress_of(progress))
-        return Seen(views, whereabouts(views, ran=self.migration.ran), source, target, progress)
+        place = whereabouts(views, ran=self.migration.ran, shares_disks=not self.migration.copies_disks)
+        return Seen(views, place, source, target, progress)
 
     async def _sight(self, daemon: NodeDaemon, node: Node) -> tuple[Sight, node_v1.VMStatusResponse | None]:
         if node.id in self.dead:
@@ -202,6 +204,28 @@ class Hosts:
                 trouble[node.hostname] = error
         return trouble
 
+    async def discard_at_source(self, generation: int) -> None:
+        """Have the source drop a guest that stands still there, older than what ran at the target and ended.
+
+        The source refuses if it runs. Whether it did, the next look tells.
+
+        Raises:
+            Aborted: the command was taken for an older one.
+        """
+        request = node_v1.EndMigrationRequest(
+            vm_id=self.vm.id,
+            generation=generation,
+            role=SOURCE,
+            moved=True,
+            storage=self.migration.copies_disks,
+        )
+        try:
+            await self.source.end_migration(request)
+        except ApiError as error:
+            if error.reason in (Reason.STALE_GENERATION, Reason.STATE_UNAVAILABLE):
+                raise
+            _log.warning("past_not_removed_at_source", vm_id=self.vm.id, reason=error.reason, message=error.message)
+
     def unsettled(self, seen: Seen) -> ApiError:
         """Make the error that says what is not known."""
         return migration_errors.unsettled(
@@ -237,6 +261,7 @@ async def _sight(daemon: NodeDaemon, vm_id: str) -> tuple[Sight, node_v1.VMStatu
 def _progress_of(progress: node_v1.MigrationProgress | None) -> Progress:
     if progress is None:
         return Progress.UNKNOWN
-    if progress.phase == node_v1.MIGRATION_PHASE_FAILED and progress.is_post_copy:
+    has_ended_badly = progress.phase in (node_v1.MIGRATION_PHASE_FAILED, node_v1.MIGRATION_PHASE_UNSETTLED)
+    if has_ended_badly and progress.is_post_copy:
         return Progress.TORN
     return _PROGRESS.get(progress.phase, Progress.UNDER_WAY)

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from controlplane.daemons.interface import NodeDaemon
 from controlplane.daemons.node_spec import STATE_OF_STATUS
-from controlplane.domain import errors, migration_errors
+from controlplane.domain import migration_errors, operation_errors
 from controlplane.domain.migration import MigrationRules
 from controlplane.domain.migration_rules import way_of
 from controlplane.domain.migration_truth import Sight, Whereabouts
@@ -40,6 +40,7 @@ _PHASES = {
     node_v1.MIGRATION_PHASE_SWITCHING: "the switch to the target",
     node_v1.MIGRATION_PHASE_COMPLETE: "the end of the transfer",
     node_v1.MIGRATION_PHASE_FAILED: "the end of the transfer, which failed",
+    node_v1.MIGRATION_PHASE_UNSETTLED: "the end of the transfer, of which the source does not know how it ended",
 }
 
 
@@ -122,7 +123,7 @@ class TransferStep(Step):
             if place is Whereabouts.TARGET:
                 return self._arrived(hosts, seen, None)
         if _shall_stop(run) and place is Whereabouts.SOURCE:
-            raise errors.operation_cancelled(run.operation.id, await _cancel_reason(run))
+            raise operation_errors.operation_cancelled(run.operation.id, await _cancel_reason(run))
         if place is not Whereabouts.SOURCE:
             return await self._settle(run, hosts, _Stream())
         way = run.parameters["way"]
@@ -203,6 +204,8 @@ class TransferStep(Step):
                     since_s = _clock_s()
                     await self._follow(run, hosts, seen, stream)
                     continue
+                case Whereabouts.ENDED_AT_TARGET if waited_s >= self._rules.confirmation_s:
+                    await hosts.discard_at_source(run.operation.generation)
                 case Whereabouts.TARGET_UNCONFIRMED | Whereabouts.GONE if waited_s >= self._rules.confirmation_s:
                     return self._arrived(hosts, seen, stream.last)
                 case _ if waited_s >= self._rules.patience_s or (hosts.dead and _shall_stop(run)):
@@ -241,7 +244,7 @@ class TransferStep(Step):
     async def _failure(self, run: Run, hosts: Hosts, seen: Seen, stream: _Stream) -> ApiError:
         """Make the error of a VM that is where it was."""
         if _shall_stop(run):
-            return errors.operation_cancelled(run.operation.id, await _cancel_reason(run))
+            return operation_errors.operation_cancelled(run.operation.id, await _cancel_reason(run))
         told = seen.progress if seen.progress is not None and seen.progress.error else stream.last
         if told is not None and told.error:
             return migration_errors.failed(hosts.vm.id, told.error, hosts.source_node.hostname, {})

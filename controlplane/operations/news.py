@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from controlplane.domain import errors
+from controlplane.domain import operation_errors
 from controlplane.domain.operation import Operation
 from controlplane.state.interface import Store
 
@@ -43,7 +43,7 @@ class OperationNews:
                 woken.clear()
                 operation = await store.read(lambda tx: tx.get_operation(operation_id))
                 if operation is None:
-                    raise errors.operation_not_found(operation_id)
+                    raise operation_errors.operation_not_found(operation_id)
                 if operation.version != version:
                     version = operation.version
                     yield operation

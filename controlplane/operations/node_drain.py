@@ -23,6 +23,7 @@ from controlplane.domain.operation import Json, Operation
 from controlplane.domain.vm import ALIVE_STATES
 from controlplane.operations.desk import Caller
 from controlplane.operations.moves import Moves
+from controlplane.operations.room_rules import NothingKept, RoomRules
 from controlplane.operations.steps import DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_power import DEFAULT_STOP_TIMEOUT_S
 from controlplane.state.interface import Transaction
@@ -49,8 +50,17 @@ class CordonStep(DatabaseStep):
 
     name = "cordon"
 
+    def __init__(self, room: RoomRules) -> None:
+        self._room = room
+
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
-        """Write the phase."""
+        """Write the phase.
+
+        Raises:
+            FailedPrecondition: without `force`, room would be gone that is kept for VMs of nodes that fail.
+        """
+        if not run.parameters["force"]:
+            await self._room.require_for_drain(tx, run.operation.resource_id, run.parameters["target_node_id"])
         node, actor = await _required(tx, run.operation), run.operation.principal
         changed = node_life.draining(node, f"drained by {actor}", run.now())
         event = Event(EventType.NODE_DRAINING, f"node {node.hostname} is being drained", actor=actor)
@@ -175,12 +185,15 @@ class DrainNode(Workflow):
 
     Args:
         moves: gives what moves VMs, which needs the desk, which needs all workflows first.
+        room: None where no room is kept for VMs of nodes that fail.
     """
 
     kind = "node.drain"
 
-    def __init__(self, moves: Callable[[], Moves], config: DrainConfig | None = None) -> None:
-        self._steps = (CordonStep(), EvacuateStep(moves, config or DrainConfig()), ConcludeStep())
+    def __init__(
+        self, moves: Callable[[], Moves], config: DrainConfig | None = None, room: RoomRules | None = None
+    ) -> None:
+        self._steps = (CordonStep(room or NothingKept()), EvacuateStep(moves, config or DrainConfig()), ConcludeStep())
 
     def steps(self, parameters: Json) -> Sequence[Step]:
         """Always the same."""

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from controlplane.daemons.interface import DaemonPool
-from controlplane.domain import errors
+from controlplane.domain import operation_errors
 from controlplane.domain.operation import Fault, Operation, OperationState, StepState
+from controlplane.operations.host_life import while_host_lives
+from controlplane.operations.progress import (
+    Progress,
+    StoreAway,
+    advance,
+    raise_if_store_is_away,
+    with_new_generation,
+)
 from controlplane.operations.steps import (
     Clock,
     Located,
@@ -28,27 +35,11 @@ from controlplane.operations.steps import (
     Step,
     Workflow,
     Workflows,
-    require_unfenced,
 )
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import Aborted, ApiError, Internal, Reason, Unavailable
 
-__all__ = ["OwnershipLost", "RetryPolicy", "Runner", "StoreAway"]
-
 _log = structlog.get_logger(__name__)
-
-ResultT = TypeVar("ResultT")
-
-FENCE_LOOK_S = 1.0
-"""How often to see whether the host is proven dead that a step waits for; most steps are done before the first look."""
-
-
-class StoreAway(Exception):
-    """The database does not answer; the operation stays as it is recorded and can be run again later."""
-
-
-class _Outdated(Exception):
-    """The operation was changed since it was read; the transaction is taken back."""
 
 
 class _Cancelled(Exception):
@@ -90,6 +81,7 @@ class Runner:
         self._now = now
         self._retries = retries
         self._on_change = on_change
+        self._progress = Progress(store, retries.store_pauses_s, on_change)
 
     async def run(self, operation: Operation, cancel: asyncio.Event, known: Located | None = None) -> Operation:
         """Carry an operation that this process owns to its end and return it as stored.
@@ -123,7 +115,7 @@ class Runner:
         is_resumed = operation.attempt_count > 1
         try:
             if not steps:
-                return await self._write(operation, lambda tx, latest: self._end_well(tx, latest, workflow))
+                return await self._progress.write(operation, lambda tx, latest: self._end_well(tx, latest, workflow))
             for index, step in enumerate(steps):
                 if operation.steps[index].state == StepState.DONE:
                     continue
@@ -136,7 +128,7 @@ class Runner:
         except _Cancelled:
             return await self._begin_undo(operation, Fault.of(await self._cancellation(operation)))
         except ApiError as error:
-            _raise_if_store_is_away(error)
+            raise_if_store_is_away(error)
             return await self._begin_undo(operation, Fault.of(error))
         except (OwnershipLost, StoreAway):
             raise
@@ -157,9 +149,9 @@ class Runner:
             )
             if index == len(latest.steps) - 1:
                 return await self._end_well(tx, done, workflow)
-            return await _advance(tx, done)
+            return await advance(tx, done)
 
-        return await self._write(operation, note)
+        return await self._progress.write(operation, note)
 
     async def _do(self, run: Run, step: Step, cancel: asyncio.Event) -> tuple[Operation, Outcome]:
         """Do the host's part of a step, again if the host does not answer."""
@@ -172,7 +164,7 @@ class Runner:
                 if _is_stale(error):
                     operation = await self._with_newer_generation(operation, error)
                 elif _may_pass(error) and (pause_s := next(pauses_s, None)) is not None:
-                    _raise_if_store_is_away(error)
+                    raise_if_store_is_away(error)
                     operation = await self._waiting(operation, error)
                     await asyncio.sleep(pause_s)
                 else:
@@ -189,12 +181,12 @@ class Runner:
         """
 
         async def note(tx: Transaction, latest: Operation) -> Operation:
-            return await self._with_new_generation(tx, replace(latest, waiting_for=error.message))
+            return await with_new_generation(tx, replace(latest, waiting_for=error.message))
 
-        return await self._write(operation, note)
+        return await self._progress.write(operation, note)
 
     async def _do_once(self, run: Run, step: Step, cancel: asyncio.Event) -> Outcome:
-        acting = step.do(run) if step.minds_fences else self._while_host_lives(run.operation, step.do(run))
+        acting = step.do(run) if step.minds_fences else while_host_lives(self._store, run.operation, step.do(run))
         if not step.is_interruptible:
             return await acting
         doing = asyncio.ensure_future(acting)
@@ -209,30 +201,10 @@ class Runner:
                 task.cancel()
             await asyncio.gather(doing, waiting, return_exceptions=True)
 
-    async def _while_host_lives(self, operation: Operation, acting: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Act, but no longer than until the host of the VM is proven dead: its answer may take minutes not to come.
-
-        Raises:
-            Unavailable: it is, reason NODE_FENCED.
-        """
-        doing = asyncio.ensure_future(acting)
-        try:
-            while not (await asyncio.wait({doing}, timeout=FENCE_LOOK_S))[0]:
-                try:
-                    await self._store.read(lambda tx: _require_living_host(tx, operation))
-                except ApiError as error:
-                    if error.reason == Reason.NODE_FENCED:
-                        raise
-            return doing.result()
-        finally:
-            if not doing.done():
-                doing.cancel()
-                await asyncio.gather(doing, return_exceptions=True)
-
     async def _end_well(self, tx: Transaction, operation: Operation, workflow: Workflow) -> Operation:
         packed = AnyMessage()
         packed.Pack(await workflow.conclude(tx, operation))
-        return await _advance(
+        return await advance(
             tx,
             replace(
                 operation,
@@ -251,9 +223,9 @@ class Runner:
 
         async def turn(tx: Transaction, latest: Operation) -> Operation:
             undoing = replace(latest, state=OperationState.UNDOING, fault=fault, waiting_for="")
-            return await self._with_new_generation(tx, undoing)
+            return await with_new_generation(tx, undoing)
 
-        return await self._write(operation, turn)
+        return await self._progress.write(operation, turn)
 
     async def _backward(self, operation: Operation, workflow: Workflow, steps: Sequence[Step]) -> Operation:
         for index, step in reversed(list(enumerate(steps))):
@@ -261,7 +233,7 @@ class Runner:
             if state == StepState.UNDONE or not _may_have_begun(operation, index):
                 continue
             operation = await self._undo(operation, index, step)
-        return await self._write(operation, lambda tx, latest: self._end_badly(tx, latest, workflow))
+        return await self._progress.write(operation, lambda tx, latest: self._end_badly(tx, latest, workflow))
 
     async def _undo(self, operation: Operation, index: int, step: Step) -> Operation:
         was_done = operation.steps[index].state == StepState.DONE
@@ -274,9 +246,9 @@ class Runner:
             if was_done:
                 await step.record_undo(tx, run)
             result = {} if trouble is None else {"not_undone": trouble.message}
-            return await _advance(tx, latest.with_step(index, StepState.UNDONE, result or None))
+            return await advance(tx, latest.with_step(index, StepState.UNDONE, result or None))
 
-        return await self._write(operation, note)
+        return await self._progress.write(operation, note)
 
     async def _try_undo(self, operation: Operation, index: int, step: Step) -> tuple[Operation, Fault | None]:
         """Undo the host's part; returns what kept it from being undone."""
@@ -286,7 +258,7 @@ class Runner:
                 await self._undo_once(self._run_of(operation, index, is_repeated=True), step)
                 return operation, None
             except ApiError as error:
-                _raise_if_store_is_away(error)
+                raise_if_store_is_away(error)
                 if _is_stale(error):
                     operation = await self._with_newer_generation(operation, error)
                     continue
@@ -304,14 +276,14 @@ class Runner:
         if step.minds_fences:
             await step.undo(run)
         else:
-            await self._while_host_lives(run.operation, step.undo(run))
+            await while_host_lives(self._store, run.operation, step.undo(run))
 
     async def _end_badly(self, tx: Transaction, operation: Operation, workflow: Workflow) -> Operation:
         fault = operation.fault
         assert fault is not None  # noqa: S101 - set with UNDOING
         await workflow.fail(tx, operation, fault, self._now())
         cancelled = fault.reason == Reason.OPERATION_CANCELLED
-        return await _advance(
+        return await advance(
             tx,
             replace(
                 operation,
@@ -333,7 +305,9 @@ class Runner:
             stored = await self._store.read(lambda tx: tx.get_operation(operation.id))
         except Unavailable as error:
             raise StoreAway from error
-        return errors.operation_cancelled(operation.id, stored.cancel_requested if stored else "it was asked for")
+        return operation_errors.operation_cancelled(
+            operation.id, stored.cancel_requested if stored else "it was asked for"
+        )
 
     async def _with_newer_generation(self, operation: Operation, refusal: ApiError) -> Operation:
         """Go on with a generation beyond the one the host knows, unless somebody else has the operation.
@@ -341,68 +315,9 @@ class Runner:
         The host knows a newer one than the database after the database was put back to an older state.
         """
         newest = int(refusal.metadata.get("newest", "0"))
-        return await self._write(operation, lambda tx, latest: self._with_new_generation(tx, latest, at_least=newest))
-
-    async def _with_new_generation(self, tx: Transaction, operation: Operation, at_least: int = 0) -> Operation:
-        counted = await tx.next_generation(operation.resource_id, at_least)
-        # Without a VM there is no row that counts: one more is newer than all that this operation sent.
-        generation = counted if counted is not None else max(operation.generation, at_least) + 1
-        renewed = replace(operation, generation=generation, version=operation.version + 1)
-        if not await tx.take_operation(renewed, operation.version):
-            raise _Outdated
-        return renewed
-
-    async def _write(
-        self, operation: Operation, work: Callable[[Transaction, Operation], Awaitable[Operation]]
-    ) -> Operation:
-        """Write progress exactly once, and again while the database is away: what a step did is not forgotten.
-
-        A commit whose answer is lost may have happened. Then the operation has a newer version, and is further than it
-        was; if it only has a newer version, its step noted something or somebody asked for its cancellation meanwhile.
-        """
-        pauses_s = iter(self._retries.store_pauses_s)
-        while True:
-            try:
-                stored = await self._store.run(lambda tx, latest=operation: work(tx, latest))  # type: ignore[misc]
-            except _Outdated:
-                latest = await self._read(operation)
-                if _stage_of(latest) == _stage_of(operation):
-                    operation = latest
-                    continue
-                stored = latest
-            except Unavailable as error:
-                if error.reason != Reason.STATE_UNAVAILABLE:
-                    raise
-                pause_s = next(pauses_s, None)
-                if pause_s is None:
-                    raise StoreAway from error
-                await asyncio.sleep(pause_s)
-                continue
-            self._on_change(stored)
-            return stored
-
-    async def _read(self, operation: Operation) -> Operation:
-        """Read the operation again, if it is still ours."""
-        try:
-            latest = await self._store.read(lambda tx: tx.get_operation(operation.id))
-        except Unavailable as error:
-            raise StoreAway from error
-        mine = (operation.owner_id, operation.attempt_count)
-        if latest is None or (latest.owner_id, latest.attempt_count) != mine:
-            raise OwnershipLost
-        return latest
-
-
-async def _advance(tx: Transaction, operation: Operation) -> Operation:
-    stored = await tx.advance_operation(operation)
-    if stored is None:
-        raise _Outdated
-    return stored
-
-
-def _stage_of(operation: Operation) -> tuple[int, tuple[int, ...]]:
-    """How far an operation is. What its steps found is no part of it, since a step may note that as it goes on."""
-    return operation.state, tuple(step.state for step in operation.steps)
+        return await self._progress.write(
+            operation, lambda tx, latest: with_new_generation(tx, latest, at_least=newest)
+        )
 
 
 def _may_have_begun(operation: Operation, index: int) -> bool:
@@ -412,19 +327,6 @@ def _may_have_begun(operation: Operation, index: int) -> bool:
         or index == 0
         or operation.steps[index - 1].state == StepState.DONE
     )
-
-
-def _raise_if_store_is_away(error: ApiError) -> None:
-    """A database that does not answer is no failure of the operation."""
-    if error.reason == Reason.STATE_UNAVAILABLE:
-        raise StoreAway from error
-
-
-async def _require_living_host(tx: Transaction, operation: Operation) -> None:
-    vm = await tx.get_vm(operation.resource_id)
-    node = await tx.get_node(vm.node_id) if vm is not None and vm.node_id else None
-    if node is not None:
-        await require_unfenced(tx, node)
 
 
 def _may_pass(error: ApiError) -> bool:

@@ -17,7 +17,7 @@ from typing import ClassVar
 from google.protobuf.message import Message
 
 from controlplane.daemons.interface import DaemonPool, NodeDaemon
-from controlplane.domain import errors, ha_errors
+from controlplane.domain import errors, ha_errors, operation_errors
 from controlplane.domain.fencing import FenceState
 from controlplane.domain.node import Node, Phase
 from controlplane.domain.operation import Fault, Json, Operation
@@ -244,5 +244,5 @@ class Workflows:
         """
         workflow = self._by_kind.get(kind)
         if workflow is None:
-            raise errors.operation_unknown(kind)
+            raise operation_errors.operation_unknown(kind)
         return workflow

@@ -1,9 +1,9 @@
 """Operations on a VM's devices: the spec says what the VM has, its host makes it so.
 
-What is attached is written to the spec first, since from then on its MAC address is taken, and then to the host. What
-is detached or changed is changed on the host first: only the guest decides whether it lets go. Either way the spec is
-as the host is when the operation has ended; and if the process dies between the two, a repeated step finds its work
-done.
+What is attached or grows is written to the spec first, since from then on its MAC address is taken and its size counts
+for the project's quota, and then to the host. What is detached or changed is changed on the host first: only the guest
+decides whether it lets go. Either way the spec is as the host is when the operation has ended; and if the process dies
+between the two, a repeated step finds its work done.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from controlplane.daemons.interface import NodeDaemon
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import Vm
+from controlplane.operations.quotas import require_room_to_grow
 from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_records import document_of, locked, record_failure
 from controlplane.operations.vm_settle import in_doubt
@@ -63,6 +64,7 @@ class AddToSpecStep(DatabaseStep):
         vm = await locked(tx, run.operation.resource_id)
         self._device.check(vm, run.parameters)
         changed = replace(vm, spec=self._device.changed(vm.spec, run.parameters), updated_at=run.now())
+        await require_room_to_grow(tx, vm, changed)
         text = f"VM {vm.name} is to get {self._device.what(run.parameters)}"
         await tx.update_vm(changed, Event(EventType.VM_UPDATED, text, actor=run.operation.principal))
         return Outcome({}, {"before": to_json(vm.spec)})
@@ -156,7 +158,7 @@ class DeviceWorkflow(Workflow):
     step: ClassVar[DeviceStep]
 
     def steps(self, parameters: Json) -> Sequence[Step]:
-        """The host's part, and before it the spec's for what is attached."""
+        """The host's part, and before it the spec's for what is attached or grows."""
         return (AddToSpecStep(self.step), self.step) if self.step.is_in_spec else (self.step,)
 
     async def conclude(self, tx: Transaction, operation: Operation) -> Message:

@@ -107,6 +107,7 @@ class ResizeDiskStep(DiskStep):
 
     name = "resize_disk"
     event = EventType.VM_DISK_RESIZED
+    is_in_spec = True
 
     def check(self, vm: Vm, parameters: Json) -> None:
         """See `DeviceStep`."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import ClassVar
 
 from google.protobuf.message import Message
 
@@ -30,7 +31,6 @@ from controlplane.operations.steps import (
     NOTHING,
     DatabaseStep,
     Outcome,
-    OwnershipLost,
     Run,
     Step,
     Workflow,
@@ -104,8 +104,8 @@ def require_restartable(vm: Vm) -> None:
 def moved(vm: Vm, node_id: str, fence_id: str, now: datetime) -> Vm:
     """Return the VM on the node that is to start it, off; what its old host said of it counts no more.
 
-    It is protected there from now on: nothing is there yet, and `AdoptStep` has it defined so, or writes first that it
-    is not. So if that node dies too, at any moment, its lease proves the VM dead.
+    If its policy has it restarted, it is protected there from now on: nothing is there yet, and `AdoptStep` has it
+    defined so, or writes first that it is not. So if that node dies too, at any moment, its lease proves the VM dead.
     """
     details = VmStatus()
     details.CopyFrom(without_guest(settled(vm).details))
@@ -119,7 +119,7 @@ def moved(vm: Vm, node_id: str, fence_id: str, now: datetime) -> Vm:
         reported_change_count=0,
         lost_reason="",
         error_message="",
-        is_protected=True,
+        is_protected=is_restarted_elsewhere(vm.spec),
         state_changed_at=now,
         updated_at=now,
     )
@@ -148,7 +148,7 @@ class ClaimStep(DatabaseStep):
             return outcome  # committed, and the answer was lost: this transaction finds that out and is dropped
         fence = await proof_for(tx, vm, wish)
         require_restartable(vm)
-        await self._require_settled(tx, vm)
+        await require_settled(tx, vm)
         fenced = tuple(each.node_id for each in await tx.current_fences())
         if wish.target_node_id in fenced:
             raise ha_errors.not_failed_over(vm.id, f"node {wish.target_node_id} is being fenced itself")
@@ -157,21 +157,26 @@ class ClaimStep(DatabaseStep):
             raise errors.no_node_fits(f"node {wish.target_node_id} has no room any more", ())
         await tx.release(wish.from_node_id, size_of(vm))
         there = moved(vm, wish.target_node_id, fence.id, run.now())
-        await tx.update_vm(there, _event(vm, fence, wish, run.operation))
+        await tx.update_vm(there, failed_over(vm, fence, wish.target_node_id, run.operation, epoch=wish.epoch))
         if size_of(there) != chosen.size:  # a change that waited for its next start waits no more
             await tx.release(wish.target_node_id, chosen.size)
             await tx.occupy(wish.target_node_id, size_of(there))
         return Outcome({"target_node_id": wish.target_node_id, "fence_id": fence.id, "token": fence.token})
 
-    @staticmethod
-    async def _require_settled(tx: Transaction, vm: Vm) -> None:
-        migration = await tx.get_migration(vm.id)
-        if migration is None:
-            return
-        if not migration.is_settled:
-            raise ha_errors.not_failed_over(vm.id, "what became of its last migration is not settled yet")
-        # What that left at some host is off there; it is released as every definition that is left behind.
-        await tx.remove_migration(vm.id)
+
+async def require_settled(tx: Transaction, vm: Vm) -> None:
+    """Check that it is known what became of a VM's last migration, and forget that.
+
+    Raises:
+        FailedPrecondition: it is not.
+    """
+    migration = await tx.get_migration(vm.id)
+    if migration is None:
+        return
+    if not migration.is_settled:
+        raise ha_errors.not_failed_over(vm.id, "what became of its last migration is not settled yet")
+    # What that left at some host is off there; it is released as every definition that is left behind.
+    await tx.remove_migration(vm.id)
 
 
 def _is_under_way(vm: Vm) -> bool:
@@ -184,34 +189,43 @@ def _as_migration(wish: FailoverWish, fenced: Sequence[str]) -> MigrationWish:
     )
 
 
-def _event(vm: Vm, fence: Fence, wish: FailoverWish, operation: Operation) -> Event:
+def failed_over(
+    vm: Vm,
+    fence: Fence,
+    node_id: str,
+    operation: Operation,
+    severity: Severity.ValueType = Severity.WARNING,
+    **facts: object,
+) -> Event:
+    """Tell that a VM is started on a node upon a proof; `vm` is as it was before."""
     method = "" if fence.proof is None else FenceMethod.Name(fence.proof.method)
     evidence = "" if fence.proof is None else fence.proof.evidence
-    facts = {
+    told = {
         "fence_id": fence.id,
         "token": str(fence.token),
         "method": method,
-        "epoch": str(wish.epoch),
-        "from_node_id": wish.from_node_id,
-        "to_node_id": wish.target_node_id,
+        "from_node_id": vm.node_id,
+        "to_node_id": node_id,
         "operation_id": operation.id,
+        **{name: str(value) for name, value in facts.items()},
     }
-    text = f"VM {vm.name} is started on node {wish.target_node_id}; node {wish.from_node_id} is proven dead: {evidence}"
-    return Event(EventType.VM_FAILED_OVER, text, Severity.WARNING, operation.principal, facts)
+    text = f"VM {vm.name} is started on node {node_id}; node {vm.node_id} is proven dead: {evidence}"
+    return Event(EventType.VM_FAILED_OVER, text, severity, operation.principal, told)
 
 
-async def _located(run: Run) -> tuple[Vm, NodeDaemon]:
+async def located_anew(run: Run) -> tuple[Vm, NodeDaemon]:
     """Read the VM, its node and who leads as they are recorded now, and find the daemon.
 
     Raises:
-        OwnershipLost: the VM is not there any more; so another process has carried the operation to its end.
+        NotFound: it is gone.
+        FailedPrecondition: it is on no node.
     """
 
     async def read(tx: Transaction) -> tuple[Vm, Node, int]:
-        vm = await tx.get_vm(run.operation.resource_id)
-        node = await tx.get_node(vm.node_id) if vm is not None and vm.node_id else None
-        if vm is None or node is None:
-            raise OwnershipLost
+        vm = await locked(tx, run.operation.resource_id)
+        node = await tx.get_node(vm.node_id) if vm.node_id else None
+        if node is None:
+            raise errors.vm_not_placed(vm.id)
         return vm, node, (await tx.leadership()).epoch
 
     vm, node, epoch = await run.store.read(read)
@@ -229,7 +243,7 @@ class AdoptStep(Step):
         Raises:
             FailedPrecondition: an image is not there.
         """
-        vm, daemon = await _located(run)
+        vm, daemon = await located_anew(run)
         if not vm.details.failover_unfinished:
             return NOTHING  # it ran since
         request = node_v1.CreateVMOnNodeRequest(
@@ -265,11 +279,13 @@ class StartThereStep(Step):
     """Power on at the new host."""
 
     name = "start"
+    wanted: ClassVar[VmStatus.PowerState.ValueType | None] = None
+    """State that becomes the wanted one; None leaves that."""
 
     async def do(self, run: Run) -> Outcome:
-        """Start it, unless it runs."""
-        vm, daemon = await _located(run)
-        if not vm.details.failover_unfinished:
+        """Start it, unless it runs; or nobody asks for it, and somebody had the VM stopped while this waited."""
+        vm, daemon = await located_anew(run)
+        if not vm.details.failover_unfinished or (self.wanted is None and vm.wanted_state != PowerState.RUNNING):
             return NOTHING
         status = await daemon.vm_status(vm.id)
         if STATE_OF_STATUS[status.state] not in ALIVE_STATES:
@@ -282,7 +298,9 @@ class StartThereStep(Step):
         if not outcome.result:
             return outcome
         restart_count = run.parameters.get("restart_count")
-        vm = await record_status(tx, run.operation, outcome.result, run.now(), restart_count=restart_count)
+        vm = await record_status(
+            tx, run.operation, outcome.result, run.now(), wanted=self.wanted, restart_count=restart_count
+        )
         if vm.details.failover_unfinished:
             await tx.update_vm(without_failover(vm))
         return outcome
@@ -331,64 +349,3 @@ class FinishFailover(Workflow):
     async def fail(self, tx: Transaction, operation: Operation, fault: Fault, now: datetime) -> None:
         """Leave the error with the VM; the attempt counts as a restart."""
         await record_failure(tx, operation, fault, now, operation.parameters.get("restart_count"))
-
-
-class LetGoStep(Step):
-    """Have the node that a VM was moved to let go of it: it says that the VM does not run there."""
-
-    name = "let_go"
-
-    async def do(self, run: Run) -> Outcome:
-        """Give the command.
-
-        Raises:
-            FailedPrecondition: the VM runs there.
-        """
-        vm, daemon = await _located(run)
-        if vm.details.failover_unfinished:
-            await daemon.release_vm(vm.id, run.operation.generation)
-        return Outcome({}, {"from_node_id": vm.node_id})
-
-
-class MoveStep(DatabaseStep):
-    """Claim room on another node, and move the VM's record there."""
-
-    name = "claim"
-
-    def __init__(self, choose: ChooseTarget) -> None:
-        self._choose = choose
-
-    async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
-        """Move it, unless it ran meanwhile.
-
-        Raises:
-            ResourceExhausted: no other node takes it; the error has one reason per node.
-        """
-        vm = await locked(tx, run.operation.resource_id)
-        if vm.node_id != run.parameters["from_node_id"] or not vm.details.failover_unfinished:
-            return outcome
-        require_restartable(vm)
-        fenced = tuple(each.node_id for each in await tx.current_fences())
-        chosen = await self._choose(tx, vm, MigrationWish(shared_storage_only=True, excluded_node_ids=fenced))
-        for node_id in chosen.node_ids:
-            if await tx.claim(node_id, chosen.size):
-                await tx.release(vm.node_id, size_of(vm))
-                text = f"VM {vm.name} is started on node {node_id}, since it could not be on node {vm.node_id}"
-                facts = {"from_node_id": vm.node_id, "to_node_id": node_id, "operation_id": run.operation.id}
-                event = Event(EventType.VM_FAILED_OVER, text, Severity.WARNING, run.operation.principal, facts)
-                await tx.update_vm(moved(vm, node_id, vm.details.last_fence_id, run.now()), event)
-                return Outcome({"target_node_id": node_id})
-        raise errors.no_node_fits("no node fits: other callers took the room on every node that had some", ())
-
-
-class RelocateVm(FinishFailover):
-    """Begun by the reconciler when starts failed where a VM was moved to: let go of it there, and go on elsewhere."""
-
-    kind = "vm.relocate"
-
-    def __init__(self, choose: ChooseTarget) -> None:
-        self._relocation = (LetGoStep(), MoveStep(choose), *self._steps)
-
-    def steps(self, parameters: Json) -> Sequence[Step]:
-        """Always the same."""
-        return self._relocation

@@ -33,6 +33,7 @@ from controlplane.domain.migration_rules import (
 )
 from controlplane.domain.node import Capacity, Node
 from controlplane.domain.operation import Fault, Json, Operation
+from controlplane.domain.placement import LOST_EVERY_RACE
 from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm
 from controlplane.operations.migration_hosts import Hosts
 from controlplane.operations.migration_prediction import predict
@@ -195,7 +196,7 @@ async def _claim_first(tx: Transaction, chosen: Chosen) -> str:
     for node_id in chosen.node_ids:
         if await tx.claim(node_id, chosen.size):
             return node_id
-    raise errors.no_node_fits("no node fits: other callers took the room on every node that had some", ())
+    raise errors.no_node_fits(LOST_EVERY_RACE, ())
 
 
 class SlotStep(Step):

@@ -60,7 +60,10 @@ class FindStep(Step):
                 break
             await asyncio.sleep(pause_s)
             seen = await hosts.look(run.operation.generation)
-        if seen.place in (Whereabouts.UNKNOWN, Whereabouts.UNDER_WAY):
+        if seen.place is Whereabouts.ENDED_AT_TARGET:
+            await hosts.discard_at_source(run.operation.generation)
+            seen = await hosts.look(run.operation.generation)
+        if seen.place in (Whereabouts.UNKNOWN, Whereabouts.UNDER_WAY, Whereabouts.ENDED_AT_TARGET):
             raise hosts.unsettled(seen)
         return SettleOutcome({"place": seen.place.value, "views": seen.views.text}, seen=seen)
 

@@ -25,7 +25,7 @@ from controlplane.domain.vm import (
     require_state,
     settled,
 )
-from controlplane.operations.steps import Outcome, Run, Step, Workflow
+from controlplane.operations.steps import NOTHING, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_records import (
     document_of,
     locked,
@@ -51,11 +51,22 @@ def require_allowed(vm: Vm, operation: PowerOperation) -> None:
         FailedPrecondition: the VM's state, or another host that runs it, forbids the operation.
     """
     require_managed(vm)
+    if operation in _STOPS and _would_be_started_again(vm):
+        return
     require_state(vm, operation)
     if operation is PowerOperation.START:
         elsewhere = sorted(node_id for node_id, state in vm.sightings.items() if state in ALIVE_STATES)
         if elsewhere:
             raise errors.vm_runs_elsewhere(vm.id, elsewhere)
+
+
+_STOPS = frozenset({PowerOperation.STOP, PowerOperation.FORCE_STOP})
+
+
+def _would_be_started_again(vm: Vm) -> bool:
+    """Whether it is off, but not because anybody asked: stopping it is how to say that it shall stay so."""
+    is_off = vm.power_state in (PowerState.STOPPED, PowerState.CRASHED)
+    return is_off and vm.wanted_state == PowerState.RUNNING and vm.spec.ha_policy.auto_restart
 
 
 class PowerStep(Step):
@@ -70,6 +81,8 @@ class PowerStep(Step):
     async def do(self, run: Run) -> Outcome:
         """Act unless an earlier try has."""
         vm, daemon = await run.located()
+        if not self.is_due(run, vm):
+            return NOTHING
         if run.is_repeated:
             status = await daemon.vm_status(vm.id)
             if STATE_OF_STATUS[status.state] in self.reached:
@@ -78,6 +91,10 @@ class PowerStep(Step):
             require_allowed(vm, self.asked(run))
         await self.act(run, daemon, vm.id)
         return outcome_of(await daemon.vm_status(vm.id))
+
+    def is_due(self, run: Run, vm: Vm) -> bool:
+        """Whether there is anything to do, by what the VM is when its turn has come."""
+        return True
 
     def asked(self, run: Run) -> PowerOperation:
         """Say what the VM's state has to allow."""
@@ -89,6 +106,8 @@ class PowerStep(Step):
 
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
         """Write the host's answer."""
+        if not outcome.result:
+            return outcome
         # A restart that nobody asked for is counted.
         count = int(run.parameters.get("restart_count", 0)) if self.wanted is not None else None
         await record_status(tx, run.operation, outcome.result, run.now(), wanted=self.wanted, restart_count=count)
@@ -102,6 +121,10 @@ class StartStep(PowerStep):
     operation = PowerOperation.START
     reached = frozenset(ALIVE_STATES)
     wanted = PowerState.RUNNING
+
+    def is_due(self, run: Run, vm: Vm) -> bool:
+        """Not for a restart that nobody asked for, if somebody had the VM stopped while it waited."""
+        return "restart_count" not in run.parameters or vm.wanted_state == PowerState.RUNNING
 
     async def act(self, run: Run, daemon: NodeDaemon, vm_id: str) -> None:
         """Give the command."""

@@ -19,6 +19,8 @@ from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Capacity
 from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm, observed, settled
+from controlplane.operations.quotas import require_room_to_grow
+from controlplane.operations.room_rules import NothingKept, RoomRules
 from controlplane.operations.steps import DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_records import (
     capacity_from_json,
@@ -167,16 +169,22 @@ class ClaimStep(DatabaseStep):
 
     name = "claim"
 
+    def __init__(self, room: RoomRules) -> None:
+        self._room = room
+
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
         """Claim, and keep what the VM will be configured as."""
         vm = await locked(tx, run.operation.resource_id)
         snapshots.require_revert_allowed(vm)
         saved = snapshots.find_snapshot(vm, str(run.parameters["snapshot_id"]))
         spec = snapshots.spec_after_revert(vm, saved)
-        now, then = size_of(vm), size_of(settled(replace(vm, spec=spec)))
+        reverted = settled(replace(vm, spec=spec))
+        now, then = size_of(vm), size_of(reverted)
+        await self._room.require_for_change(tx, vm, reverted)
         grown = Capacity(max(then.vcpus - now.vcpus, 0), max(then.memory_bytes - now.memory_bytes, 0))
         if grown != _NO_ROOM and not await tx.claim(vm.node_id, grown):
             raise errors.no_room_to_grow(vm.id, grown, await tx.get_node(vm.node_id))
+        await require_room_to_grow(tx, vm, reverted)
         return Outcome(
             {},
             {
@@ -245,7 +253,9 @@ class RevertToSnapshot(Workflow):
     """`RevertToSnapshot`; a failure leaves the VM as its host says it is, with the error."""
 
     kind = "vm.revert_to_snapshot"
-    _steps = (ClaimStep(), RevertStep())
+
+    def __init__(self, room: RoomRules | None = None) -> None:
+        self._steps = (ClaimStep(room or NothingKept()), RevertStep())
 
     def steps(self, parameters: Json) -> Sequence[Step]:
         """Room first, since the VM may have been larger."""

@@ -21,6 +21,8 @@ from controlplane.domain.operation import Fault, Json, Operation
 from controlplane.domain.vm import ALIVE_STATES, PowerOperation, Vm, require_managed, require_state
 from controlplane.operations import vm_pending, vm_rules
 from controlplane.operations.protection import ProtectStep, without_unwanted
+from controlplane.operations.quotas import require_room_to_grow
+from controlplane.operations.room_rules import NothingKept, RoomRules
 from controlplane.operations.steps import NOTHING, DatabaseStep, Outcome, Run, Step, Workflow
 from controlplane.operations.vm_changes import VmChange, change_of
 from controlplane.operations.vm_records import (
@@ -127,6 +129,9 @@ class ApplyStep(DatabaseStep):
 
     name = "apply"
 
+    def __init__(self, room: RoomRules) -> None:
+        self._room = room
+
     async def record(self, tx: Transaction, run: Run, outcome: Outcome) -> Outcome:
         """Write it, and keep what undoing needs."""
         request = _request_of(run.parameters)
@@ -155,8 +160,10 @@ class ApplyStep(DatabaseStep):
         if is_live:
             changed = pending.with_change(vm, changed, vm_pending.is_known_to_host)
         grown, shrunk = _size_changes(vm, changed)
+        await self._room.require_for_change(tx, vm, changed)
         if grown != _NO_ROOM and not await tx.claim(vm.node_id, grown):
             raise errors.no_room_to_grow(vm.id, grown, await tx.get_node(vm.node_id))
+        await require_room_to_grow(tx, vm, changed)
         await tx.update_vm(without_unwanted(changed), _event_of(vm, role, run.operation.principal))
         if not reaches_host and shrunk != _NO_ROOM:
             await tx.release(vm.node_id, shrunk)
@@ -258,8 +265,10 @@ class UpdateVm(Workflow):
     """`UpdateVM`; a failure leaves the VM as it was, with the error."""
 
     kind = "vm.update"
-    _steps = (ApplyStep(), ReconfigureStep())
     _protect = ProtectStep()
+
+    def __init__(self, room: RoomRules | None = None) -> None:
+        self._steps = (ApplyStep(room or NothingKept()), ReconfigureStep())
 
     def steps(self, parameters: Json) -> Sequence[Step]:
         """The second has nothing to do where the host needs not know; the third is there if the policy may change."""

@@ -18,8 +18,9 @@ import structlog
 
 from controlplane.domain.operation import Operation, OperationState, Replica
 from controlplane.operations.news import OperationNews
-from controlplane.operations.runner import OwnershipLost, Runner, StoreAway
-from controlplane.operations.steps import Clock, Located
+from controlplane.operations.progress import StoreAway
+from controlplane.operations.runner import Runner
+from controlplane.operations.steps import Clock, Located, OwnershipLost
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import ApiError
 

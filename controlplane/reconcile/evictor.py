@@ -149,8 +149,8 @@ class Evictor:
 
 async def _nodes(tx: Transaction, seen: _Seen) -> _Seen:
     """Read the nodes that changed since they were seen."""
-    versions = {claims.node_id: claims.version for claims in await tx.node_claims()}
-    changed = [node_id for node_id, version in versions.items() if seen.versions.get(node_id) != version]
+    versions = await tx.node_versions()
+    changed = [node_id for node_id, _ in versions.items() - seen.versions.items()]
     kept = {node_id: node for node_id, node in seen.evicting.items() if versions.get(node_id) == node.version}
     new = {node.id: node for node in await tx.nodes(changed) if evicts(node)}
     return _Seen(versions, kept | new)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from controlplane.domain import errors
 from controlplane.domain.admission import is_restarted_elsewhere
+from controlplane.domain.back_off import back_off_s
 from controlplane.domain.operation import DepartedVm, Operation, OperationFilter, OperationState
 from controlplane.domain.pending import Size, size_of_spec
 from controlplane.domain.snapshots import require_delete_allowed
@@ -164,8 +165,22 @@ async def settle_migration(desk: OperationDesk, vm_id: str) -> None:
     await _ask(desk, Order(SettleMigration.kind, vm_id, check=require_place))
 
 
-async def release(desk: OperationDesk, vm_id: str, node_id: str) -> None:
-    """Have a host that is back forget a VM that was started elsewhere; its disks stay."""
+async def release(desk: OperationDesk, vm_id: str, node_id: str, now: datetime) -> None:
+    """Have a host that is back forget a VM that was started elsewhere; its disks stay.
+
+    After failures in a row it is asked for again later each time: the host may report everything every few seconds.
+    """
+    wanted = OperationFilter(resource_id=vm_id, kinds=frozenset({ReleaseVm.kind}))
+    failures = []
+    for operation in (await desk.list(wanted, None, _OPERATIONS_LOOKED_AT)).items:
+        if not operation.has_ended:
+            return
+        if operation.state != OperationState.FAILED:
+            break
+        failures.append(operation)
+    last = failures[0].ended_at if failures else None
+    if last is not None and now - last < timedelta(seconds=back_off_s(len(failures))):
+        return
     await _ask(desk, Order(ReleaseVm.kind, vm_id, parameters={"node_id": node_id}, check=require_managed))
 
 

@@ -113,7 +113,7 @@ class HostReportService:
             return await self._absent(tx, vm.id, node_id, report.state_change_count)
         verdict = judgement.judge_present(vm, node_id, report, self.now())
         if verdict.finding is Finding.UPDATED and verdict.vm is None:
-            await tx.touch_vms({vm.id: report.state_change_count}, self.now())
+            await tx.touch_vms(node_id, {vm.id: report.state_change_count}, self.now())
         return await self._apply(tx, verdict)
 
     # -- everything
@@ -136,7 +136,7 @@ class HostReportService:
         for vm_id in outcome.unsettled_migrations:
             await repairs.settle_migration(self.desk, vm_id)
         for vm_id in outcome.left_behind:
-            await repairs.release(self.desk, vm_id, request.node_id)
+            await repairs.release(self.desk, vm_id, request.node_id, self.now())
         for vm_id in outcome.unprotected:
             await repairs.protect(self.desk, vm_id)
         for vm_id in outcome.otherwise_defined:
@@ -183,7 +183,7 @@ class HostReportService:
             outcome.abandoned_snapshots += [(vm.id, each) for each in abandoned_of(vm)]
             if verdict.finding is Finding.UPDATED and repairs.is_otherwise_defined(verdict.vm or vm, report):
                 otherwise_defined.append(vm.id)
-        await tx.touch_vms(unchanged, now)
+        await tx.touch_vms(node_id, unchanged, now)
         outcome.unprotected = await repairs.not_as_protected_as_asked(tx, node_id, present)
         busy = await tx.active_resource_ids([*otherwise_defined, *unsettled])  # they may just be changing
         outcome.unsettled = [vm_id for vm_id in unsettled if vm_id not in busy]

@@ -167,6 +167,18 @@ class HeldBack(Unplaced):
         return f"it fits, but not all of its batch do: {self.because}"
 
 
+@dataclass(frozen=True, eq=False)
+class TurnedAway(Unplaced):
+    """A VM that nodes have room for, but room that is kept for others."""
+
+    because: str = ""
+
+    @cached_property
+    def summary(self) -> str:
+        """What it would take."""
+        return self.because
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One outcome for each request, in their order."""

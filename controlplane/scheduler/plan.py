@@ -8,7 +8,7 @@ carries several nodes.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 Outcome = Placement | Unplaced
+Admit = Callable[[Placement], Outcome]
+"""Leaves of a placement the nodes where the VM may go beside those that were placed before, or says why there is none;
+it may be sure that the VM goes to the first."""
 _FEW_REQUESTS = 4
 """Requests for which candidates are looked at one by one; for more, making a view of them pays."""
 _NAMELESS = "\0"
@@ -65,6 +68,7 @@ def plan(
     *,
     mode: Mode = Mode.AS_MANY_AS_FIT,
     vms: Iterable[PlacedVm] = (),
+    admission: Callable[[], Admit] | None = None,
 ) -> Plan:
     """Choose a node for each request, in their order; later ones see the room that earlier ones took.
 
@@ -74,20 +78,26 @@ def plan(
         snapshot: a view is the same afterwards. Candidates are enough for a decision now and then.
         vms: placed VMs that rules may be about, with candidates; a view knows its own. The candidates' allocated sizes
             contain their claims.
+        admission: makes, for each attempt at the whole batch, what has the last word; None admits all.
     """
     chosen_config = config or SchedulerConfig()
     if not isinstance(snapshot, ClusterView):
-        if len(requests) <= _FEW_REQUESTS and mode is Mode.AS_MANY_AS_FIT:
+        if len(requests) <= _FEW_REQUESTS and mode is Mode.AS_MANY_AS_FIT and admission is None:
             return Plan(_one_by_one(snapshot, requests, chosen_config, vms))
         snapshot = ClusterView(snapshot, vms)
     if mode is Mode.AS_MANY_AS_FIT:
-        with trying(snapshot, requests, chosen_config) as outcomes:
+        with trying(snapshot, requests, chosen_config, admission) as outcomes:
             return Plan(tuple(outcomes))
-    return Plan(_all_or_nothing(snapshot, requests, chosen_config))
+    return Plan(_all_or_nothing(snapshot, requests, chosen_config, admission))
 
 
 @contextmanager
-def trying(view: ClusterView, requests: Iterable[PlacementRequest], config: SchedulerConfig) -> Iterator[list[Outcome]]:
+def trying(
+    view: ClusterView,
+    requests: Iterable[PlacementRequest],
+    config: SchedulerConfig,
+    admission: Callable[[], Admit] | None = None,
+) -> Iterator[list[Outcome]]:
     """Place the requests in the view, in their order, for as long as the context lasts.
 
     A VM that the view has on some node already counts as being on the new one, and keeps its claim on the old one,
@@ -95,9 +105,12 @@ def trying(view: ClusterView, requests: Iterable[PlacementRequest], config: Sche
     """
     outcomes: list[Outcome] = []
     undo: list[PlacedVm | str] = []
+    admit = admission() if admission is not None else None
     try:
         for request in requests:
             outcome = decide(view, request, config)
+            if admit is not None and isinstance(outcome, Placement):
+                outcome = admit(outcome)
             outcomes.append(outcome)
             if isinstance(outcome, Placement):
                 if request.vm_id and view.vm(request.vm_id) is not None:
@@ -127,15 +140,18 @@ def _set_aside(view: ClusterView, vm_id: str, number: int) -> list[PlacedVm | st
 
 
 def _all_or_nothing(
-    view: ClusterView, requests: Sequence[PlacementRequest], config: SchedulerConfig
+    view: ClusterView,
+    requests: Sequence[PlacementRequest],
+    config: SchedulerConfig,
+    admission: Callable[[], Admit] | None,
 ) -> tuple[Outcome, ...]:
-    with trying(view, requests, config) as outcomes:
+    with trying(view, requests, config, admission) as outcomes:
         first = tuple(outcomes)
     failed = [outcome for outcome in first if isinstance(outcome, Unplaced)]
     if not failed:
         return first
     order = sorted(range(len(requests)), key=lambda number: (-_share(view, requests[number]), number))
-    with trying(view, [requests[number] for number in order], config) as outcomes:
+    with trying(view, [requests[number] for number in order], config, admission) as outcomes:
         if all(isinstance(outcome, Placement) for outcome in outcomes):
             by_number = dict(zip(order, outcomes, strict=True))
             return tuple(by_number[number] for number in range(len(requests)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from controlplane.domain.alert import CLUSTER, AlertKind, AlertSeverity, Finding
@@ -17,6 +17,7 @@ from controlplane.drs.headroom import survives
 from controlplane.drs.snapshot import BalanceConfig, ClusterLoad, NodeLoad, Priority, VmLoad
 from controlplane.services.alerts import AlertService
 from controlplane.services.balancing_loads import excluded, is_down
+from controlplane.services.seen import NodesAtOnce, NodesKept
 from controlplane.state.interface import Store, Transaction
 
 RECOVERY_POINTS: Final = 5.0
@@ -36,7 +37,8 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    nodes: Sequence[Node]
+    at_once: NodesAtOnce
+    loaded: Sequence[Node]
     conflicts: Sequence[Vm]
     recommendations: Sequence[Recommendation]
     overloaded_ids: frozenset[str]
@@ -45,13 +47,16 @@ class _Seen:
     """Of the VMs on nodes that lost storage, by node id."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AlertWatch:
-    """Looks once when it is told to."""
+    """Looks once when it is told to, and remembers what makes the next look cheap with thousands of nodes."""
 
     store: Store
     alerts: AlertService
     thresholds: Thresholds
+    kept: NodesKept = field(default_factory=NodesKept)
+    _headroom: tuple[NodesAtOnce, Sequence[VmLoad], list[Finding]] | None = None
+    """What was found, and from what."""
 
     async def look(self) -> None:
         """Find everything, and sync the alerts of each kind.
@@ -59,33 +64,46 @@ class AlertWatch:
         Raises:
             ApiError: the database does not answer, or another process does the same at this moment.
         """
-        seen = await self.store.read(_see)
+        seen = await self.store.read(self._see)
+        self.kept.at_once = seen.at_once
         # With thousands of nodes that takes a while, in which heartbeats must be answered.
         for kind, findings in (await asyncio.to_thread(self._found, seen)).items():
             await self.alerts.sync(kind, findings)
 
     def _found(self, seen: _Seen) -> dict[AlertKind, list[Finding]]:
+        nodes = [each.node for each in seen.at_once.nodes.values()]
         return {
-            AlertKind.NODE_OVERLOADED: overloaded(seen.nodes, seen.overloaded_ids, self.thresholds),
-            AlertKind.NODE_SILENT: silent(seen.nodes),
-            AlertKind.VM_CONFLICT: conflicts(seen.conflicts, seen.nodes),
+            AlertKind.NODE_OVERLOADED: overloaded(seen.loaded, seen.overloaded_ids, self.thresholds),
+            AlertKind.NODE_SILENT: silent(nodes),
+            AlertKind.VM_CONFLICT: conflicts(seen.conflicts, nodes),
             AlertKind.RECOMMENDATION_CRITICAL: critical(seen.recommendations),
-            AlertKind.NO_HEADROOM: without_headroom(seen.nodes, seen.claims),
-            AlertKind.HA_STORAGE_LOST: storage_lost(seen.nodes, seen.vm_names),
+            AlertKind.NO_HEADROOM: self._without_headroom(seen),
+            AlertKind.HA_STORAGE_LOST: storage_lost(nodes, seen.vm_names),
         }
 
+    def _without_headroom(self, seen: _Seen) -> list[Finding]:
+        if self._headroom is not None:
+            at_once, claims, found = self._headroom
+            if at_once is seen.at_once and claims == seen.claims:
+                return found
+        found = without_headroom([each.current for each in seen.at_once.nodes.values()], seen.claims)
+        self._headroom = seen.at_once, seen.claims, found
+        return found
 
-async def _see(tx: Transaction) -> _Seen:
-    nodes = await tx.all_nodes()
-    without_storage = [node.id for node in nodes if any(domain.is_lost for domain in node.spec.storage_domains)]
-    return _Seen(
-        nodes=nodes,
-        conflicts=await tx.vms_in_conflict(),
-        recommendations=await tx.open_recommendations(),
-        overloaded_ids=frozenset(alert.resource_id for alert in await tx.open_alerts(AlertKind.NODE_OVERLOADED)),
-        claims=[VmLoad(each.vm_id, "", each.node_id, each.claim) for each in await tx.vm_claims()],
-        vm_names={each: sorted(vm.name for vm in await tx.vms_on_node(each)) for each in without_storage},
-    )
+    async def _see(self, tx: Transaction) -> _Seen:
+        at_once = await self.kept.at_once.look(tx)
+        nodes = [each.node for each in at_once.nodes.values()]
+        without_storage = [node.id for node in nodes if any(domain.is_lost for domain in node.spec.storage_domains)]
+        limits = self.thresholds
+        return _Seen(
+            at_once=at_once,
+            loaded=await tx.loaded_nodes(limits.cpu_percent - RECOVERY_POINTS, limits.memory_percent - RECOVERY_POINTS),
+            conflicts=await tx.vms_in_conflict(),
+            recommendations=await tx.open_recommendations(),
+            overloaded_ids=frozenset(alert.resource_id for alert in await tx.open_alerts(AlertKind.NODE_OVERLOADED)),
+            claims=[VmLoad(each.vm_id, "", each.node_id, each.claim) for each in await tx.vm_claims()],
+            vm_names={each: sorted(vm.name for vm in await tx.vms_on_node(each)) for each in without_storage},
+        )
 
 
 def overloaded(nodes: Sequence[Node], known_ids: Collection[str], thresholds: Thresholds) -> list[Finding]:

@@ -16,6 +16,8 @@ from controlplane.state.interface import Store, Transaction
 
 KEPT: Final = timedelta(days=7)
 """How long a resolved one is shown."""
+MAX_CHANGES: Final = 200
+"""Of alerts in one transaction: with thousands of nodes lost at once, what saves their VMs must be written between."""
 _SEEN_AGAIN_AFTER: Final = timedelta(seconds=30)
 """`last_seen_at` is written no more often than this while nothing else changes of an alert."""
 
@@ -33,8 +35,11 @@ class AlertService:
     store: Store
     now: Callable[[], datetime]
 
-    async def sync(self, kind: AlertKind, found: Sequence[Finding]) -> None:
+    async def sync(self, kind: AlertKind, found: Sequence[Finding]) -> bool:
         """Make the open alerts of a kind those of what is found: raise, renew, resolve. May be repeated.
+
+        Returns:
+            Whether they are; if not, what is left of very many changes follows with the next call.
 
         Raises:
             Aborted: another process does the same at this moment, which is as good.
@@ -43,8 +48,8 @@ class AlertService:
         now = self.now()
         known = await self.store.read(lambda tx: tx.open_alerts(kind))
         if not _changes(known, found, now):
-            return
-        await self.store.run(lambda tx: _sync(tx, kind, found, now))
+            return True
+        return await self.store.run(lambda tx: _sync(tx, kind, found, now))
 
     async def get(self, alert_id: str) -> Alert:
         """Read one.
@@ -95,10 +100,16 @@ def _is_news(alert: Alert, finding: Finding, now: datetime) -> bool:
     return alert.severity != finding.severity or now - alert.last_seen_at >= _SEEN_AGAIN_AFTER
 
 
-async def _sync(tx: Transaction, kind: AlertKind, found: Sequence[Finding], now: datetime) -> None:
+async def _sync(tx: Transaction, kind: AlertKind, found: Sequence[Finding], now: datetime) -> bool:
     known = {(alert.resource_type, alert.resource_id): alert for alert in await tx.open_alerts(kind)}
+    left_count = MAX_CHANGES
     for finding in found:
         alert = known.pop((finding.resource_type, finding.resource_id), None)
+        if alert is not None and not _is_news(alert, finding, now):
+            continue
+        if not left_count:
+            return False
+        left_count -= 1
         if alert is None:
             new = Alert(
                 id=str(uuid.uuid4()),
@@ -112,12 +123,13 @@ async def _sync(tx: Transaction, kind: AlertKind, found: Sequence[Finding], now:
             )
             await tx.raise_alert(new)
             await _tell(tx, new, is_raised=True)
-        elif _is_news(alert, finding, now):
+        else:
             seen = replace(alert, severity=finding.severity, message=finding.message, last_seen_at=now)
             await tx.update_alert(seen)
-    for alert in known.values():
+    for alert in list(known.values())[:left_count]:
         if await tx.update_alert(replace(alert, resolved_at=now)):
             await _tell(tx, alert, is_raised=False)
+    return len(known) <= left_count
 
 
 async def _tell(tx: Transaction, alert: Alert, *, is_raised: bool) -> None:

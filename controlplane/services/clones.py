@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controlplane.domain import errors, vm_spec
+from controlplane.domain.access import Place, place_of_new
 from controlplane.domain.clones import cloned_spec, refine, refinement_faults
 from controlplane.domain.vm import PowerOperation, PowerState, Vm, require_managed, require_state
 from controlplane.operations import vm_clone, vm_update
@@ -56,7 +57,7 @@ class CloneService:
             return self._draft(
                 request.name,
                 spec,
-                request.project_id or source.project_id,
+                place_of_new(request.project_id, request.folder_id, Place(source.project_id, source.folder_id)),
                 dict(source.labels),
                 source.description,
                 caller,
@@ -82,8 +83,8 @@ class CloneService:
             spec = refine(cloned_spec(source, clone_type, wanted, _new_id, random_mac), asked, _new_id, random_mac)
             _require_sound(source.spec, asked, spec)
             labels, description = {**source.labels, **request.labels}, request.description or source.description
-            project_id = request.project_id or source.project_id
-            return self._draft(request.name, spec, project_id, labels, description, caller)
+            place = place_of_new(request.project_id, request.folder_id, Place(source.project_id, source.folder_id))
+            return self._draft(request.name, spec, place, labels, description, caller)
 
         return await self._submit(
             template,
@@ -110,13 +111,14 @@ class CloneService:
         return await self.access.done(order, caller)
 
     def _draft(
-        self, name: str, spec: VmSpec, project_id: str, labels: dict[str, str], description: str, caller: Caller
+        self, name: str, spec: VmSpec, place: Place, labels: dict[str, str], description: str, caller: Caller
     ) -> Vm:
         now = self.now()
         return Vm(
             id=_new_id(),
             name=name,
-            project_id=project_id,
+            project_id=place.project_id,
+            folder_id=place.folder_id,
             spec=spec,
             node_id="",
             power_state=PowerState.PROVISIONING,
@@ -149,7 +151,7 @@ class CloneService:
 
         if validate_only:
             return await would_be(self.access.store, place)
-        order = Order(vm_clone.CloneVm.kind, vm_id, project_id, parameters={"start": start}, place=place)
+        order = Order(vm_clone.CloneVm.kind, vm_id, project_id=project_id, parameters={"start": start}, place=place)
         operation = await self.access.desk.submit(order, caller)
         if placed is not None:
             self.memory.keep(placed)

@@ -16,7 +16,6 @@ from typing import Protocol
 from controlplane.domain import errors, fence_events, ha_documents, ha_errors
 from controlplane.domain.event import EventFilter, EventType
 from controlplane.domain.fencing import (
-    WHOLE_HOST,
     Fence,
     FenceFilter,
     FenceProof,
@@ -28,7 +27,6 @@ from controlplane.domain.node import Node
 from controlplane.domain.query import Cursor, Page
 from controlplane.ha.model import NodeHealth
 from controlplane.services.ha_clock import clock_s
-from controlplane.services.ha_observe import OPERATOR_WITNESS
 from controlplane.services.hearing import Hearing
 from controlplane.services.lease_marks import READ_INTERVAL_S
 from controlplane.services.leases import SYNC_INTERVAL_S
@@ -165,15 +163,15 @@ class HaService:
             FailedPrecondition: nothing is fenced at the moment.
             Aborted: something else became of its fence at the same moment.
         """
-        words = f"{OPERATOR_WITNESS}{principal}: {reason}"
+        words = f"{principal} asked for it: {reason}"
 
         async def write(tx: Transaction) -> api.Fence:
             node = await self._node_to_fence(tx, node_id)
             fence = await _current(tx, node_id)
             if fence is None:
-                fence = await tx.open_fence(await self._new(tx, node_id, words))
-            elif fence.state == FenceState.OPEN and not fence.reason.startswith(OPERATOR_WITNESS):
-                fence = await tx.update_fence(replace(fence, reason=words))
+                fence = await tx.open_fence(replace(await self._new(tx, node_id, words), asked_by=principal))
+            elif fence.state == FenceState.OPEN and not fence.is_by_operator:
+                fence = await tx.update_fence(replace(fence, reason=words, asked_by=principal))
             return ha_documents.fence(fence, node.hostname)
 
         return await self.store.run(write)
@@ -181,7 +179,8 @@ class HaService:
     async def confirm_dead(self, node_id: str, hostname: str, statement: str, principal: str) -> api.Fence:
         """Take a person's word that a host is off: the proof where no other can be had. May be repeated.
 
-        Other processes may hear the host. So they are told of the intent first, and get the time to object.
+        Other processes may hear the host. So they are told of the intent first, and get the time to object. They get it
+        too where the end of the lease proved protected VMs dead already: the word is about all others.
 
         Raises:
             NotFound: there is no such node.
@@ -194,11 +193,11 @@ class HaService:
         async def intend(tx: Transaction) -> Fence:
             _, fence = await self._silent_node(tx, node_id, hostname)
             if fence is None:
-                # Not `operator:`, which a heartbeat does not end: the host is said to be off, not to be fenced anyway.
+                # Not one that was asked for, which a heartbeat does not end: the host is said to be off.
                 reason = f"said to be off by {principal}: {statement}"
                 return await tx.open_fence(await self._new(tx, node_id, reason))
-            if fence.state == FenceState.OPEN and fence.heard_by:
-                if not fence.reason.startswith(OPERATOR_WITNESS):
+            if fence.heard_by and not fence.proves_whole_host:
+                if fence.state == FenceState.OPEN and not fence.is_by_operator:
                     raise ha_errors.fence_objected(fence.id, node_id, fence.heard_by)
                 return await tx.update_fence(replace(fence, heard_by=""))  # it was on then, and is said to be off now
             return fence
@@ -207,9 +206,9 @@ class HaService:
             node, fence = await self._silent_node(tx, node_id, hostname)
             if fence is None or fence.id != intended.id:
                 raise ha_errors.fence_withdrawn(intended.id, node_id)
-            if fence.state == FenceState.OPEN and fence.heard_by:
-                raise ha_errors.fence_objected(fence.id, node_id, fence.heard_by)
-            if fence.proof is None or fence.proof.method not in WHOLE_HOST:
+            if not fence.proves_whole_host:
+                if fence.heard_by:
+                    raise ha_errors.fence_objected(fence.id, node_id, fence.heard_by)
                 epoch = (await tx.leadership()).epoch
                 proof = FenceProof(FENCE_METHOD_OPERATOR, statement, principal, epoch, self.now())
                 fence = await tx.update_fence(replace(fence, state=FenceState.PROVEN, proof=proof))
@@ -217,7 +216,7 @@ class HaService:
             return fence
 
         intended = await self.store.run(intend)
-        if intended.state == FenceState.OPEN:
+        if not intended.proves_whole_host:
             await self.sleep(self.confirmation_s)
         fence = await self.store.run(prove)
         return ha_documents.fence(fence, hostname)

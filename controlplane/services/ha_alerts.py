@@ -46,8 +46,8 @@ class HaAlerts:
             synced_s, before = self._synced.get(kind, (-RENEW_S, ()))
             if findings == before and now_s - synced_s < RENEW_S:
                 continue
-            await self.alerts.sync(AlertKind(kind), findings)
-            self._synced[kind] = (now_s, findings)
+            if await self.alerts.sync(AlertKind(kind), findings):
+                self._synced[kind] = (now_s, findings)
 
 
 def finding_of(alerting: Alerting) -> Finding:

@@ -16,7 +16,7 @@ import structlog
 
 from controlplane.coordination.interface import CoordinationAway, Coordinator, RevocationMark
 from controlplane.domain.event import Event, EventType, Severity
-from controlplane.domain.fencing import Fence, FenceProof, FenceState
+from controlplane.domain.fencing import Counters, Fence, FenceProof, FenceState
 from controlplane.domain.node import Phase
 from controlplane.domain.operation import Json
 from controlplane.ha.model import (
@@ -28,7 +28,7 @@ from controlplane.ha.model import (
     WithdrawFence,
 )
 from controlplane.operations.desk import Caller, OperationDesk, Order
-from controlplane.services.ha_observe import FAILOVER_KIND, Picture, is_by_operator
+from controlplane.services.ha_observe import FAILOVER_KIND, Picture
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1.ha_service_pb2 import FenceMethod
 
@@ -78,18 +78,27 @@ class FenceMarks:
         except CoordinationAway as error:
             _log.warning("revocation_not_taken_back", node_id=fence.node_id, message=str(error))
 
-    async def sweep(self, picture: Picture) -> None:
+    async def sweep(self, picture: Picture) -> Mapping[str, int]:
         """Take back marks of fences that were over when the picture was read.
+
+        Returns:
+            Tokens of marks, by node, that neither this process published nor the picture has a fence of: either it is
+            recorded since, or the database was restored from an older backup.
 
         Raises:
             CoordinationAway: the service does not answer.
         """
+        unknown, own = {}, set(self.published.values())
         for node_id, token in (await self.coordinator.revocations()).items():
             node = picture.nodes.get(node_id)
-            is_known = node is None or node.node.fence_token >= token
-            if is_known and node_id not in picture.fences:
-                await self.coordinator.clear_revocation(RevocationMark(node_id, token))
-                _log.info("stale_revocation_swept", node_id=node_id, token=token)
+            if node_id in picture.fences or token in own:
+                continue
+            if node is not None and node.node.fence_token < token:
+                unknown[node_id] = token
+                continue
+            await self.coordinator.clear_revocation(RevocationMark(node_id, token))
+            _log.info("stale_revocation_swept", node_id=node_id, token=token)
+        return unknown
 
 
 @dataclass(slots=True)
@@ -100,6 +109,20 @@ class Effects:
     desk: OperationDesk
     marks: FenceMarks
     now: Callable[[], datetime]
+
+    async def sweep(self, picture: Picture) -> None:
+        """Take back marks that mean nothing any more.
+
+        A fence is recorded before it is published. So a mark that the database, read after it, knows nothing of is of a
+        time that the database lost; it counts on from there, and the next sweep takes the mark back.
+
+        Raises:
+            CoordinationAway: the service does not answer.
+        """
+        if unknown := await self.marks.sweep(picture):
+            raised = await self.store.run(lambda tx: tx.raise_counters(Counters(tokens=unknown)))
+            if raised.is_any:
+                _log.critical("database_knew_less_than_marks", node_ids=sorted(raised.tokens))
 
     async def mark_silent(self, term: Term, node_id: str, reason: str) -> None:
         """Have no VM placed on a node that is not heard."""
@@ -245,4 +268,4 @@ def _stands(fence: Fence, method: ProofMethod) -> bool:
 
     Then the objection says nothing new, and no lease was granted since.
     """
-    return is_by_operator(fence) and method in (ProofMethod.POWER_OFF, ProofMethod.LEASE_EXPIRED)
+    return fence.is_by_operator and method in (ProofMethod.POWER_OFF, ProofMethod.LEASE_EXPIRED)

@@ -10,13 +10,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from controlplane.coordination.interface import Candidate, CoordinationAway, Coordinator, Election
-from controlplane.domain.fencing import FenceState, HaSettings
+from controlplane.domain.fencing import FenceState, HaSettings, Leadership
 from controlplane.domain.node import Phase
 from controlplane.ha.model import (
     Alerting,
@@ -35,8 +35,9 @@ from controlplane.ha.model import (
 from controlplane.services.ha_alerts import HaAlerts
 from controlplane.services.ha_clock import clock_s
 from controlplane.services.ha_effects import Effects, Term
-from controlplane.services.ha_observe import Observer, Picture, Senses, is_by_operator, observed
+from controlplane.services.ha_observe import Observer, Picture, Senses, observed
 from controlplane.services.ha_power import PowerCuts
+from controlplane.services.ha_rivals import Rivals
 from controlplane.services.hearing import Hearing
 from controlplane.state.interface import Store
 from limiquantix.errors import Aborted, ApiError, Reason
@@ -44,8 +45,13 @@ from limiquantix.errors import Aborted, ApiError, Reason
 _log = structlog.get_logger(__name__)
 
 ROUND_S = 0.5
-PAUSE_SHARE = 9.0
-"""Of how long the last decision took: it never has more than a tenth of a core, however many nodes there are."""
+PAUSE_SHARE = 19.0
+"""Of how long the last decision took: it never has more than a twentieth of a core, however many nodes there are."""
+OPENING_S = 2.0
+"""How long after a decision fences are opened by it. With many silent nodes that takes long, and some of them may be
+heard meanwhile: those that are left are decided about anew."""
+DEAF_SHARE = 0.5
+"""Of the silence that makes a node suspect: a process that did not run for longer listens anew."""
 MANY_NODES = 500
 """From here on deciding takes milliseconds, so others have their turns meanwhile."""
 RESIGN_S = 1.0
@@ -68,6 +74,7 @@ class HaParts:
 
     Attributes:
         record_age: how old the record of a last heartbeat may become while its node beats.
+        rivals: None where a coordination service elects one of all processes.
     """
 
     store: Store
@@ -82,6 +89,7 @@ class HaParts:
     now: Callable[[], datetime]
     record_age: timedelta
     clock: Callable[[], float] = clock_s
+    rivals: Rivals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,6 @@ class _Deciding:
 
     term: Term
     state: HaState
-    boots: dict[str, str] = field(default_factory=dict)
     moment: Moment | None = None
     swept_s: float = 0.0
     given_up: Sequence[Alerting] = ()
@@ -118,6 +125,9 @@ class HaManager:
         self._looked_s = 0.0
         self._trouble = ""
         self._took_s = 0.0
+        self._round_s = -math.inf
+        self._listening_s = -math.inf
+        self._looks_at_once = False
 
     # -- what others may know
 
@@ -162,7 +172,7 @@ class HaManager:
 
     async def _pause(self, election: Election) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(ROUND_S, PAUSE_SHARE * self._took_s)):
+            async with asyncio.timeout(0 if self._looks_at_once else max(ROUND_S, PAUSE_SHARE * self._took_s)):
                 await election.changed()
 
     def take_part(self, election: Election) -> None:
@@ -171,18 +181,31 @@ class HaManager:
 
     async def round(self) -> None:
         """Do once what the loop does; raises nothing that can pass by itself."""
+        self._note_gap()
+        self._looks_at_once = False
         try:
             await self._round()
         except Aborted as error:
             if error.reason == Reason.STALE_EPOCH:
-                self._end_term(error.message)
-                self._not_before_s = self._parts.clock() + CALM_S
+                newest, leader_id = int(error.metadata["newest_epoch"]), error.metadata["leader_id"]
+                self._deposed(Leadership(newest, leader_id))
             else:
                 _log.debug("another_process_did_it", reason=error.reason, message=error.message)
         except ApiError as error:
             self._note_trouble(f"the database does not answer: {error.message}")
         except CoordinationAway as error:
             self._note_trouble(f"the coordination service does not answer: {error}")
+
+    def _note_gap(self) -> None:
+        """Listen anew if this process did not run for so long that it may have missed heartbeats.
+
+        Rounds come all the time, elected or not. Heartbeats that came while the process was kept from running for less
+        are heard before their nodes would be suspected.
+        """
+        now_s = self._parts.clock()
+        if now_s - self._round_s > DEAF_SHARE * self._parts.config.suspect_after_s:
+            self._listening_s = now_s
+        self._round_s = now_s
 
     async def _round(self) -> None:
         election = self._election
@@ -193,6 +216,9 @@ class HaManager:
         if self._deciding is None:
             if self._parts.clock() < self._not_before_s:
                 return
+            if self._parts.rivals is not None and (why := await self._parts.rivals.obstacle()):
+                self._note_trouble(why)
+                return
             self._deciding = await self._begin_term(election)
         await self._decide(self._deciding)
 
@@ -202,7 +228,14 @@ class HaManager:
         _log.info("ha_leadership_taken", epoch=taken.epoch, leader_id=candidate.id)
         self._parts.effects.marks.published.clear()
         term = Term(taken.epoch, candidate.id, lambda: election.is_elected)
-        return _Deciding(term, HaState(began_s=self._parts.clock()))
+        return _Deciding(term, HaState(began_s=self._parts.clock(), listening_s=self._listening_s))
+
+    def _deposed(self, leader: Leadership) -> None:
+        """End the term, as another process began one."""
+        self._end_term(f"epoch {leader.epoch} was begun by {leader.leader_id}")
+        self._not_before_s = self._parts.clock() + CALM_S
+        if self._parts.rivals is not None:
+            self._parts.rivals.deposed_by(leader)
 
     def _end_term(self, reason: str) -> None:
         if self._deciding is None:
@@ -233,9 +266,14 @@ class HaManager:
         return True
 
     async def _mark_long_silent(self) -> None:
-        """Have no VM placed on nodes of which no process has recorded a heartbeat for long, whatever is decided."""
-        now = self._parts.now()
-        before = now - self._parts.record_age
+        """Have no VM placed on nodes of which no process has recorded a heartbeat for long, whatever is decided.
+
+        Not before this process has listened for that long: there may have been none before that could hear them.
+        """
+        parts, now = self._parts, self._parts.now()
+        if parts.clock() - parts.hearing.began_s < parts.record_age.total_seconds():
+            return
+        before = now - parts.record_age
         for node_id in await self._parts.store.run(lambda tx: tx.mark_silent_nodes(before, now)):
             _log.warning("node_silent", node_id=node_id)
 
@@ -245,23 +283,23 @@ class HaManager:
         parts = self._parts
         picture = await parts.observer.look()
         if picture.leadership.epoch != deciding.term.epoch:
-            self._end_term(f"epoch {picture.leadership.epoch} was begun by {picture.leadership.leader_id}")
-            self._not_before_s = parts.clock() + CALM_S
+            self._deposed(picture.leadership)
             return
         obstacle = await self._publish(picture)
-        self._note_boots(deciding, picture)
         parts.power.keep({fence.id for fence in picture.fences.values()})
         effects = await self._judge(deciding, picture, obstacle)
         self._note_trouble(obstacle)
         await self._mark_silent(deciding, picture)
+        open_until_s = parts.clock() + OPENING_S
         for effect in effects:
             if not deciding.term.is_elected():
                 return
-            await self._carry_out(deciding.term, effect, picture)
+            if not isinstance(effect, OpenAFence) or parts.clock() < open_until_s:
+                await self._carry_out(deciding.term, effect, picture)
         await parts.alerts.sync(await self._told(deciding, effects))
         if not obstacle and parts.clock() - deciding.swept_s >= SWEEP_S:
             deciding.swept_s = parts.clock()
-            await parts.effects.marks.sweep(picture)
+            await parts.effects.sweep(picture)
 
     async def _told(self, deciding: _Deciding, effects: Sequence[Effect]) -> Sequence[Alerting]:
         """Return what is wrong: what the decision says, and VMs on nodes that live of which all restarts failed."""
@@ -275,7 +313,7 @@ class HaManager:
     async def _judge(self, deciding: _Deciding, picture: Picture, obstacle: str) -> Sequence[Effect]:
         """Have it decided what is to be done, and remember it with what is thought since."""
         parts = self._parts
-        senses = Senses(parts.hearing, parts.power.controllers, deciding.boots, parts.power.of)
+        senses = Senses(parts.hearing, parts.power.controllers, parts.power.of)
 
         def decide() -> Moment:
             facts = observed(picture, senses, parts.observer.scheduler, obstacle)
@@ -298,15 +336,6 @@ class HaManager:
             return f"that nodes are fenced cannot be told to other processes: {error}"
         return self._election.obstacle if self._election is not None else ""
 
-    @staticmethod
-    def _note_boots(deciding: _Deciding, picture: Picture) -> None:
-        current = {fence.id for fence in picture.fences.values()}
-        deciding.boots = {fence_id: boot for fence_id, boot in deciding.boots.items() if fence_id in current}
-        for node_id, fence in picture.fences.items():
-            guard = picture.guards.get(node_id)
-            if guard is not None and guard.boot_id:
-                deciding.boots.setdefault(fence.id, guard.boot_id)
-
     async def _mark_silent(self, deciding: _Deciding, picture: Picture) -> None:
         """Have no VM placed on nodes with fences that nobody objected to.
 
@@ -318,7 +347,7 @@ class HaManager:
                 continue
             waited_s = self._parts.clock() - known.fence_seen_s
             if fence.state == FenceState.PROVEN or (
-                waited_s >= self._parts.config.objection_s and (not fence.heard_by or is_by_operator(fence))
+                waited_s >= self._parts.config.objection_s and (not fence.heard_by or fence.is_by_operator)
             ):
                 await self._try(self._parts.effects.mark_silent(deciding.term, node_id, fence.reason))
         if self._is_time_to_look():
@@ -327,15 +356,15 @@ class HaManager:
     async def _carry_out(self, term: Term, effect: Effect, picture: Picture) -> None:
         effects = self._parts.effects
         match effect:
-            case OpenAFence():
-                await self._try(effects.open(term, effect))
+            case OpenAFence():  # the wait begins with the round that sees the fence
+                self._looks_at_once |= await self._try(effects.open(term, effect))
             case WithdrawFence():
                 await self._try(effects.withdraw(term, effect))
             case CutPower():
                 if (node := picture.nodes.get(effect.node_id)) is not None:
                     self._parts.power.begin(term, effect, node.node.hostname)
-            case ProveFence():
-                await self._try(effects.prove(term, effect))
+            case ProveFence():  # and restarts with the one that sees the proof
+                self._looks_at_once |= await self._try(effects.prove(term, effect))
             case EndFence():
                 await self._try(effects.end(term, effect))
             case Restart():
@@ -344,11 +373,11 @@ class HaManager:
                 pass  # alerts are levelled together; VMs on nodes that live are the Keeper's
 
     @staticmethod
-    async def _try(work: Awaitable[None]) -> None:
-        """Do one thing; what it fails with is tried again in the next round, but for the end of the term.
+    async def _try(work: Awaitable[None]) -> bool:
+        """Do one thing, and tell whether that went well; else it is tried again in the next round.
 
         Raises:
-            Aborted: another process decides.
+            Aborted: another process decides, which ends the term.
         """
         try:
             await work
@@ -356,6 +385,8 @@ class HaManager:
             if error.reason == Reason.STALE_EPOCH:
                 raise
             _log.warning("ha_effect_failed", reason=error.reason, message=error.message)
+            return False
+        return True
 
 
 def _patient(config: HaConfig, settings: HaSettings) -> HaConfig:

@@ -7,7 +7,7 @@ can be asked for targets without waiting.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from controlplane.domain.fencing import (
     Fence,
@@ -40,14 +40,11 @@ from controlplane.power.interface import PowerControllers
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.ha_choices import Scene, chooser, read_scene
 from controlplane.services.hearing import Heard, Hearing
-from controlplane.services.seen import SeenNodes, look
+from controlplane.services.seen import NodesAtOnce, NodesKept, SeenNodes
 from controlplane.state.interface import Store, Transaction
 
 FAILOVER_KIND = "vm.failover"
 """Of the operation that starts a VM elsewhere."""
-
-OPERATOR_WITNESS = "operator:"
-"""With this begins the reason of a fence that a person asked for."""
 
 _OUT_OF_USE = frozenset({Phase.MAINTENANCE, Phase.DRAINING, Phase.OFFLINE})
 _SHUTDOWNS = {ShutdownKind.REBOOT: Shutdown.REBOOT, ShutdownKind.POWER_OFF: Shutdown.POWER_OFF}
@@ -90,7 +87,7 @@ class Observer:
 
     store: Store
     scheduler: SchedulerConfig
-    _nodes: SeenNodes = field(default_factory=dict)
+    kept: NodesKept = field(default_factory=NodesKept)
     _standing: Mapping[str, StandingVm] = field(default_factory=dict)
 
     async def look(self) -> Picture:
@@ -99,8 +96,7 @@ class Observer:
         Raises:
             ApiError: the database does not answer.
         """
-        picture = await self.store.read(self._read)
-        self._nodes = picture.nodes
+        picture, self.kept.at_once = await self.store.read(self._read)
         self._standing = {vm.id: vm for vm in picture.scene.standing} if picture.scene is not None else {}
         return picture
 
@@ -113,14 +109,15 @@ class Observer:
         vms = await self.store.read(lambda tx: tx.stopped_against_will())
         return [Alerting(AlertOf.VM_NOT_RESTARTED, vm.id, why) for vm in vms if (why := why_not_restarted(vm))]
 
-    async def _read(self, tx: Transaction) -> Picture:
+    async def _read(self, tx: Transaction) -> tuple[Picture, NodesAtOnce]:
         fences = {fence.node_id: fence for fence in await tx.current_fences()}
-        nodes = await look(tx, self._nodes)
+        at_once = await self.kept.at_once.look(tx)
+        nodes = at_once.nodes
         vms = list(await tx.vms_to_restart(fences)) if fences else []
         awaited_ids = {other for vm in vms for other in vm.spec.ha_policy.starts_after} - {vm.id for vm in vms}
         awaited = {vm.id: vm for each in sorted(awaited_ids) if (vm := await tx.get_vm(each)) is not None}
         is_restarting = any(fences[vm.node_id].state == FenceState.PROVEN for vm in vms)
-        return Picture(
+        picture = Picture(
             leadership=await tx.leadership(),
             settings=await tx.ha_settings(),
             nodes=nodes,
@@ -132,6 +129,7 @@ class Observer:
             failing_over=await tx.resources_under(FAILOVER_KIND) if vms else (),
             scene=await read_scene(tx, nodes, vms, self._standing) if is_restarting else None,
         )
+        return picture, at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +137,11 @@ class Senses:
     """What this process knows beside the database.
 
     Attributes:
-        boots: in which boot each fenced node was when this process first saw its fence, by the fence's id.
         power_of: how cutting the power went, by the fence's id.
     """
 
     hearing: Hearing
     controllers: PowerControllers
-    boots: Mapping[str, str]
     power_of: Callable[[str], PowerAttempt]
 
 
@@ -167,31 +163,41 @@ def observed(picture: Picture, senses: Senses, scheduler: SchedulerConfig, obsta
 
 
 def _node_seen(picture: Picture, node: Node, senses: Senses) -> NodeSeen:
-    heard, guard, fence = senses.hearing.of(node.id), picture.guards.get(node.id), picture.fences.get(node.id)
+    heard, fence = senses.hearing.of(node.id), picture.fences.get(node.id)
     noted = shutdown_of(node.annotations)
-    if noted is not None and _is_over(noted, guard, heard):
+    if noted is not None and _is_over(noted, picture.guards.get(node.id), heard):
         noted = None
     runs_none = heard is None or heard.usage.running_vm_count == 0
-    attempt = senses.power_of(fence.id) if fence is not None else PowerAttempt()
-    return NodeSeen(
+    seen = NodeSeen(
         id=node.id,
         heard_s=heard.at_s if heard is not None else None,
         takes_part=node.phase not in _OUT_OF_USE,
-        fence=_fence_seen(fence),
-        lease_proves=picture.settings.is_armed and lease_proves(guard, picture.settings.version),
-        is_rebooted=(
-            fence is not None
-            and heard is not None
-            and runs_none
-            and bool(heard.boot_id)
-            and heard.boot_id != senses.boots.get(fence.id, heard.boot_id)
-        ),
         has_ended_vms=noted is not None and noted.all_vms_ended and runs_none,
+        shutdown=_SHUTDOWNS.get(noted.kind) if noted is not None else None,
+    )
+    return seen if fence is None else _fenced(seen, node, fence, picture, senses)
+
+
+def _fenced(seen: NodeSeen, node: Node, fence: Fence, picture: Picture, senses: Senses) -> NodeSeen:
+    """Add what matters of a node with a fence only: few have one, and all are looked at in each round."""
+    heard = senses.hearing.of(node.id)
+    attempt = senses.power_of(fence.id)
+    return replace(
+        seen,
+        fence=OpenFence(fence.id, fence.state == FenceState.PROVEN, fence.heard_by, fence.is_by_operator),
+        lease_proves=(
+            picture.settings.is_armed and lease_proves(picture.guards.get(node.id), picture.settings.version)
+        ),
+        is_rebooted=(
+            heard is not None
+            and heard.usage.running_vm_count == 0
+            and bool(heard.boot_id and fence.boot_id)
+            and heard.boot_id != fence.boot_id
+        ),
         has_power_agent=senses.controllers.of(node.hostname) is not None,
         power=attempt.result,
         power_evidence=attempt.evidence,
-        knows_fence=fence is None or _knows(heard, fence),
-        shutdown=_SHUTDOWNS.get(noted.kind) if noted is not None else None,
+        knows_fence=_knows(heard, fence),
     )
 
 
@@ -204,17 +210,6 @@ def _is_over(noted: NotedShutdown, guard: NodeGuard | None, heard: Heard | None)
     """Whether the host was heard in another boot since it said that it goes."""
     boots = {each.boot_id for each in (guard, heard) if each is not None and each.boot_id}
     return bool(boots - {noted.boot_id})
-
-
-def is_by_operator(fence: Fence) -> bool:
-    """Whether a person asked for a fence, so that it is not withdrawn because the node is heard."""
-    return fence.reason.startswith(OPERATOR_WITNESS)
-
-
-def _fence_seen(fence: Fence | None) -> OpenFence | None:
-    if fence is None:
-        return None
-    return OpenFence(fence.id, fence.state == FenceState.PROVEN, fence.heard_by, is_by_operator(fence))
 
 
 def _to_restart(vm: Vm, picture: Picture) -> VmSeen:

@@ -109,10 +109,12 @@ class HaStatusService:
                 power_agent=controller.kind if controller is not None else "",
                 protected_vm_count=counts[node.id],
                 forecast=[_forecast(each, vms, recorded.hostnames) for each in forecasts.get(node.id, ())],
+                settings_version=guard.ha_version if guard is not None else 0,
             )
             heard = self.hearing.of(node.id)
             if heard is not None:
                 message.last_heard_at.CopyFrom(timestamp(heard.at))
+                message.settings_version = max(message.settings_version, heard.known_ha_version)
             if fence is not None:
                 message.fence.CopyFrom(ha_documents.fence(fence, node.hostname))
             found.append(message)

@@ -29,6 +29,7 @@ class Heard:
     self_fences_within_ms: int = 0
     known_ha_version: int = 0
     known_fence_token: int = 0
+    known_epoch: int = 0
     lease_left_ms: int = 0
     lost_storage_ids: tuple[str, ...] = ()
 

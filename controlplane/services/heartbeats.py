@@ -17,6 +17,7 @@ import structlog
 
 from controlplane.domain import node_life
 from controlplane.domain.event import Event, EventType, Severity
+from controlplane.domain.fencing import Counters
 from controlplane.domain.node import Heartbeat, Node, NodeUsage, Phase
 from controlplane.domain.node_conditions import OVERLOAD_REASON
 from controlplane.services.digests import Digests
@@ -25,6 +26,7 @@ from controlplane.services.hearing import Heard, Hearing
 from controlplane.services.leases import Leases
 from controlplane.services.lost_storage import note_lost_storage, tells_news
 from controlplane.services.node_roll import NodeRoll
+from controlplane.services.seen import NodesKept
 from controlplane.services.shutdowns import is_over, note, sync_announced
 from controlplane.services.usage_book import UsageBook
 from controlplane.state.interface import Store, Transaction
@@ -86,6 +88,7 @@ class HeartbeatService:
     Args:
         hearing: where others of this process read what was heard.
         leases: None grants none.
+        kept: what others of this process read of nodes.
         clock: in seconds, that of `hearing` and `leases`.
     """
 
@@ -97,6 +100,7 @@ class HeartbeatService:
         *,
         hearing: Hearing | None = None,
         leases: Leases | None = None,
+        kept: NodesKept | None = None,
         clock: Callable[[], float] = clock_s,
     ) -> None:
         self._store = store
@@ -106,7 +110,7 @@ class HeartbeatService:
         self._clock = clock
         self._started_at = now()
         self._hearing = hearing or Hearing(clock())
-        self._roll = NodeRoll(store, reads_always=config.trust_s <= 0, clock=clock)
+        self._roll = NodeRoll(store, reads_always=config.trust_s <= 0, clock=clock, kept=kept or NodesKept())
         self._digests = Digests(store, config.trust_s, clock)
         self._usage = UsageBook(config.keep_for, min(config.keep_for, UsageBook().settle_for))
         self._loads: dict[str, OverloadState] = {}
@@ -157,6 +161,8 @@ class HeartbeatService:
             changes.append(lambda: self._note_storage(heard))
         if is_over(node, heard.boot_id):
             changes.append(lambda: self._forget_shutdown(node.id))
+        if self._leases is None and heard.known_fence_token > node.fence_token:
+            changes.append(lambda: self._count_on(heard))
         if state_hash and self._digests.is_due(node.id, state_hash):
             changes.append(lambda: self._digests.check(node.id))
         return changes
@@ -197,6 +203,13 @@ class HeartbeatService:
 
     async def _note_storage(self, heard: Heard) -> None:
         await self._store.run(lambda tx: note_lost_storage(tx, heard.node_id, heard.lost_storage_ids, self._now()))
+        await self._roll.reread(heard.node_id)
+
+    async def _count_on(self, heard: Heard) -> None:
+        """Have the database count on from what a host knows, which it otherwise refuses; with leases these do that."""
+        known = Counters(heard.known_epoch, tokens={heard.node_id: heard.known_fence_token})
+        if (await self._store.run(lambda tx: tx.raise_counters(known))).is_any:
+            _log.critical("database_knew_less_than_host", node_id=heard.node_id, token=heard.known_fence_token)
         await self._roll.reread(heard.node_id)
 
     async def _forget_shutdown(self, node_id: str) -> None:
@@ -268,7 +281,7 @@ class HeartbeatService:
         return now - patience
 
     async def refresh(self) -> None:
-        """Bring what is known of nodes up to date.
+        """Bring what is known of nodes, and of the digests that they should have, up to date.
 
         Raises:
             ApiError: the database does not answer; what is known stays.
@@ -283,6 +296,7 @@ class HeartbeatService:
             self._loads.pop(node_id, None)
             if self._leases is not None:
                 self._leases.forget(node_id)
+        await self._digests.recheck()
 
     async def run(self) -> None:
         """Look after everything until cancelled; a database that is away for a while loses nothing."""
@@ -314,6 +328,7 @@ def heard_of(request: api.UpdateHeartbeatRequest, at_s: float, at: datetime) -> 
         self_fences_within_ms=request.self_fences_within_ms,
         known_ha_version=request.known_ha_version,
         known_fence_token=request.known_fence_token,
+        known_epoch=request.known_epoch,
         lease_left_ms=request.lease_left_ms,
         lost_storage_ids=tuple(sorted(request.lost_storage_ids)),
     )

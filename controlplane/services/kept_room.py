@@ -23,13 +23,18 @@ from controlplane.domain.node import Phase
 from controlplane.domain.placement import StandingVm
 from controlplane.domain.vm import Vm
 from controlplane.ha.admission import Floats, HostRoom, ProtectedVm, Room, refusal, room_of
-from controlplane.scheduler.outcomes import Placement, RankedNode, SchedulerConfig
+from controlplane.ha.admitted import NewVm, admitted
+from controlplane.scheduler.outcomes import Placement, RankedNode, SchedulerConfig, TurnedAway, Unplaced
+from controlplane.scheduler.plan import Admit
+from controlplane.scheduler.room import Room as Fitting
 from controlplane.scheduler.scores import Strategy
 from controlplane.scheduler.snapshot import Candidate
 from controlplane.services.seen import SeenNodes, SeenVms, look
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1.node_pb2 import Taint
 
+ROOM_FILTER = "failover room"
+"""What is told in place of a filter where a VM would take room that is kept for VMs of nodes that fail."""
 SHARED_BY = 16
 """Placements that share the turn at once, `PLACEMENT_TURN_COUNT` of the tables."""
 SMALL_SHARE = 1 / 64
@@ -128,12 +133,69 @@ def room_refusals(
     return {node_id: why for node_id, why in found.items() if why}
 
 
-def _refusal_on(before: Room, node_id: str, placement: Placement, vm: Vm, config: SchedulerConfig) -> str:
-    size = (placement.request.vcpus, placement.request.memory_bytes)
-    after = before.with_vm(
-        node_id, size, is_protected=is_restarted_elsewhere(vm.spec), priority=vm.spec.ha_policy.priority
+def room_admission(
+    seen: SeenNodes, vms: Iterable[StandingVm], drafts: Iterable[Vm], config: SchedulerConfig
+) -> Callable[[], Admit]:
+    """Make what admits the new VMs of a plan one after the other, each only where it takes no room that is kept.
+
+    Args:
+        vms: all that are placed.
+        drafts: the new ones, under the ids that their requests have.
+    """
+    before, by_id = room_from(seen, vms, config.strategy), {vm.id: vm for vm in drafts}
+
+    def admission() -> Admit:
+        room = before
+
+        def admit(placement: Placement) -> Placement | Unplaced:
+            nonlocal room
+            refusals = []
+            for number, each in enumerate(placement.ranked):
+                after = _with(room, each.node_id, placement, by_id[placement.request.vm_id])
+                why = refusal(room, after, config.kept_room)
+                if not why:
+                    room = after
+                    return replace(placement, ranked=placement.ranked[number:])
+                refusals.append(why)
+            because = ha_errors.no_failover_room(config.kept_room.words, refusals[0], ()).message
+            return TurnedAway(placement.request, (), because)
+
+        return admit
+
+    return admission
+
+
+def admitted_of(
+    seen: SeenNodes, vms: Iterable[StandingVm], vm: Vm, fitting: Fitting, config: SchedulerConfig
+) -> Fitting:
+    """Take those VMs off what fits that would take room that is kept.
+
+    Args:
+        vms: all that are placed.
+        vm: of the kind that is counted.
+    """
+    if not config.kept_room.is_any:
+        return fitting
+    new = NewVm((vm.vcpu_count, vm.memory_bytes), is_restarted_elsewhere(vm.spec), vm.spec.ha_policy.priority)
+    limits = {node.node_id: node.count for node in fitting.nodes}
+    found = admitted(room_from(seen, vms, config.strategy), new, limits, config.kept_room)
+    nodes = tuple(
+        node
+        if (count := found.counts.get(node.node_id, 0)) == node.count
+        else replace(node, count=count, filter=ROOM_FILTER, limit=f"{ROOM_FILTER}: {found.refusal}")
+        for node in fitting.nodes
     )
-    return refusal(before, after, config.kept_room)
+    return Fitting(min(sum(node.count for node in nodes), fitting.count), nodes)
+
+
+def _refusal_on(before: Room, node_id: str, placement: Placement, vm: Vm, config: SchedulerConfig) -> str:
+    return refusal(before, _with(before, node_id, placement, vm), config.kept_room)
+
+
+def _with(room: Room, node_id: str, placement: Placement, vm: Vm) -> Room:
+    size = (placement.request.vcpus, placement.request.memory_bytes)
+    is_protected, priority = is_restarted_elsewhere(vm.spec), vm.spec.ha_policy.priority
+    return room.with_vm(node_id, size, is_protected=is_protected, priority=priority)
 
 
 # -- the cluster as admission sees it

@@ -60,6 +60,7 @@ class LeaseGuards:
     clock: Callable[[], float]
     _recorded: dict[str, NodeGuard] = field(default_factory=dict)
     _to_record: dict[str, NodeGuard] = field(default_factory=dict)
+    _risen: set[str] = field(default_factory=set)
     _read_s: float | None = None
 
     def backs(self, heard: Heard) -> bool:
@@ -96,6 +97,8 @@ class LeaseGuards:
         await self.store.run(lambda tx: tx.note_guards(news))
         for guard in news:
             known = self._recorded.get(guard.node_id)
+            if guard.can_self_fence and not (known is not None and known.can_self_fence):
+                self._risen.add(guard.node_id)
             version = max(guard.ha_version, known.ha_version if known else 0)
             self._recorded[guard.node_id] = NodeGuard(
                 guard.node_id, version, guard.can_self_fence, guard.obstacle, guard.boot_id, guard.noted_at
@@ -103,7 +106,18 @@ class LeaseGuards:
             if self._to_record.get(guard.node_id) is guard:
                 del self._to_record[guard.node_id]
 
+    def has_risen(self, node_id: str) -> bool:
+        """Whether it was recorded, since this was asked last, that a host fences itself that did not before.
+
+        Its VMs that are there already can be protected now, which its next full state brings about.
+        """
+        if node_id not in self._risen:
+            return False
+        self._risen.discard(node_id)
+        return True
+
     def forget(self, node_id: str) -> None:
         """Drop what is known of a node that is gone."""
+        self._risen.discard(node_id)
         self._recorded.pop(node_id, None)
         self._to_record.pop(node_id, None)

@@ -38,6 +38,8 @@ class LeaseMarks:
 
     Attributes:
         freshness_s: how old the beginning of a reading may be.
+        has_second_place: whether whoever fences a node publishes it where this process reads, whichever process that
+            is. Else leases are granted upon the database alone.
         clock: in seconds; goes on while the machine sleeps.
     """
 
@@ -45,6 +47,7 @@ class LeaseMarks:
     coordinator: Coordinator
     freshness_s: float
     clock: Callable[[], float] = clock_s
+    has_second_place: bool = True
     _recorded: Marks | None = None
     _recorded_began_s: float = 0.0
     _published: Mapping[str, int] | None = None
@@ -58,6 +61,11 @@ class LeaseMarks:
         """What the database says; None if it was not read of late."""
         return self._recorded if self._is_fresh(self._recorded_began_s) else None
 
+    @property
+    def recorded_began_s(self) -> float:
+        """When the newest reading of the database began."""
+        return self._recorded_began_s
+
     def may_grant(self, node_id: str) -> bool:
         """Whether a node may have a lease now, whose time the node counts from when it asked.
 
@@ -68,7 +76,7 @@ class LeaseMarks:
         recorded = self.recorded
         if recorded is not None and node_id in recorded.revoked:
             return False
-        if self._published is None or not self._is_fresh(self._published_began_s):
+        if not self.has_second_place or self._published is None or not self._is_fresh(self._published_began_s):
             return recorded is not None
         token = self._published.get(node_id)
         return token is None or self._has_ended(node_id, token)

@@ -17,6 +17,7 @@ from controlplane.coordination.interface import Coordinator
 from controlplane.domain.ha_times import HaTimes
 from controlplane.services.ha_clock import clock_s
 from controlplane.services.hearing import Heard, Hearing
+from controlplane.services.lease_counters import LeaseCounters
 from controlplane.services.lease_guards import LeaseGuards
 from controlplane.services.lease_marks import LeaseMarks, Seen
 from controlplane.state.interface import Store
@@ -32,7 +33,11 @@ OBJECTION_INTERVALS = 1.5
 
 @dataclass(slots=True)
 class Leases:
-    """Grants leases; `run` has to run for it. Owned by the event loop's thread."""
+    """Grants leases; `run` has to run for it. Owned by the event loop's thread.
+
+    Attributes:
+        has_second_place: as `LeaseMarks` has it.
+    """
 
     store: Store
     coordinator: Coordinator
@@ -40,18 +45,25 @@ class Leases:
     hearing: Hearing
     replica_id: str
     clock: Callable[[], float] = clock_s
+    has_second_place: bool = True
     marks: LeaseMarks = field(init=False)
     guards: LeaseGuards = field(init=False)
+    counters: LeaseCounters = field(init=False)
     _objected: dict[str, Seen] = field(default_factory=dict)
     """The fence of each node that this process objected to, and when it last did."""
 
     def __post_init__(self) -> None:
-        self.marks = LeaseMarks(self.store, self.coordinator, self.times.freshness_s, self.clock)
+        times, clock, has_second_place = self.times, self.clock, self.has_second_place
+        self.marks = LeaseMarks(self.store, self.coordinator, times.freshness_s, clock, has_second_place)
         self.guards = LeaseGuards(self.store, self.times.kill_s, self.clock)
+        self.counters = LeaseCounters(self.store, self.marks)
 
     def answer(self, heard: Heard, response: UpdateHeartbeatResponse) -> None:
         """Add to the answer to a heartbeat what concerns its lease."""
         is_backed = self.guards.backs(heard)
+        self.counters.compare(heard)
+        if self.guards.has_risen(heard.node_id):
+            response.request_full_sync = True
         is_granted = is_backed and self.marks.may_grant(heard.node_id)
         if is_granted:
             response.lease.CopyFrom(NodeLease(duration_ms=int(self.times.lease_s * 1000)))
@@ -98,6 +110,7 @@ class Leases:
     def forget(self, node_id: str) -> None:
         """Drop what is known of a node that is gone."""
         self.guards.forget(node_id)
+        self.counters.forget(node_id)
 
     async def declare(self) -> None:
         """Record how long others must wait because of leases granted here. Until it is done, none is granted.
@@ -135,7 +148,11 @@ class Leases:
 
     async def _sync(self) -> None:
         while True:
-            for work, complaint in ((self.object, "objections_not_noted"), (self.guards.sync, "guards_not_recorded")):
+            for work, complaint in (
+                (self.object, "objections_not_noted"),
+                (self.guards.sync, "guards_not_recorded"),
+                (self.counters.sync, "counters_not_raised"),
+            ):
                 try:
                     await work()
                 except ApiError as error:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from controlplane.domain import documents, errors, ha_errors, node_life
+from controlplane.domain import documents, errors, node_life
 from controlplane.domain.event import Event, EventType, Severity
 from controlplane.domain.node import CapacityPolicy, Node
 from controlplane.domain.operation import OperationState
@@ -20,7 +20,7 @@ from controlplane.domain.vm import Vm, lost, without_node
 from controlplane.operations.desk import ANYBODY, NODE_RESOURCE, Caller, OperationDesk, Order
 from controlplane.operations.node_drain import DrainNode, drain_parameters
 from controlplane.scheduler.outcomes import SchedulerConfig
-from controlplane.services.kept_room import drain_refusal
+from controlplane.services.room_rules import require_room_after_drain
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.compute.v1.node_pb2 import Node as NodeMessage
@@ -137,11 +137,13 @@ class NodeLifeService:
         order = Order(
             DrainNode.kind,
             request.id,
-            NODE_RESOURCE,
+            resource_type=NODE_RESOURCE,
             parameters=drain_parameters(request.grace_period_sec, request.target_node_id, force=request.force),
         )
-        if not request.force:
-            await self.store.read(lambda tx: self._require_room_after(tx, request))
+        if not request.force:  # asked again when it begins, so that two at once do not both take the room
+            await self.store.read(
+                lambda tx: require_room_after_drain(tx, request.id, request.target_node_id, self.scheduler)
+            )
         if request.target_node_id:
             target = await self.store.read(lambda tx: _required(tx, request.target_node_id))
             if target.id == request.id:
@@ -151,15 +153,11 @@ class NodeLifeService:
             return await self.desk.answer(operation, api.DrainNodeResponse())
         return api.DrainNodeResponse(node=documents.node(*await self.store.read(lambda tx: _with_vms(tx, request.id))))
 
-    async def _require_room_after(self, tx: Transaction, request: api.DrainNodeRequest) -> None:
-        node = await _required(tx, request.id)
-        if lack := await drain_refusal(tx, node.id, request.target_node_id, self.scheduler):
-            raise ha_errors.drain_takes_failover_room(node.hostname, self.scheduler.kept_room.words, lack)
-
     async def decommission(self, request: api.DecommissionNodeRequest, caller: Caller = ANYBODY) -> None:
         """Forget a node. With `force` its VMs stay in the inventory, LOST and on no node.
 
-        A host that still runs registers again, as another node; its VMs are found there then.
+        A host that still runs registers again, as another node; its VMs are found there then. One that has a
+        certificate has to join anew first.
 
         Raises:
             FailedPrecondition: VMs are placed on it, or on their way from or to it, and `force` is not set.
@@ -187,6 +185,7 @@ class NodeLifeService:
         text = f"node {node.hostname} was decommissioned" + (f"; {len(vms)} VMs are LOST with it" if vms else "")
         severity = Severity.WARNING if vms else Severity.INFO
         await tx.delete_node(node.id, Event(EventType.NODE_REMOVED, text, severity, caller.principal))
+        await tx.remove_machine(node.id)
         return len(vms)
 
     async def _lose(self, tx: Transaction, vm: Vm, node: Node, caller: Caller) -> None:

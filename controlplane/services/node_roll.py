@@ -13,7 +13,8 @@ from typing import NamedTuple
 from controlplane.domain import errors
 from controlplane.domain.node import Node
 from controlplane.services.ha_clock import clock_s
-from controlplane.state.interface import Store, Transaction
+from controlplane.services.seen import NodesKept
+from controlplane.state.interface import Store
 from limiquantix.errors import ApiError
 
 
@@ -31,13 +32,17 @@ class NodeRoll:
     Attributes:
         reads_always: whether a node is read for each heartbeat after all, for tests without a loop.
         is_away: whether the last look at all nodes failed.
+        kept: what others of this process read of nodes; of the same version they are the same, and held once.
     """
 
     store: Store
     reads_always: bool = False
     clock: Callable[[], float] = clock_s
     is_away: bool = False
+    kept: NodesKept = field(default_factory=NodesKept)
     _nodes: dict[str, Node] = field(default_factory=dict)
+    _versions: dict[str, int] = field(default_factory=dict)
+    """As the last look found them, of all nodes."""
     _read_s: dict[str, float] = field(default_factory=dict)
 
     async def node(self, node_id: str) -> Node:
@@ -85,13 +90,24 @@ class NodeRoll:
         """
         began_s = self.clock()
         try:
-            versions = await self.store.read(_versions)
-            stale = [each for each, version in versions.items() if not self._is_known(each, version)]
-            changed = await self.store.read(lambda tx: tx.nodes(stale)) if stale else []
+            versions = await self.store.read(lambda tx: tx.node_versions())
+            # Sets are compared several times as fast as nodes are looked at one by one, and there may be thousands.
+            news = versions.items() - self._versions.items()
+            changed, stale = list[Node](), list[str]()
+            for node_id, version in news:
+                if self._is_known(node_id, version):
+                    continue
+                seen = self.kept.at_once.nodes.get(node_id)
+                if seen is not None and seen.node.version == version:
+                    changed.append(seen.node)
+                else:
+                    stale.append(node_id)
+            if stale:
+                changed += await self.store.read(lambda tx: tx.nodes(stale))
         except ApiError:
             self.is_away = True
             raise
-        self.is_away = False
+        self.is_away, self._versions = False, versions
         # One that was read since may be newer than all that.
         gone = {each for each in self._nodes.keys() - versions.keys() if self._read_s[each] <= began_s}
         for node_id in gone:
@@ -103,7 +119,3 @@ class NodeRoll:
     def _is_known(self, node_id: str, version: int) -> bool:
         known = self._nodes.get(node_id)
         return known is not None and known.version >= version
-
-
-async def _versions(tx: Transaction) -> dict[str, int]:
-    return {claims.node_id: claims.version for claims in await tx.node_claims()}

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import structlog
 
-from controlplane.domain import errors, node_life
+from controlplane.domain import errors, machine_errors, node_life
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import CapacityPolicy, Heartbeat, Node, Phase, capacity_of_node
 from controlplane.domain.query import Cursor, NodeFilter
@@ -47,24 +47,33 @@ class NodeService:
     hearing: Hearing | None = None
     """What this process heard itself: newer than what is recorded, which follows later."""
 
-    async def register(self, request: api.RegisterNodeRequest) -> Node:
+    async def register(self, request: api.RegisterNodeRequest, node_id: str = "") -> Node:
         """Take a host in, or take it back: a known host name is the same node, with the same id. Idempotent.
 
         A node that comes back keeps the phase, labels and scheduling an operator gave it; facts about the host are
         replaced by those it reports.
+
+        Args:
+            node_id: whose certificate the host showed; "" where hosts show none.
+
+        Raises:
+            PermissionDenied: the name is that of another node.
         """
-        node = await self.store.run(lambda tx: self._register(tx, request))
+        node = await self.store.run(lambda tx: self._register(tx, request, node_id))
         _log.info("node_registered", node_id=node.id, hostname=node.hostname, endpoint=node.agent_endpoint)
         return node
 
-    async def _register(self, tx: Transaction, request: api.RegisterNodeRequest) -> Node:
+    async def _register(self, tx: Transaction, request: api.RegisterNodeRequest, node_id: str) -> Node:
         now = self.now()
         endpoint = request.agent_endpoint or _default_endpoint(request.management_ip)
         known = await tx.get_node_by_hostname(request.hostname)
+        if known is not None and node_id not in ("", known.id):
+            raise machine_errors.not_of_this_node("RegisterNode", f"hostname {request.hostname}", node_id)
         if known is None:
             spec = self._new_spec(request, now)
+            machine = await tx.get_machine(node_id) if node_id else None
             node = Node(
-                id=str(uuid.uuid4()),
+                id=node_id or str(uuid.uuid4()),
                 hostname=request.hostname,
                 management_ip=request.management_ip,
                 agent_endpoint=endpoint,
@@ -73,7 +82,7 @@ class NodeService:
                 capacity=capacity_of_node(spec, self.capacity_policy),
                 created_at=now,
                 updated_at=now,
-                labels=dict(request.labels),
+                labels={**request.labels, **(machine.labels if machine is not None else {})},
                 system=request.system,
                 last_heartbeat_at=now,
             )
@@ -179,6 +188,7 @@ def _with_facts(spec: NodeSpec, request: api.RegisterNodeRequest) -> NodeSpec:
     if not request.HasField("machine"):
         new.ClearField("machine")
     new.supports_live_migration = request.supports_live_migration
+    new.migration_address = request.migration_address
     new.agent.version = request.system.agent_version
     return new
 

@@ -22,7 +22,13 @@ from controlplane.scheduler.plan import Mode, Placement, Plan, SchedulerConfig, 
 from controlplane.scheduler.room import fitting_count, fitting_count_with_failures
 from controlplane.scheduler.snapshot import Candidate, PlacementRequest
 from controlplane.scheduler.view import ClusterView, placed_vm_of
-from controlplane.services.kept_room import WIDE_RANKED_COUNT, room_refusals
+from controlplane.services.kept_room import (
+    ROOM_FILTER,
+    WIDE_RANKED_COUNT,
+    admitted_of,
+    room_admission,
+    room_refusals,
+)
 from controlplane.services.placement import NodeMemory, request_of
 from controlplane.services.seen import SeenNodes, SeenVms, look
 from controlplane.services.vm_calls import required
@@ -30,8 +36,6 @@ from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1 import placement_service_pb2 as api
 
 DEFAULT_FAILED_COUNT = 2
-ROOM_FILTER = "failover room"
-"""What is told in place of a filter where a VM would take room that is kept for VMs of nodes that fail."""
 _MODES = {
     api.PlanPlacementsRequest.AS_MANY_AS_FIT: Mode.AS_MANY_AS_FIT,
     api.PlanPlacementsRequest.ALL_OR_NOTHING: Mode.ALL_OR_NOTHING,
@@ -111,11 +115,15 @@ class PlacementOpinions:
     async def plan(self, request: api.PlanPlacementsRequest) -> api.PlanPlacementsResponse:
         """Say where many VMs would go."""
         drafts = [self._draft(candidate) for candidate in request.vms]
-        projects = {draft.project_id for draft in drafts}
+        projects = {""} if self.scheduler.kept_room.is_any else {draft.project_id for draft in drafts}
         scene = await self.store.read(lambda tx: self._scene(tx, drafts, projects))
 
         def work() -> Plan:
-            return plan(scene.view(), scene.requests, self.scheduler, mode=_MODES[request.mode])
+            config, admission, mode = self.scheduler, None, _MODES[request.mode]
+            if config.kept_room.is_any:
+                config = replace(config, max_ranked_count=WIDE_RANKED_COUNT)
+                admission = room_admission(scene.nodes, scene.vms, drafts, config)
+            return plan(scene.view(), scene.requests, config, mode=mode, admission=admission)
 
         answer = api.PlanPlacementsResponse()
         for draft, outcome in zip(drafts, (await asyncio.to_thread(work)).outcomes, strict=True):
@@ -128,14 +136,16 @@ class PlacementOpinions:
         return answer
 
     async def capacity(self, request: api.GetCapacityRequest) -> api.GetCapacityResponse:
-        """Say how many more VMs like one fit, now and with nodes failed."""
+        """Say how many more VMs like one fit: now, leaving the room that is kept, and with nodes failed, using it."""
         draft = self._draft(request.vm)
         scene = await self.store.read(lambda tx: self._scene(tx, [draft], {""}))
-        return await asyncio.to_thread(self._capacity, scene, request.failed_node_count or DEFAULT_FAILED_COUNT)
+        failed_count = request.failed_node_count or DEFAULT_FAILED_COUNT
+        return await asyncio.to_thread(self._capacity, scene, draft, failed_count)
 
-    def _capacity(self, scene: Scene, failed_count: int) -> api.GetCapacityResponse:
+    def _capacity(self, scene: Scene, draft: Vm, failed_count: int) -> api.GetCapacityResponse:
         view, request = scene.view(), scene.requests[0]
-        room = fitting_count(view, request, self.scheduler)
+        fitting = fitting_count(view, request, self.scheduler)
+        room = admitted_of(scene.nodes, scene.vms, draft, fitting, self.scheduler)
         answer = api.GetCapacityResponse(fitting_count=room.count, limit=room.limit)
         for node in sorted(room.nodes, key=lambda node: (node.hostname, node.node_id)):
             answer.nodes.add(node_id=node.node_id, hostname=node.hostname, fitting_count=node.count, limit=node.limit)

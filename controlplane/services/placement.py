@@ -20,7 +20,7 @@ from functools import partial
 from controlplane.domain import documents, errors
 from controlplane.domain.event import Event, EventType
 from controlplane.domain.node import Node
-from controlplane.domain.placement import StandingVm
+from controlplane.domain.placement import LOST_EVERY_RACE, StandingVm
 from controlplane.domain.placement_rules import (
     RuledVm,
     is_bound_to_others,
@@ -30,12 +30,13 @@ from controlplane.domain.placement_rules import (
 )
 from controlplane.domain.vm import Vm
 from controlplane.operations import vm_rules
+from controlplane.operations.quotas import require_room_for_new
 from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import Placement, SchedulerConfig, Unplaced
 from controlplane.scheduler.snapshot import PlacementRequest, request_for
 from controlplane.services.kept_room import RoomKeeper, Turn
 from controlplane.services.live_view import LiveView
-from controlplane.services.seen import SeenNodes, SeenVms, look
+from controlplane.services.seen import NodesKept, SeenNodes, SeenVms, look
 from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1.vm_pb2 import VirtualMachine
 
@@ -43,7 +44,6 @@ MAX_DECISIONS = 3
 """Fresh snapshots taken when every ranked node lost its room to another control plane meanwhile."""
 MAX_REMEMBERED_VMS = 100_000
 """About 200 MB; without them, VMs are read again."""
-LOST_EVERY_RACE = "no node fits: other callers took the room on every node that had some"
 
 
 @dataclass(slots=True)
@@ -54,6 +54,7 @@ class NodeMemory:
     """
 
     seen: SeenNodes = field(default_factory=dict)
+    kept: NodesKept = field(default_factory=NodesKept)
     vms: dict[str, StandingVm] = field(default_factory=dict)
     live: LiveView = field(default_factory=LiveView)
 
@@ -95,7 +96,7 @@ async def place_vm(
         NotFound: the pinned node does not exist.
         InvalidArgument: its rules contradict those of VMs that it must run beside.
         ResourceExhausted: no node fits, or it would take room that is kept for VMs of nodes that fail; the error has
-            one reason per node.
+            one reason per node. Or it would be more than its project's quota.
         Aborted: room became scarce at this moment.
     """
     if pinned_node_id and await tx.get_node(pinned_node_id) is None:
@@ -113,6 +114,7 @@ async def place_vm(
         node_id = await claims.claim_first(placement)
         if node_id is not None:
             placed = replace(draft, node_id=node_id)
+            await require_room_for_new(tx, placed)
             said = f"VM {draft.name} was asked for"
             await tx.insert_vm(placed, Event(EventType.VM_CREATED, said, actor=draft.created_by))
             await vm_rules.tell_findings(tx, placed, draft.created_by)

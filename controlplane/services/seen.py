@@ -7,8 +7,8 @@ a VM all changes together with its version.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from controlplane.domain.node import Capacity, Node, NodeClaims
 from controlplane.domain.placement import StandingVm, VmVersion
@@ -36,6 +36,12 @@ class SeenNode:
             return self
         return replace(self, candidate=self.candidate.with_allocated(Capacity(claims.vcpus, claims.memory_bytes)))
 
+    @property
+    def current(self) -> Node:
+        """The node with what is claimed there now."""
+        allocated = self.candidate.allocated
+        return self.node if self.node.allocated == allocated else replace(self.node, allocated=allocated)
+
 
 SeenNodes = Mapping[str, SeenNode]
 """By id; never changed once it is made, since transactions read it in other threads."""
@@ -43,9 +49,38 @@ SeenNodes = Mapping[str, SeenNode]
 
 async def look(tx: Transaction, known: SeenNodes) -> SeenNodes:
     """See all nodes as they are now, reading of those that are known only what is claimed there."""
+    return await _with_claims(tx, known, await tx.node_claims())
+
+
+@dataclass(frozen=True, slots=True)
+class NodesAtOnce:
+    """All nodes as one look found them, for whoever looks again and again while next to nothing changes."""
+
+    nodes: SeenNodes = field(default_factory=dict)
+    _claims: Sequence[NodeClaims] = ()
+
+    async def look(self, tx: Transaction) -> NodesAtOnce:
+        """See them as they are now; the very same object if nothing has changed."""
+        claims = await tx.node_claims()
+        if claims == self._claims:
+            return self
+        return NodesAtOnce(await _with_claims(tx, self.nodes, claims), claims)
+
+
+@dataclass(slots=True)
+class NodesKept:
+    """What all those of a process share that look at all nodes again and again: whoever looked last.
+
+    Owned by the event loop's thread. Only what a transaction read that was then committed is kept.
+    """
+
+    at_once: NodesAtOnce = field(default_factory=NodesAtOnce)
+
+
+async def _with_claims(tx: Transaction, known: SeenNodes, found: Sequence[NodeClaims]) -> SeenNodes:
     seen: dict[str, SeenNode] = {}
     unknown: list[str] = []
-    for claims in await tx.node_claims():
+    for claims in found:
         node = known.get(claims.node_id)
         if node is not None and node.is_as_in(claims):
             seen[claims.node_id] = node.with_claims(claims)

@@ -13,7 +13,7 @@ from controlplane.domain.event import Event, EventType, Severity
 from controlplane.domain.migration import MigrationWish
 from controlplane.domain.node import Node
 from controlplane.domain.node_shutdown import NotedShutdown, ShutdownKind, shutdown_of, with_shutdown
-from controlplane.domain.vm import ALIVE_STATES, Vm
+from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm
 from controlplane.ha.model import ShutdownPolicy
 from controlplane.operations.desk import Caller
 from controlplane.operations.moves import Moves
@@ -27,6 +27,7 @@ _log = structlog.get_logger(__name__)
 
 SHUTDOWN = Caller(principal="system:shutdown", waits=False)
 ASK_AGAIN_MS = 2000
+_MAY_BE_MOVING = ALIVE_STATES | {PowerState.MIGRATING}
 
 _ANSWERS = {
     ShutdownPolicy.FREEZE: AnnounceShutdownResponse.FREEZE,
@@ -94,6 +95,20 @@ class ShutdownService:
     now: Callable[[], datetime]
     clock: Callable[[], float] = clock_s
 
+    async def _call_off(self, node_id: str, boot_id: str) -> None:
+        """Forget what a host said, unless that was in another boot: of that, its heartbeats tell the end."""
+
+        async def forget(tx: Transaction) -> bool:
+            node = await tx.get_node(node_id)
+            noted = shutdown_of(node.annotations) if node is not None else None
+            if noted is not None and boot_id != noted.boot_id:
+                return False
+            await note(tx, node_id, None, self.now())
+            return True
+
+        if await self.store.run(forget):
+            self.hearing.announce(node_id, None)
+
     async def announce(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
         """Take note that a host goes, and say what it shall do with its VMs. Idempotent: hosts ask again and again.
 
@@ -101,13 +116,11 @@ class ShutdownService:
             NotFound: no such node.
         """
         node_id = request.node_id
-        said: NotedShutdown | None = None
-        if request.kind != ShutdownKind.CANCELLED:
-            said = NotedShutdown(request.kind, request.boot_id, request.all_vms_ended)
-        node = await self.store.run(lambda tx: note(tx, node_id, said, self.now()))
-        if said is None:
-            self.hearing.announce(node_id, None)
+        if request.kind == ShutdownKind.CANCELLED:
+            await self._call_off(node_id, request.boot_id)
             return AnnounceShutdownResponse()
+        said = NotedShutdown(request.kind, request.boot_id, request.all_vms_ended)
+        node = await self.store.run(lambda tx: note(tx, node_id, said, self.now()))
         self._remember(node, said)
         policy = resolved(self.policy, request.kind)
         answer = AnnounceShutdownResponse(policy=_ANSWERS[policy])
@@ -124,10 +137,12 @@ class ShutdownService:
     async def _move_away(self, node: Node, boot_id: str) -> list[str]:
         """Have the VMs there moved, each once a boot, and return the ids of those under way."""
         vms = await self.store.read(lambda tx: tx.vms_on_node(node.id))
-        alive = [vm for vm in vms if vm.is_managed and vm.power_state in ALIVE_STATES]
+        alive = [vm for vm in vms if vm.is_managed and vm.power_state in _MAY_BE_MOVING]
         return [vm.id for vm in sorted(alive, key=lambda vm: vm.id) if await self._is_moving(node, vm, boot_id)]
 
     async def _is_moving(self, node: Node, vm: Vm, boot_id: str) -> bool:
+        if vm.power_state == PowerState.MIGRATING:
+            return True  # whoever asked for that
         request_id = f"shutdown-{node.id}-{boot_id}-{vm.id}"
         try:
             operation = await self.moves.move(vm.id, MigrationWish(), SHUTDOWN.with_request(request_id, request_id))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from controlplane.domain import errors, migration_errors
 from controlplane.domain.migration import MigrationWish, share_storage
 from controlplane.domain.node import Node
-from controlplane.domain.placement import StandingVm
+from controlplane.domain.placement import LOST_EVERY_RACE, StandingVm
 from controlplane.domain.vm import Vm
 from controlplane.operations.vm_migration import ChooseTarget, Chosen
 from controlplane.scheduler.decide import decide
@@ -20,7 +20,6 @@ from controlplane.scheduler.plan import Placement, SchedulerConfig
 from controlplane.scheduler.snapshot import PlacementRequest
 from controlplane.scheduler.view import ClusterView, placed_vm_of
 from controlplane.services.placement import (
-    LOST_EVERY_RACE,
     MAX_DECISIONS,
     Claims,
     NodeMemory,

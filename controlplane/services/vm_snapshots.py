@@ -67,7 +67,8 @@ class SnapshotService:
 
         Raises:
             NotFound: the VM has no snapshot of that id.
-            ResourceExhausted: the VM was larger then, and its node has no room for that.
+            ResourceExhausted: the VM was larger then, and its node has no room for that, or only such as is kept for
+                VMs of nodes that fail.
         """
         order = Order(
             vm_snapshots.RevertToSnapshot.kind,

@@ -14,7 +14,9 @@ from datetime import datetime
 
 from google.protobuf.empty_pb2 import Empty
 
+from controlplane.access.visibility import EverythingVisible, Visibility
 from controlplane.domain import errors
+from controlplane.domain.access import Permission
 from controlplane.domain.operation import Json
 from controlplane.domain.query import Page, VmFilter
 from controlplane.domain.vm import (
@@ -29,6 +31,7 @@ from controlplane.domain.vm_spec import filled_in
 from controlplane.operations import vm_life, vm_power, vm_update
 from controlplane.operations.desk import ANYBODY, Caller, Order
 from controlplane.operations.steps import Located
+from controlplane.operations.vm_start_elsewhere import elsewhere_if_dead
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.macs import asked_macs, random_mac, with_free_macs
 from controlplane.services.page_tokens import decode_cursor, page_limit
@@ -61,6 +64,7 @@ class VmService:
     scheduler: SchedulerConfig
     now: Callable[[], datetime]
     memory: NodeMemory = field(default_factory=NodeMemory)
+    visibility: Visibility = field(default_factory=EverythingVisible)
 
     # -- reading
 
@@ -73,7 +77,7 @@ class VmService:
         return await self.access.get(vm_id)
 
     async def list(self, request: api.ListVMsRequest) -> Page[Vm]:
-        """Read one page of VMs, oldest first.
+        """Read one page of the VMs that the caller may see, oldest first.
 
         Raises:
             InvalidArgument: the page token belongs to another query.
@@ -83,6 +87,7 @@ class VmService:
             node_id=request.node_id,
             labels=dict(request.labels),
             states=frozenset(request.states),
+            visible=self.visibility.of_caller().places(Permission.VM_READ),
         )
         after = decode_cursor(request.page_token, request)
         return await self.access.store.read(lambda tx: tx.list_vms(wanted, after, page_limit(request.page_size)))
@@ -117,7 +122,8 @@ class VmService:
 
         Raises:
             AlreadyExists: the project has a VM of that name.
-            ResourceExhausted: no node fits.
+            NotFound: there is no such project or folder.
+            ResourceExhausted: no node fits, or it is more than the project's quota.
             ApiError: whatever the host refused.
         """
         now = self.now()
@@ -133,6 +139,7 @@ class VmService:
             state_changed_at=now,
             labels=dict(request.labels),
             description=request.description,
+            folder_id=request.folder_id,
             created_by=caller.principal,
         )
 
@@ -149,7 +156,7 @@ class VmService:
         order = Order(
             vm_life.CreateVm.kind,
             draft.id,
-            draft.project_id,
+            project_id=draft.project_id,
             parameters={"start": request.start_on_create},
             place=place,
         )
@@ -198,7 +205,8 @@ class VmService:
 
         Raises:
             FailedPrecondition: its state does not allow the change.
-            ResourceExhausted: its node has no room for the larger size.
+            ResourceExhausted: its node has no room for the larger size, or it would take room that is kept for VMs of
+                nodes that fail: by its size, or by being one of those that are restarted.
         """
         order = Order(
             vm_update.UpdateVm.kind,
@@ -211,8 +219,20 @@ class VmService:
     # -- power
 
     async def start(self, vm_id: str, caller: Caller = ANYBODY) -> VirtualMachine:
-        """Start a VM that is off."""
-        return await self._power(vm_power.StartVm.kind, PowerOperation.START, vm_id, caller)
+        """Start a VM that is off; one whose node is proven dead on another node that reaches its disks.
+
+        Raises:
+            FailedPrecondition: it runs, or its node is fenced and nothing proves that it does not run there.
+            ResourceExhausted: its node is fenced, and no other one takes it or reaches its disks.
+        """
+
+        order = Order(
+            vm_power.StartVm.kind,
+            vm_id,
+            check=lambda vm: vm_power.require_allowed(vm, PowerOperation.START),
+            revise=elsewhere_if_dead,
+        )
+        return await self.access.done(order, caller)
 
     async def reboot(self, request: api.RebootVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Reboot the guest of a running VM; `force` cuts the power and starts it again instead of asking the guest."""

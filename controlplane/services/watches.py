@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from controlplane.access.visibility import EverythingVisible, Sight, Visibility
 from controlplane.domain import documents, errors
-from controlplane.domain.event import NODE, NODE_BEFORE, VM, Change, EventFilter
+from controlplane.domain.access import Permission, VisiblePlaces
+from controlplane.domain.event import FOLDER_BEFORE, NODE, NODE_BEFORE, VM, Change, EventFilter, LoggedEvent
 from controlplane.domain.query import Cursor, NodeFilter, VmFilter
 from controlplane.events.messages import SYSTEM_TYPES
 from controlplane.events.shared import SharedEvent
@@ -27,14 +29,15 @@ class WatchService:
     """The use cases of watching. Errors of all are those of `Watches.watch`, and come while the result is iterated."""
 
     watches: Watches
+    visibility: Visibility = field(default_factory=EverythingVisible)
 
     def vm(self, request: vm_api.WatchVMRequest) -> AsyncGenerator[VirtualMachine, None]:
         """Give a VM now and after each change; deleted, it is TERMINATED in the last message."""
-        return self.watches.watch(_OneVm(request.vm_id), request.from_revision)
+        return self.watches.watch(_OneVm(request.vm_id, self.visibility.of_caller()), request.from_revision)
 
     def vms(self, request: vm_api.WatchVMsRequest) -> AsyncGenerator[vm_api.VMUpdate, None]:
         """Give the VMs that match, then each change of what matches."""
-        return self.watches.watch(_Vms(request), request.from_revision)
+        return self.watches.watch(_Vms(request, self.visibility.of_caller()), request.from_revision)
 
     def node(self, request: node_api.WatchNodeRequest) -> AsyncGenerator[Node, None]:
         """Give a node now and after each change, until it is removed."""
@@ -46,20 +49,23 @@ class WatchService:
 
     def events(self, request: node_api.StreamEventsRequest) -> AsyncGenerator[node_api.SystemEvent, None]:
         """Give what happens from now on, and nothing else: a quiet system is silent."""
-        return self.watches.follow(_Events(request), request.from_revision)
+        return self.watches.follow(_Events(request, self.visibility.of_caller()), request.from_revision)
 
 
 class _OneVm:
     sends_bookmarks = False
 
-    def __init__(self, vm_id: str) -> None:
+    def __init__(self, vm_id: str, sight: Sight) -> None:
         self._vm_id = vm_id
+        self._sight = sight
         self.is_over = False
 
     def wants(self, shared: SharedEvent) -> bool:
         return shared.entry.resource_id == self._vm_id and shared.entry.change is not Change.NONE
 
-    def change(self, shared: SharedEvent) -> VirtualMachine:
+    def change(self, shared: SharedEvent) -> VirtualMachine | None:
+        if not _shows(self._sight.places(Permission.VM_READ), shared.vm()):
+            return None
         self.is_over = shared.entry.change is Change.DELETED
         return shared.vm()
 
@@ -89,7 +95,8 @@ class _OneVm:
 class _Vms:
     is_over = False
 
-    def __init__(self, request: vm_api.WatchVMsRequest) -> None:
+    def __init__(self, request: vm_api.WatchVMsRequest, sight: Sight) -> None:
+        self._sight = sight
         self._node_id = request.node_id
         self._project_id = request.project_id
         self._labels = dict(request.labels)
@@ -102,17 +109,21 @@ class _Vms:
             and entry.change is not Change.NONE
             and self._project_id in ("", entry.project_id)
             and self._node_id in ("", entry.node_id, entry.event.metadata.get(NODE_BEFORE))
+            and _may_show(self._sight.places(Permission.VM_READ), entry)
         )
 
     def change(self, shared: SharedEvent) -> vm_api.VMUpdate | None:
         entry = shared.entry
         node_before = entry.event.metadata.get(NODE_BEFORE, entry.node_id)
+        visible, vm = self._sight.places(Permission.VM_READ), shared.vm()
+        folder_before = entry.event.metadata.get(FOLDER_BEFORE, vm.folder_id)
         seen = _seen_as(
             shared,
             self._labels,
             shared.vm().labels if self._labels else {},
-            is_here=self._node_id in ("", entry.node_id),
-            was_here=self._node_id in ("", node_before),
+            is_here=self._node_id in ("", entry.node_id) and _shows(visible, vm),
+            was_here=self._node_id in ("", node_before)
+            and (visible is None or visible.shows(vm.project_id, folder_before)),
         )
         return None if seen is Change.NONE else shared.vm_update(_VM_UPDATES[seen])
 
@@ -120,7 +131,12 @@ class _Vms:
         return _place(shared.vm())
 
     async def read_page(self, tx: Transaction, after: Cursor | None, limit: int) -> StatePage[vm_api.VMUpdate]:
-        wanted = VmFilter(project_id=self._project_id, node_id=self._node_id, labels=self._labels)
+        wanted = VmFilter(
+            project_id=self._project_id,
+            node_id=self._node_id,
+            labels=self._labels,
+            visible=self._sight.places(Permission.VM_READ),
+        )
         page = await tx.list_vms(wanted, after, limit)
         return StatePage(
             [vm_api.VMUpdate(type=vm_api.VMUpdate.ADDED, vm=documents.virtual_machine(vm)) for vm in page.items],
@@ -223,7 +239,8 @@ class _Events:
     is_over = False
     sends_bookmarks = False
 
-    def __init__(self, request: node_api.StreamEventsRequest) -> None:
+    def __init__(self, request: node_api.StreamEventsRequest, sight: Sight) -> None:
+        self._sight = sight
         self._node_id = request.node_id
         self._types = frozenset(request.types)
 
@@ -234,8 +251,16 @@ class _Events:
             not self._types or SYSTEM_TYPES[entry.event.type] in self._types
         )
 
-    def change(self, shared: SharedEvent) -> node_api.SystemEvent:
-        return shared.system_event()
+    def _shows(self, shared: SharedEvent) -> bool:
+        visible = self._sight.places(Permission.EVENT_READ)
+        if visible is None or not shared.entry.project_id:
+            return visible is None or visible.sees_cluster
+        has_document = shared.entry.change is not Change.NONE
+        folder_id = shared.vm().folder_id if has_document else self._sight.vm_folder(shared.entry.resource_id)
+        return visible.shows(shared.entry.project_id, folder_id)
+
+    def change(self, shared: SharedEvent) -> node_api.SystemEvent | None:
+        return shared.system_event() if self._shows(shared) else None
 
     async def require_something_after(self, tx: Transaction, revision: int) -> None:
         """There is always something to happen."""
@@ -254,6 +279,15 @@ _NODE_UPDATES: Mapping[Change, node_api.NodeUpdate.UpdateType.ValueType] = {
     Change.MODIFIED: node_api.NodeUpdate.MODIFIED,
     Change.DELETED: node_api.NodeUpdate.DELETED,
 }
+
+
+def _shows(visible: VisiblePlaces | None, vm: VirtualMachine) -> bool:
+    return visible is None or visible.shows(vm.project_id, vm.folder_id)
+
+
+def _may_show(visible: VisiblePlaces | None, entry: LoggedEvent) -> bool:
+    """Whether somebody may see what an entry is about, told without its document."""
+    return visible is None or bool(visible.folder_ids) or entry.project_id in visible.project_ids
 
 
 def _seen_as(

@@ -18,7 +18,8 @@ from controlplane.domain.query import Cursor, Page
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.prepared import StoredRow
 from controlplane.state.queries import Condition
-from controlplane.state.schema import UtcMicroseconds, alerts
+from controlplane.state.schema import alerts
+from controlplane.state.schema_base import UtcMicroseconds
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Alert))
 

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Integer, bindparam, delete, insert, literal, 
 
 from controlplane.domain.event import NODE, Change, Event, EventFilter, EventType, LoggedEvent, LogPosition
 from controlplane.state.prepared import Prepared, StoredRow
-from controlplane.state.schema import UtcMicroseconds, event_log_head, events
+from controlplane.state.schema import event_log_head, events
+from controlplane.state.schema_base import UtcMicroseconds
 
 _NUMBERED_AT_ONCE = 5_000
 """Bounds the time that the head's lock is held, after a time in which nobody numbered."""

@@ -11,7 +11,8 @@ from controlplane.state.engine import Database, StoreLimits
 from controlplane.state.interface import Store
 from controlplane.state.postgresql import DRIVER, database_at
 from controlplane.state.revision import stored_revision
-from controlplane.state.schema import REVISION
+from controlplane.state.schema_base import REVISION
+from controlplane.state.seals import NO_SEALS, Seals
 from controlplane.state.sql import SqlStore
 from controlplane.state.sqlite import SqliteDatabase, require_usable_sqlite
 
@@ -21,7 +22,7 @@ _SUPPORTED = (
 )
 
 
-def create_store(url: str, limits: StoreLimits | None = None) -> Store:
+def create_store(url: str, limits: StoreLimits | None = None, seals: Seals = NO_SEALS) -> Store:
     """Make a store, not yet open; connects to nothing.
 
     Args:
@@ -29,12 +30,13 @@ def create_store(url: str, limits: StoreLimits | None = None) -> Store:
             `postgresql://role:password@host:port/database` with libpq's parameters: `?host=/run/postgresql` for a unix
             socket, `?host=a,b&target_session_attrs=read-write` for the one of several servers that can be written.
         limits: other than the usual ones.
+        seals: what rows hold of secrets is sealed with these; without, it is stored as it is.
 
     Raises:
         ValueError: the URL names no supported database; the message never repeats the URL, which may hold a password.
         RuntimeError: the database's library on this machine is too old or missing.
     """
-    return SqlStore(_database(url), limits or StoreLimits())
+    return SqlStore(_database(url, seals), limits or StoreLimits())
 
 
 def migrate(url: str) -> str:
@@ -69,7 +71,7 @@ def migration_engine(url: str) -> Engine:
     return _database(url).migration_engine()
 
 
-def _database(url: str) -> Database:
+def _database(url: str, seals: Seals = NO_SEALS) -> Database:
     """Tell which database a URL names."""
     try:
         parsed = make_url(url)
@@ -78,13 +80,13 @@ def _database(url: str) -> Database:
         raise ValueError(f"the database address is not a URL; {_SUPPORTED}") from None
     if parsed.drivername in {"postgresql", DRIVER}:
         try:
-            return database_at(parsed)
+            return database_at(parsed, seals)
         except ValueError as error:
             raise ValueError(f"{error}; {_SUPPORTED}") from None
     if parsed.drivername != "sqlite":
         raise ValueError(f"databases of kind {parsed.drivername!r} are not supported; {_SUPPORTED}")
     require_usable_sqlite()
-    return SqliteDatabase(_sqlite_path(parsed))
+    return SqliteDatabase(_sqlite_path(parsed), seals)
 
 
 def _sqlite_path(url: URL) -> Path:

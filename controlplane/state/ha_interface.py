@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from controlplane.domain.fencing import Fence, FenceFilter, HaSettings, Leadership, Marks, NodeGuard
+from controlplane.domain.fencing import Counters, Fence, FenceFilter, HaSettings, Leadership, Marks, NodeGuard
 from controlplane.domain.query import Cursor, Page
 from controlplane.domain.vm import Vm
 
@@ -53,8 +53,20 @@ class HaTransaction(Protocol):
         """
         ...
 
+    async def raise_counters(self, known: Counters) -> Counters:
+        """Have the database count on from numbers that others were told, where they are larger than it knows.
+
+        It knows of less after it was restored from an older backup. Nothing ever becomes smaller. The log of events has
+        it (HA_COUNTERS_RAISED).
+
+        Returns:
+            Those that became larger. The version of the settings becomes one more than is known, since what a host
+            knows under that may not be what the settings say.
+        """
+        ...
+
     async def open_fence(self, fence: Fence) -> Fence:
-        """Record the intent to fence a node, with the next token, which becomes the node's; returns it with the token.
+        """Record the intent to fence a node, with the next token, which is the node's once it is over; returns it.
 
         The log of events has it (NODE_FENCING). The node's record has a new version since.
 
@@ -88,7 +100,10 @@ class HaTransaction(Protocol):
         ...
 
     async def object_to_fences(self, node_ids: Collection[str], heard_by: str) -> Sequence[str]:
-        """Note in the open fences of these nodes that they are heard; returns the nodes of which nobody had said so."""
+        """Note in the fences of these nodes that they are heard; returns the nodes of which nobody had said so.
+
+        In those that are open, and in those by which only protected VMs are proven dead.
+        """
         ...
 
     async def forget_fences(self, ended_before: datetime) -> int:

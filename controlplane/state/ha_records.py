@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from controlplane.domain import fence_events
 from controlplane.domain.event import CLUSTER, Change, Event, LoggedEvent
-from controlplane.domain.fencing import Fence, FenceFilter, HaSettings, Leadership, Marks, NodeGuard
+from controlplane.domain.fencing import Counters, Fence, FenceFilter, HaSettings, Leadership, Marks, NodeGuard
 from controlplane.domain.node import Node
 from controlplane.domain.query import Cursor, Page
 from controlplane.domain.vm import Vm
@@ -81,6 +81,18 @@ class HaRecords(ABC):
     async def declare_wait(self, wait_ms: int, *, may_shorten: bool = False) -> int:
         """Have the longest wait be no less than this."""
         return await self._write(lambda connection: ha_rows.declare_wait(connection, wait_ms, may_shorten=may_shorten))
+
+    async def raise_counters(self, known: Counters) -> Counters:
+        """Have the database count on from what others know."""
+
+        def change(connection: Connection) -> Counters:
+            raised = ha_rows.raise_counters(connection, known)
+            if raised.is_any:
+                version = ha_rows.get_settings(connection).version
+                self._append(connection, _of_cluster(fence_events.of_counters(raised), version))
+            return raised
+
+        return await self._write(change)
 
     async def open_fence(self, fence: Fence) -> Fence:
         """Record the intent to fence a node."""

@@ -12,11 +12,13 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, insert, literal, select, tuple_, update
+from sqlalchemy import Connection, case, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors, ha_errors
 from controlplane.domain.fencing import (
+    PROTECTED_ONLY,
+    Counters,
     Fence,
     FenceFilter,
     FenceProof,
@@ -31,7 +33,8 @@ from controlplane.state import node_rows
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.prepared import Prepared, StoredRow
 from controlplane.state.queries import Condition
-from controlplane.state.schema import UtcMicroseconds, fences, ha_settings, leadership, node_guards, nodes
+from controlplane.state.schema import fences, ha_settings, leadership, node_guards, nodes
+from controlplane.state.schema_base import UtcMicroseconds
 from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_OPERATOR
 
 _ONLY = 1
@@ -96,16 +99,44 @@ def declare_wait(connection: Connection, wait_ms: int, *, may_shorten: bool) -> 
     return int(connection.execute(select(ha_settings.c.longest_wait_ms)).scalar_one())
 
 
+def raise_counters(connection: Connection, known: Counters) -> Counters:
+    """Raise what is smaller, each by one statement that has that as its condition; returns what was raised.
+
+    A fence that is current has a token that its node has not yet.
+    """
+    epoch = update(leadership).where(leadership.c.id == _ONLY, leadership.c.epoch < known.epoch)
+    has_epoch = known.epoch and connection.execute(epoch.values(epoch=known.epoch)).rowcount
+    settings = update(ha_settings).where(ha_settings.c.id == _ONLY, ha_settings.c.version < known.ha_version)
+    has_version = known.ha_version and connection.execute(settings.values(version=known.ha_version + 1)).rowcount
+    tokens = {}
+    for node_id, token in sorted(known.tokens.items()):
+        newer = select(fences.c.id).where(fences.c.node_id == node_id, fences.c.token >= token)
+        node = update(nodes).where(nodes.c.id == node_id, nodes.c.fence_token < token, ~newer.exists())
+        if connection.execute(node.values(fence_token=token, version=nodes.c.version + 1)).rowcount:
+            tokens[node_id] = token
+    return Counters(known.epoch if has_epoch else 0, known.ha_version + 1 if has_version else 0, tokens)
+
+
 # -- fences
 
 
 def open_fence(connection: Connection, fence: Fence) -> Fence:
-    """Insert an open fence with the next token, and give the node the token; the leadership row orders all of them."""
+    """Insert an open fence with the next token; the leadership row orders all of them.
+
+    The node's own token, which its commands carry, becomes that only with the end of the fence: so what is decided
+    meanwhile does nothing on a host that knows of the fence, however late it arrives.
+    """
     connection.execute(update(leadership).where(leadership.c.id == _ONLY).values(epoch=leadership.c.epoch))
-    newest = connection.execute(select(func.coalesce(func.max(fences.c.token), 0))).scalar_one()
-    opened = dataclasses.replace(fence, token=int(newest) + 1, version=1)
+    # Of nodes too: after an older backup was restored, hosts may know of fences that are not there any more.
+    newest = max(
+        connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
+        for column in (fences.c.token, nodes.c.fence_token)
+    )
+    boot = select(node_guards.c.boot_id).where(node_guards.c.node_id == fence.node_id)
+    boot_id = connection.execute(boot).scalar_one_or_none() or ""
+    opened = dataclasses.replace(fence, token=newest + 1, version=1, boot_id=boot_id)
     marked = update(nodes).where(nodes.c.id == fence.node_id)
-    if connection.execute(marked.values(fence_token=opened.token, version=nodes.c.version + 1)).rowcount == 0:
+    if connection.execute(marked.values(version=nodes.c.version + 1)).rowcount == 0:
         raise errors.node_not_found(fence.node_id)
     try:
         connection.execute(insert(fences), [_values(opened)])
@@ -138,12 +169,15 @@ def update_fence(connection: Connection, fence: Fence) -> Fence:
     changed = dataclasses.replace(fence, version=fence.version + 1)
     conditions: list[Condition] = [fences.c.id == fence.id, fences.c.version == fence.version]
     if fence.state == FenceState.PROVEN and fence.proof is not None and fence.proof.method != FENCE_METHOD_OPERATOR:
-        conditions.append(fences.c.heard_by == "")
+        conditions.append(or_(fences.c.heard_by == "", fences.c.state == FenceState.PROVEN))
     if connection.execute(update(fences).where(*conditions).values(_values(changed))).rowcount == 0:
         stored = get_fence(connection, fence.id)
         if stored is not None and stored.state == FenceState.OPEN and stored.heard_by:
             raise ha_errors.fence_objected(fence.id, fence.node_id, stored.heard_by)
         raise errors.concurrent_change("fence", fence.id)
+    if not changed.is_current:
+        marked = update(nodes).where(nodes.c.id == fence.node_id, nodes.c.fence_token < fence.token)
+        connection.execute(marked.values(fence_token=fence.token, version=nodes.c.version + 1))
     return changed
 
 
@@ -173,12 +207,16 @@ def list_fences(connection: Connection, wanted: FenceFilter, after: Cursor | Non
 
 
 def object_to_fences(connection: Connection, node_ids: Collection[str], heard_by: str) -> list[str]:
-    """Note in open fences that the node is heard, where nobody did; their new version lets no proof pass."""
+    """Note in fences that the node is heard, where nobody did; their new version lets no proof of before pass.
+
+    Not where the whole host is proven dead: there is nothing left to object to.
+    """
     if not node_ids:
         return []
     objected = (
         update(fences)
-        .where(fences.c.current_node_id.in_(sorted(node_ids)), fences.c.state == FenceState.OPEN)
+        .where(fences.c.current_node_id.in_(sorted(node_ids)))
+        .where(or_(fences.c.state == FenceState.OPEN, fences.c.method.in_(PROTECTED_ONLY)))
         .where(fences.c.heard_by == "")
         .values(heard_by=heard_by, version=fences.c.version + 1)
         .returning(fences.c.node_id)
@@ -197,11 +235,12 @@ def forget_fences(connection: Connection, ended_before: datetime) -> int:
 
 def marks(connection: Connection) -> Marks:
     """Read what a process that grants leases must know."""
+    revoked = {row.node_id: row.token for row in _CURRENT.all(connection, {})}
     return Marks(
         epoch=get_leadership(connection).epoch,
         settings=get_settings(connection),
-        revoked={row.node_id: row.token for row in _CURRENT.all(connection, {})},
-        tokens={row.id: row.fence_token for row in _TOKENS.all(connection, {})},
+        revoked=revoked,
+        tokens={row.id: row.fence_token for row in _TOKENS.all(connection, {})} | revoked,
     )
 
 
@@ -222,14 +261,15 @@ def note_guards(connection: Connection, guards: Sequence[NodeGuard]) -> None:
     Two processes may write what they heard of one host in either order. So a host that could not fence itself can do
     so again only by something heard later, while that it cannot is believed at any time.
     """
-    for guard in sorted(guards, key=lambda guard: guard.node_id):
-        if not node_rows.hold(connection, guard.node_id):
-            continue
-        stored = select(node_guards).where(node_guards.c.node_id == guard.node_id)
-        row = connection.execute(stored).first()
-        values: dict[str, Any] = dataclasses.asdict(guard)
+    in_order = sorted(guards, key=lambda guard: guard.node_id)
+    held = [guard for guard in in_order if node_rows.hold(connection, guard.node_id)]
+    known = select(node_guards).where(node_guards.c.node_id.in_([guard.node_id for guard in held]))
+    stored = {row.node_id: row for row in connection.execute(known)}
+    new = []
+    for guard in held:
+        row, values = stored.get(guard.node_id), _guard_values(guard)
         if row is None:
-            connection.execute(insert(node_guards), [values])
+            new.append(values)
             continue
         values["ha_version"] = case(
             (node_guards.c.ha_version > guard.ha_version, node_guards.c.ha_version), else_=guard.ha_version
@@ -237,9 +277,16 @@ def note_guards(connection: Connection, guards: Sequence[NodeGuard]) -> None:
         if guard.can_self_fence and not row.can_self_fence and guard.noted_at <= row.noted_at:
             continue
         connection.execute(update(node_guards).where(node_guards.c.node_id == guard.node_id).values(values))
+    if new:
+        connection.execute(insert(node_guards), new)
 
 
 # -- rows and records
+
+
+def _guard_values(guard: NodeGuard) -> dict[str, Any]:
+    """Every column of a guard's row."""
+    return {column.name: getattr(guard, column.name) for column in node_guards.columns}
 
 
 def _values(fence: Fence) -> dict[str, Any]:
@@ -262,6 +309,8 @@ def _values(fence: Fence) -> dict[str, Any]:
         "ended_at": fence.ended_at,
         "version": fence.version,
         "current_node_id": fence.node_id if fence.is_current else None,
+        "asked_by": fence.asked_by,
+        "boot_id": fence.boot_id,
     }
 
 
@@ -281,6 +330,8 @@ def _fence_from_row(row: StoredRow) -> Fence:
         proof=proof,
         ended_at=row.ended_at,
         version=row.version,
+        asked_by=row.asked_by,
+        boot_id=row.boot_id,
     )
 
 

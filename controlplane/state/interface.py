@@ -16,8 +16,12 @@ from controlplane.domain.event import Event, EventFilter, LoggedEvent, LogPositi
 from controlplane.domain.node import Node
 from controlplane.domain.query import Cursor, Page, VmFilter
 from controlplane.domain.vm import Vm
+from controlplane.state.access_interface import AccessTransaction
+from controlplane.state.audit_interface import AuditTransaction, SecretTransaction
+from controlplane.state.authority_interface import AuthorityTransaction
 from controlplane.state.balancing_interface import BalancingTransaction
 from controlplane.state.ha_interface import HaTransaction
+from controlplane.state.identity_interface import IdentityTransaction
 from controlplane.state.node_interface import NodeTransaction
 from controlplane.state.operation_interface import OperationTransaction
 from controlplane.state.placement_interface import PlacementTransaction
@@ -27,7 +31,17 @@ ResultT = TypeVar("ResultT")
 
 
 class Transaction(
-    NodeTransaction, PlacementTransaction, OperationTransaction, BalancingTransaction, HaTransaction, Protocol
+    NodeTransaction,
+    PlacementTransaction,
+    OperationTransaction,
+    BalancingTransaction,
+    HaTransaction,
+    AuthorityTransaction,
+    AccessTransaction,
+    IdentityTransaction,
+    AuditTransaction,
+    SecretTransaction,
+    Protocol,
 ):
     """Reads and writes that happen together or not at all: of VMs and the log here, of the rest by its parts."""
 
@@ -71,10 +85,10 @@ class Transaction(
         """
         ...
 
-    async def touch_vms(self, change_counts: Mapping[str, int], seen_at: datetime) -> None:
-        """Note when VMs were last reported and with which change count: no new version, no event.
+    async def touch_vms(self, node_id: str, change_counts: Mapping[str, int], seen_at: datetime) -> None:
+        """Note when VMs were last reported by their node and with which change count: no new version, no event.
 
-        Smaller counts than the stored ones are ignored.
+        Smaller counts than the stored ones are ignored, and those of VMs that are placed elsewhere by then.
         """
         ...
 

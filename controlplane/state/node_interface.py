@@ -58,6 +58,14 @@ class NodeTransaction(Protocol):
         """What is claimed on every node, for placement; one query that reads little of each."""
         ...
 
+    async def node_versions(self) -> dict[str, int]:
+        """The version of every node, by id: the cheapest way to find out which have changed, of thousands too."""
+        ...
+
+    async def loaded_nodes(self, cpu_percent: float, memory_percent: float) -> Sequence[Node]:
+        """READY nodes that use at least so much of their processors, or of their memory, as it is recorded."""
+        ...
+
     async def vm_ids_by_node(self, node_ids: Collection[str]) -> dict[str, list[str]]:
         """Ids of the VMs on each of the given nodes; one query."""
         ...

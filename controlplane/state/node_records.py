@@ -93,6 +93,14 @@ class NodeRecords(ABC):
         """What is claimed on every node."""
         return await self._read(node_rows.node_claims)
 
+    async def node_versions(self) -> dict[str, int]:
+        """The version of every node."""
+        return await self._read(node_rows.node_versions)
+
+    async def loaded_nodes(self, cpu_percent: float, memory_percent: float) -> Sequence[Node]:
+        """READY nodes above a load."""
+        return await self._read(lambda connection: node_rows.loaded_nodes(connection, cpu_percent, memory_percent))
+
     async def vm_ids_by_node(self, node_ids: Collection[str]) -> dict[str, list[str]]:
         """Ids of the VMs on each of the nodes."""
         return await self._read(lambda connection: vm_rows.vm_ids_by_node(connection, node_ids))

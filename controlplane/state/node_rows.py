@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 from sqlalchemy import (
     BigInteger,
     Connection,
+    Double,
     Select,
     Update,
     bindparam,
     case,
+    cast,
     delete,
     func,
     insert,
@@ -33,11 +35,17 @@ from controlplane.domain.query import Cursor, NodeFilter, Page
 from controlplane.state import queries, records
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.prepared import Prepared
-from controlplane.state.schema import UtcMicroseconds, fences, node_labels, nodes
+from controlplane.state.schema import fences, node_labels, nodes
+from controlplane.state.schema_base import UtcMicroseconds
 
 _BY_ID = Prepared(select(nodes).where(nodes.c.id == bindparam("wanted_id")))
 
-_CLAIMS = Prepared(select(nodes.c.id, nodes.c.version, nodes.c.allocated_vcpus, nodes.c.allocated_memory_bytes))
+_CLAIMS = Prepared(
+    # In order, so that what did not change reads the same again: PostgreSQL moves rows that are written.
+    select(nodes.c.id, nodes.c.version, nodes.c.allocated_vcpus, nodes.c.allocated_memory_bytes).order_by(nodes.c.id)
+)
+
+_VERSIONS = Prepared(select(nodes.c.id, nodes.c.version))
 
 _HOLD = Prepared(update(nodes).where(nodes.c.id == bindparam("wanted_id")).values(version=nodes.c.version))
 
@@ -133,7 +141,20 @@ def some_nodes(connection: Connection, node_ids: Collection[str]) -> list[Node]:
 
 def node_claims(connection: Connection) -> list[NodeClaims]:
     """What is claimed on every node."""
-    return [NodeClaims._make(row) for row in _CLAIMS.all(connection, {})]
+    return [NodeClaims(*row) for row in _CLAIMS.tuples(connection, {})]
+
+
+def node_versions(connection: Connection) -> dict[str, int]:
+    """The version of every node."""
+    return dict(_VERSIONS.tuples(connection, {}))
+
+
+def loaded_nodes(connection: Connection, cpu_percent: float, memory_percent: float) -> list[Node]:
+    """READY nodes that use at least so much of their processors, or of their memory."""
+    used = cast(nodes.c.usage_memory_used_bytes, Double)
+    total = cast(nodes.c.usage_memory_total_bytes, Double)
+    is_loaded = or_(nodes.c.usage_cpu_percent >= cpu_percent, 100.0 * used >= memory_percent * total)
+    return _read(connection, queries.in_order(nodes, [nodes.c.phase == Phase.READY, total > 0, is_loaded]))
 
 
 def record_heartbeats(connection: Connection, heartbeats: Sequence[Heartbeat]) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, func, insert, lite
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import errors
+from controlplane.domain.access import VisiblePlaces
 from controlplane.domain.operation import (
     DepartedVm,
     Fault,
@@ -27,8 +28,10 @@ from controlplane.domain.query import Cursor, Page
 from controlplane.state import queries
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.prepared import Prepared, StoredRow
-from controlplane.state.records import ColumnValues
-from controlplane.state.schema import UtcMicroseconds, departed_vms, operations, replicas
+from controlplane.state.records import ColumnValues, opened_digest, opened_parameters, sealed_digest, sealed_parameters
+from controlplane.state.schema import departed_vms, operations, replicas, vms
+from controlplane.state.schema_base import UtcMicroseconds
+from controlplane.state.seals import Seals, seals_of
 
 _UNFINISHED = operations.c.ended_at.is_(None)
 
@@ -58,7 +61,7 @@ _ADVANCE = Prepared(
 def insert_operation(connection: Connection, operation: Operation) -> None:
     """Add an operation; one of the same request is `Aborted`."""
     try:
-        _INSERT.change(connection, _values(operation))
+        _INSERT.change(connection, _values(operation, seals_of(connection)))
     except IntegrityError as error:
         if broken_constraint(error) is Constraint.CHECK:
             raise
@@ -68,18 +71,19 @@ def insert_operation(connection: Connection, operation: Operation) -> None:
 def get_operation(connection: Connection, operation_id: str) -> Operation | None:
     """Read one operation."""
     row = _BY_ID.first(connection, {"wanted_id": operation_id})
-    return None if row is None else _from_row(row)
+    return None if row is None else _from_row(row, seals_of(connection))
 
 
 def operation_of_request(connection: Connection, principal: str, request_id: str) -> Operation | None:
     """Read the operation that a request made."""
     row = _OF_REQUEST.first(connection, {"asked_by": principal, "wanted_id": request_id})
-    return None if row is None else _from_row(row)
+    return None if row is None else _from_row(row, seals_of(connection))
 
 
 def queue_of(connection: Connection, resource_id: str) -> list[Operation]:
     """Unfinished operations on a resource, in the order in which they run; an active one comes first."""
-    found = [_from_row(row) for row in _QUEUE.all(connection, {"wanted_id": resource_id})]
+    seals = seals_of(connection)
+    found = [_from_row(row, seals) for row in _QUEUE.all(connection, {"wanted_id": resource_id})]
     return sorted(found, key=lambda operation: operation.state == OperationState.QUEUED)
 
 
@@ -108,13 +112,14 @@ def unfinished_operations(connection: Connection, known_ids: Collection[str], li
     """Unfinished operations but those known, oldest first."""
     others = select(operations).where(_UNFINISHED, operations.c.id.not_in(sorted(known_ids)))
     in_order = others.order_by(operations.c.created_at, operations.c.id).limit(limit)
-    return [_from_row(row) for row in connection.execute(in_order)]
+    seals = seals_of(connection)
+    return [_from_row(row, seals) for row in connection.execute(in_order)]
 
 
 def advance_operation(connection: Connection, operation: Operation) -> Operation | None:
     """Write an operation's progress if the stored version is the record's and its owner still owns it."""
     changed = dataclasses.replace(operation, version=operation.version + 1)
-    values = _progress(changed) | {
+    values = _progress(changed, seals_of(connection)) | {
         "version": changed.version,
         "read_id": operation.id,
         "read_owner": operation.owner_id,
@@ -127,7 +132,7 @@ def advance_operation(connection: Connection, operation: Operation) -> Operation
 def take_operation(connection: Connection, operation: Operation, version: int) -> bool:
     """Make the record's owner the owner, if nothing changed since `version`."""
     unchanged = update(operations).where(operations.c.id == operation.id, operations.c.version == version, _UNFINISHED)
-    values = _progress(operation) | {
+    values = _progress(operation, seals_of(connection)) | {
         "owner_id": operation.owner_id,
         "attempt_count": operation.attempt_count,
         "generation": operation.generation,
@@ -155,7 +160,7 @@ def list_operations(
     connection: Connection, wanted: OperationFilter, after: Cursor | None, limit: int
 ) -> Page[Operation]:
     """Read a page, newest first, and the true total."""
-    conditions: list[queries.Condition] = []
+    conditions: list[queries.Condition] = [] if wanted.visible is None else [_in_sight(wanted.visible)]
     if wanted.resource_id:
         conditions.append(operations.c.resource_id == wanted.resource_id)
     if wanted.project_id:
@@ -170,7 +175,17 @@ def list_operations(
         position = tuple_(literal(after.created_at, UtcMicroseconds), literal(after.id))
         query = query.where(tuple_(operations.c.created_at, operations.c.id) < position)
     query = query.order_by(operations.c.created_at.desc(), operations.c.id.desc()).limit(limit + 1)
-    return queries.page([_from_row(row) for row in connection.execute(query)], limit, total)
+    seals = seals_of(connection)
+    return queries.page([_from_row(row, seals) for row in connection.execute(query)], limit, total)
+
+
+def _in_sight(visible: VisiblePlaces) -> queries.Condition:
+    """The condition that what an operation is about is in a part of the tree; nodes belong to the cluster."""
+    seen = operations.c.project_id.in_([*sorted(visible.project_ids), *([""] if visible.sees_cluster else [])])
+    if not visible.folder_ids:
+        return seen
+    inside = select(vms.c.id).where(vms.c.folder_id.in_(sorted(visible.folder_ids)))
+    return or_(seen, operations.c.resource_id.in_(inside))
 
 
 def forget_operations(connection: Connection, ended_before: datetime, limit: int) -> int:
@@ -229,7 +244,7 @@ def remove_departed(connection: Connection, vm_ids: Collection[str]) -> None:
 # -- rows and records
 
 
-def _values(operation: Operation) -> ColumnValues:
+def _values(operation: Operation, seals: Seals) -> ColumnValues:
     return {
         "id": operation.id,
         "kind": operation.kind,
@@ -238,7 +253,7 @@ def _values(operation: Operation) -> ColumnValues:
         "project_id": operation.project_id,
         "principal": operation.principal,
         "request_id": operation.request_id or None,
-        "request_digest": operation.request_digest,
+        "request_digest": sealed_digest(operation.request_digest, operation.id, seals),
         "position": operation.position,
         "generation": operation.generation,
         "preempts": operation.preempts,
@@ -247,16 +262,16 @@ def _values(operation: Operation) -> ColumnValues:
         "cancel_requested": operation.cancel_requested,
         "created_at": operation.created_at,
         "version": operation.version,
-        **_progress(operation),
+        **_progress(operation, seals),
     }
 
 
-def _progress(operation: Operation) -> ColumnValues:
+def _progress(operation: Operation, seals: Seals) -> ColumnValues:
     """What the owner of an operation writes as it goes on."""
     fault = operation.fault
     return {
         "state": operation.state,
-        "parameters": dict(operation.parameters),
+        "parameters": sealed_parameters(operation.parameters, operation.id, seals),
         "steps": [{"name": s.name, "state": s.state, "result": dict(s.result)} for s in operation.steps],
         "fault": None if fault is None else dataclasses.asdict(fault),
         "response": operation.response,
@@ -266,7 +281,7 @@ def _progress(operation: Operation) -> ColumnValues:
     }
 
 
-def _from_row(row: StoredRow) -> Operation:
+def _from_row(row: StoredRow, seals: Seals) -> Operation:
     return Operation(
         id=row.id,
         kind=row.kind,
@@ -276,9 +291,9 @@ def _from_row(row: StoredRow) -> Operation:
         principal=row.principal,
         created_at=row.created_at,
         steps=tuple(StepRecord(step["name"], step["state"], step["result"]) for step in row.steps),
-        parameters=row.parameters,
+        parameters=opened_parameters(row.parameters, row.id, seals),
         request_id=row.request_id or "",
-        request_digest=row.request_digest,
+        request_digest=opened_digest(row.request_digest, row.id, seals),
         state=row.state,
         position=row.position,
         generation=row.generation,

@@ -13,18 +13,11 @@ from sqlalchemy import Connection, Select, bindparam, or_, select, union_all
 
 from controlplane.domain.node import Capacity
 from controlplane.domain.placement import NodeName, StandingVm, VmClaim, VmVersion
-from controlplane.state import queries
+from controlplane.state import queries, records
 from controlplane.state.prepared import Prepared
-from controlplane.state.schema import (
-    PLACEMENT_TURN_COUNT,
-    node_labels,
-    nodes,
-    placement_turns,
-    vm_labels,
-    vm_migrations,
-    vms,
-)
-from limiquantix.compute.v1.vm_pb2 import VmSpec
+from controlplane.state.schema import node_labels, nodes, placement_turns, vm_labels, vm_migrations, vms
+from controlplane.state.schema_base import PLACEMENT_TURN_COUNT
+from controlplane.state.seals import Seals, seals_of
 
 _MAX_IDS = 2000
 """Of one statement; databases bound how many values one may have, the lowest bound in use being 32,766."""
@@ -118,7 +111,7 @@ def standing(connection: Connection, vm_ids: Collection[str]) -> list[StandingVm
     for some in _batches(sorted(set(vm_ids))):
         rows = connection.execute(_STANDING.where(vms.c.id.in_(some))).all()
         labels = queries.read_labels(connection, vm_labels, [row.id for row in rows])
-        found += [_standing(row, labels.get(row.id, {})) for row in rows]
+        found += [_standing(row, labels.get(row.id, {}), seals_of(connection)) for row in rows]
     return found
 
 
@@ -131,7 +124,7 @@ def node_names(connection: Connection) -> list[NodeName]:
     return [NodeName(row.id, row.hostname, labels.get(row.id, {})) for row in rows]
 
 
-def _standing(row: Any, labels: Mapping[str, str]) -> StandingVm:
+def _standing(row: Any, labels: Mapping[str, str], seals: Seals) -> StandingVm:
     return StandingVm(
         id=row.id,
         name=row.name,
@@ -141,7 +134,7 @@ def _standing(row: Any, labels: Mapping[str, str]) -> StandingVm:
         vcpus=row.vcpus,
         memory_bytes=row.memory_bytes,
         labels=labels,
-        spec=VmSpec.FromString(row.spec),
+        spec=records.spec_from_row(row, seals),
     )
 
 

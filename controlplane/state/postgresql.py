@@ -25,6 +25,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engi
 from sqlalchemy.exc import ArgumentError
 
 from controlplane.state.engine import SessionPools, StoreLimits
+from controlplane.state.seals import NO_SEALS, Seals, sealing_with
 from controlplane.state.threads import INTERRUPT, ThreadSessionPool
 
 APPLICATION_NAME = "limiquantix-controlplane"
@@ -50,10 +51,12 @@ class PostgresqlDatabase:
     Args:
         url: address; its parameters are libpq's, several hosts with `target_session_attrs` included.
         prepares_statements: false behind a pooler that loses prepared statements.
+        seals: what rows hold of secrets is sealed with these.
     """
 
     url: URL = field(repr=False)
     prepares_statements: bool = True
+    seals: Seals = field(default=NO_SEALS, repr=False)
 
     def exists(self) -> bool:
         """True: whether it does is told by the first connection, which would have to be made anyway."""
@@ -111,7 +114,7 @@ class PostgresqlDatabase:
         )
         event.listen(engine, "connect", _make_interruptible)
         event.listen(engine, "close", _forget_socket)
-        return ThreadSessionPool(engine, size, limits, f"postgresql-{name}")
+        return ThreadSessionPool(sealing_with(engine, self.seals), size, limits, f"postgresql-{name}")
 
     def _connect_args(self, limits: StoreLimits | None = None) -> dict[str, Any]:
         """Settings of the driver; parameters of the URL win, where both are libpq's."""
@@ -185,7 +188,7 @@ def _forget_socket(_driver_connection: Any, record: Any) -> None:
         line.forget()
 
 
-def database_at(url: URL) -> PostgresqlDatabase:
+def database_at(url: URL, seals: Seals = NO_SEALS) -> PostgresqlDatabase:
     """Make sense of an address; connects to nothing.
 
     Its own parameter `prepared_statements` (yes or no, by default yes) is not libpq's and taken out.
@@ -201,7 +204,7 @@ def database_at(url: URL) -> PostgresqlDatabase:
         raise ValueError("prepared_statements in a PostgreSQL address is yes or no")
     address = url.set(drivername=DRIVER).difference_update_query(["prepared_statements"])
     _require_parameters(address)
-    return PostgresqlDatabase(address, prepares_statements=wanted == "yes")
+    return PostgresqlDatabase(address, prepares_statements=wanted == "yes", seals=seals)
 
 
 def _require_parameters(url: URL) -> None:

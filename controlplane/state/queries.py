@@ -16,19 +16,24 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     tuple_,
 )
 
+from controlplane.domain.access import VisiblePlaces
+from controlplane.domain.folder import Folder
 from controlplane.domain.node import Node
 from controlplane.domain.operation import Operation
+from controlplane.domain.project import Project
 from controlplane.domain.query import Cursor, Page
 from controlplane.domain.vm import Vm
 from controlplane.state.prepared import Prepared
-from controlplane.state.schema import UtcMicroseconds, node_labels, vm_labels
+from controlplane.state.schema import node_labels, vm_labels
+from controlplane.state.schema_base import UtcMicroseconds
 
 Condition = ColumnElement[bool]
-RecordT = TypeVar("RecordT", Vm, Node, Operation)
+RecordT = TypeVar("RecordT", Vm, Node, Operation, Project, Folder)
 
 
 def in_order(table: Table, conditions: Sequence[Condition]) -> Select[Any]:
@@ -56,6 +61,16 @@ def page(found: Sequence[RecordT], limit: int, total_count: int) -> Page[RecordT
     items = found[:limit]
     more = len(found) > limit
     return Page(items, Cursor(items[-1].created_at, items[-1].id) if more else None, total_count)
+
+
+def in_sight(
+    visible: VisiblePlaces | None, project_id: ColumnElement[str], folder_id: ColumnElement[str]
+) -> list[Condition]:
+    """The condition that a thing is in the part of the tree that somebody sees; none for who sees all of it."""
+    if visible is None:
+        return []
+    seen = project_id.in_(sorted(visible.project_ids))
+    return [or_(seen, folder_id.in_(sorted(visible.folder_ids)))] if visible.folder_ids else [seen]
 
 
 def count(connection: Connection, table: Table, conditions: Sequence[Condition]) -> int:

@@ -16,7 +16,8 @@ from controlplane.domain.query import Cursor, Page
 from controlplane.domain.recommendation import OPEN_STATUSES, BalancingRun, Recommendation, RecommendationFilter
 from controlplane.state.prepared import StoredRow
 from controlplane.state.queries import Condition
-from controlplane.state.schema import UtcMicroseconds, balancing_runs, recommendations
+from controlplane.state.schema import balancing_runs, recommendations
+from controlplane.state.schema_base import UtcMicroseconds
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Recommendation))
 """Columns have the names of the record's fields."""

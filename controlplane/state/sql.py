@@ -15,7 +15,7 @@ from controlplane.state.engine import Database, Progress, Session, SessionPool, 
 from controlplane.state.faults import OUTCOME_UNKNOWN, is_conflict, is_lost, unavailable
 from controlplane.state.interface import SchemaMismatch, Transaction
 from controlplane.state.revision import mismatch, stored_revision
-from controlplane.state.schema import REVISION
+from controlplane.state.schema_base import REVISION
 from controlplane.state.transaction import SqlTransaction
 from limiquantix.errors import Aborted
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engi
 
 from controlplane.state.engine import SessionPools, StoreLimits
 from controlplane.state.group_commit import GroupCommitPool, SharedSnapshotPool
+from controlplane.state.seals import NO_SEALS, Seals, sealing_with
 
 OLDEST_VERSION = (3, 35, 0)
 """First with UPDATE ... RETURNING."""
@@ -45,6 +46,8 @@ class SqliteDatabase:
     """A database file; its directory and the file are made by the first migration, for the owner only."""
 
     path: Path
+    seals: Seals = field(default=NO_SEALS, repr=False)
+    """What rows hold of secrets is sealed with these."""
 
     def exists(self) -> bool:
         """Tell whether the file is there."""
@@ -114,7 +117,7 @@ class SqliteDatabase:
             connect_args={"isolation_level": None, "check_same_thread": False},
         )
         _prepare(engine, begin, pragmas)
-        return engine
+        return sealing_with(engine, self.seals)
 
 
 def require_usable_sqlite() -> None:

@@ -35,9 +35,13 @@ from controlplane.state import (
     operation_rows,
     vm_rows,
 )
+from controlplane.state.access_records import AccessRecords
+from controlplane.state.audit_records import AuditRecords
+from controlplane.state.authority_records import AuthorityRecords
 from controlplane.state.balancing_records import BalancingRecords
 from controlplane.state.engine import Session
 from controlplane.state.ha_records import HaRecords
+from controlplane.state.identity_records import IdentityRecords
 from controlplane.state.node_records import NodeRecords
 from controlplane.state.operation_records import OperationRecords
 from controlplane.state.placement_reads import PlacementReads
@@ -46,7 +50,17 @@ from limiquantix.compute.v1.vm_pb2 import VmStatus
 ResultT = TypeVar("ResultT")
 
 
-class SqlTransaction(NodeRecords, PlacementReads, OperationRecords, BalancingRecords, HaRecords):
+class SqlTransaction(
+    NodeRecords,
+    PlacementReads,
+    OperationRecords,
+    BalancingRecords,
+    HaRecords,
+    AuthorityRecords,
+    AccessRecords,
+    IdentityRecords,
+    AuditRecords,
+):
     """One open transaction; of no use after `Store.run` or `Store.read` returned. Docstrings: the interface's.
 
     A row that a constraint refused ends the transaction, as PostgreSQL has it: the error must leave the work, and what
@@ -154,9 +168,9 @@ class SqlTransaction(NodeRecords, PlacementReads, OperationRecords, BalancingRec
 
         return await self._write(count)
 
-    async def touch_vms(self, change_counts: Mapping[str, int], seen_at: datetime) -> None:
+    async def touch_vms(self, node_id: str, change_counts: Mapping[str, int], seen_at: datetime) -> None:
         """Note when VMs were last reported."""
-        await self._write(lambda connection: vm_rows.touch_vms(connection, change_counts, seen_at))
+        await self._write(lambda connection: vm_rows.touch_vms(connection, node_id, change_counts, seen_at))
 
     async def vms_seen_by(self, node_id: str) -> Sequence[Vm]:
         """VMs that belong elsewhere, but that the node said it has."""

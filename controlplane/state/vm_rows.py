@@ -17,6 +17,7 @@ from controlplane.state import queries, records
 from controlplane.state.faults import Constraint, broken_constraint
 from controlplane.state.prepared import Prepared
 from controlplane.state.schema import vm_labels, vms
+from controlplane.state.seals import seals_of
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 
 _WITH_ID = select(vms).where(vms.c.id == bindparam("wanted_id"))
@@ -45,7 +46,11 @@ _COUNT = Prepared(
 _STATES_ON_NODE = Prepared(select(vms.c.id, vms.c.power_state).where(vms.c.node_id == bindparam("wanted_id")))
 _TOUCH = (
     update(vms)
-    .where(vms.c.id == bindparam("touched_id"), vms.c.reported_change_count <= bindparam("count"))
+    .where(
+        vms.c.id == bindparam("touched_id"),
+        vms.c.node_id == bindparam("reported_by"),
+        vms.c.reported_change_count <= bindparam("count"),
+    )
     .values(last_seen_at=bindparam("seen"), reported_change_count=bindparam("count"))
 )
 
@@ -53,7 +58,7 @@ _TOUCH = (
 def insert_vm(connection: Connection, vm: Vm) -> None:
     """Add a VM. An id in use, or a node that is gone, is Aborted."""
     try:
-        _INSERT.change(connection, records.new_vm_values(vm))
+        _INSERT.change(connection, records.new_vm_values(vm, seals_of(connection)))
     except IntegrityError as error:
         _refuse(vm, error)
     queries.insert_labels(connection, vm_labels, vm.id, vm.labels)
@@ -62,7 +67,9 @@ def insert_vm(connection: Connection, vm: Vm) -> None:
 def get_vm(connection: Connection, vm_id: str, *, to_change: bool = False) -> Vm | None:
     """Read one VM; `to_change` holds its row until the transaction ends."""
     row = (_BY_ID_TO_CHANGE if to_change else _BY_ID).first(connection, {"wanted_id": vm_id})
-    return None if row is None else records.vm_from_row(row, queries.labels_of(connection, vm_labels, vm_id))
+    if row is None:
+        return None
+    return records.vm_from_row(row, queries.labels_of(connection, vm_labels, vm_id), seals_of(connection))
 
 
 def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | None]:
@@ -74,7 +81,7 @@ def update_vm(connection: Connection, vm: Vm) -> tuple[Vm, Mapping[str, str] | N
     changed = dataclasses.replace(vm, version=vm.version + 1)
     try:
         read = {"read_id": vm.id, "read_version": vm.version}
-        row_count = _UPDATE.change(connection, records.vm_values(changed) | read)
+        row_count = _UPDATE.change(connection, records.vm_values(changed, seals_of(connection)) | read)
     except IntegrityError as error:
         _refuse(vm, error)
     if row_count == 0:
@@ -93,13 +100,15 @@ def next_generation(connection: Connection, vm_id: str, at_least: int = 0) -> in
     return None if row is None else int(row.generation)
 
 
-def touch_vms(connection: Connection, change_counts: Mapping[str, int], seen_at: datetime) -> None:
-    """Note when VMs were last reported, and nothing else but the counts of the reports; smaller ones are ignored."""
+def touch_vms(connection: Connection, node_id: str, change_counts: Mapping[str, int], seen_at: datetime) -> None:
+    """Note when VMs were last reported, and nothing else but the counts of the reports.
+
+    Smaller ones are ignored, and those of VMs that are another node's by now: each host counts by itself.
+    """
     if change_counts:
-        connection.execute(
-            _TOUCH,
-            [{"touched_id": vm_id, "count": change_counts[vm_id], "seen": seen_at} for vm_id in sorted(change_counts)],
-        )
+        said = {"reported_by": node_id, "seen": seen_at}
+        counts = sorted(change_counts.items())
+        connection.execute(_TOUCH, [{**said, "touched_id": vm_id, "count": count} for vm_id, count in counts])
 
 
 def vms_seen_by(connection: Connection, node_id: str) -> list[Vm]:
@@ -154,7 +163,7 @@ def power_states_on_node(connection: Connection, node_id: str) -> dict[str, VmSt
 
 def list_vms(connection: Connection, wanted: VmFilter, after: Cursor | None, limit: int) -> Page[Vm]:
     """Read a page and the true total; ValueError for a limit below 1."""
-    conditions: list[queries.Condition] = []
+    conditions = queries.in_sight(wanted.visible, vms.c.project_id, vms.c.folder_id)
     if wanted.project_id:
         conditions.append(vms.c.project_id == wanted.project_id)
     if wanted.node_id:
@@ -193,7 +202,8 @@ def vm_ids_by_node(connection: Connection, node_ids: Collection[str]) -> dict[st
 def _read(connection: Connection, query: Select[Any]) -> list[Vm]:
     rows = connection.execute(query).all()
     labels = queries.read_labels(connection, vm_labels, [row.id for row in rows])
-    return [records.vm_from_row(row, labels.get(row.id, {})) for row in rows]
+    seals = seals_of(connection)
+    return [records.vm_from_row(row, labels.get(row.id, {}), seals) for row in rows]
 
 
 def _refuse(vm: Vm, error: IntegrityError) -> NoReturn:

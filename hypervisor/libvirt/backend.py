@@ -39,6 +39,7 @@ from hypervisor.libvirt.domain_state import EventTranslator, RawEvent
 from hypervisor.libvirt.guest_agents import LibvirtGuestAgents
 from hypervisor.libvirt.migration import NO_PEERS, LibvirtMigration, PeerSettings
 from hypervisor.libvirt.node_devices import LibvirtHostDevices
+from hypervisor.libvirt.peer_certificates import LibvirtPeerCertificates
 from hypervisor.libvirt.processes import LibvirtProcesses
 from hypervisor.libvirt.resizing import LibvirtResizing
 from hypervisor.libvirt.snapshots import LibvirtSnapshots
@@ -60,6 +61,7 @@ from hypervisor.types import (
     PowerState,
     VmConfig,
     VmEvent,
+    VmNotes,
     VmStatus,
 )
 
@@ -129,7 +131,9 @@ class LibvirtHypervisor(Hypervisor):
         self._host_devices = LibvirtHostDevices(self._connection)
         self._guests = LibvirtGuestAgents(self._visits)
         self._snapshots = LibvirtSnapshots(self._visits)
-        self._migration = LibvirtMigration(self._visits, peers)
+        pki_path = peers.written_to
+        certificates = LibvirtPeerCertificates(self._connection, uri, pki_path) if pki_path is not None else None
+        self._migration = LibvirtMigration(self._visits, peers, certificates)
         self._processes = LibvirtProcesses(uri, self._connection.changes_under_way)
         self._log_keeper = ConsoleLogKeeper(self._log_dir)
         self._translator = EventTranslator()
@@ -230,6 +234,10 @@ class LibvirtHypervisor(Hypervisor):
         """Undefine the domain with its NVRAM, saved memory, snapshot records and console log; see `Hypervisor`."""
         if domain_xml.is_uuid(vm_id):
             await self._visits.change(vm_id, partial(self._operations.delete, vm_id))
+
+    async def set_notes(self, vm_id: str, notes: VmNotes) -> None:
+        """Keep them in the domain's metadata; see `Hypervisor`."""
+        await self._visits.change(vm_id, partial(self._operations.set_notes, vm_id, notes))
 
     # power
 

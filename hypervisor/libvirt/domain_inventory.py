@@ -19,10 +19,11 @@ from typing import Any, Final
 
 from hypervisor.libvirt import domain_xml
 from hypervisor.libvirt.domain_metadata import DomainMark, read_mark
+from hypervisor.libvirt.domain_notes import read_notes
 from hypervisor.libvirt.domain_state import DomainState, Lifecycle, RawEvent, RawKind, is_active, power_state
 from hypervisor.libvirt.error_map import ErrorCode, has_code
 from hypervisor.libvirt.qemu_process import ProcessUsage, QemuProcess, find_processes, read_usage
-from hypervisor.types import VmStatus
+from hypervisor.types import VmNotes, VmStatus
 
 GuestMemory = Mapping[str, int]
 """Bytes that guests say they use, by VM id; guests that say nothing are left out."""
@@ -37,6 +38,7 @@ class _Definition:
     """What a definition says; of a running domain, the one that its next start will use."""
 
     mark: DomainMark
+    notes: VmNotes
     vcpu_count: int
     memory_kib: int
 
@@ -122,6 +124,7 @@ class Inventory:
                 mark.is_managed,
                 vcpu_count=definition.vcpu_count,
                 memory_mib=-(-definition.memory_kib // _KIB),  # rounded up: another tool's need not be whole MiB
+                notes=definition.notes,
             )
             if vm_id not in runs:
                 statuses.append(off)
@@ -153,6 +156,7 @@ class Inventory:
             raise
         definition = _Definition(
             read_mark(tree),
+            read_notes(tree),
             vcpu_count=_vcpu_count(tree),
             memory_kib=int(tree.findtext("memory") or 0),  # libvirt always answers in KiB
         )

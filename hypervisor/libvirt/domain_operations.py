@@ -17,11 +17,12 @@ from hypervisor.hardware_rules import asks_for_anything, require_possible
 from hypervisor.libvirt import console_log, domain_xml
 from hypervisor.libvirt.domain_inventory import Inventory
 from hypervisor.libvirt.domain_metadata import DomainMark, fingerprint, read_mark
+from hypervisor.libvirt.domain_notes import carry_notes, write_notes
 from hypervisor.libvirt.domain_state import DomainState, power_state
 from hypervisor.libvirt.error_map import ErrorCode, has_code
 from hypervisor.libvirt.host_abilities import read_abilities
 from hypervisor.libvirt.node_devices import read_host_devices
-from hypervisor.types import Accelerator, ConsoleLog, PowerState, VmConfig
+from hypervisor.types import Accelerator, ConsoleLog, PowerState, VmConfig, VmNotes
 
 OFF: Final = frozenset({PowerState.STOPPED, PowerState.CRASHED})
 _VNC_PASSWORD_LENGTH: Final = 8
@@ -121,13 +122,19 @@ class DomainOperations:
         """Replace the definition that a domain's next start will use; what runs goes on as it is."""
         self.require_possible(config, connection)
         flags = self._library.VIR_DOMAIN_XML_INACTIVE | self._library.VIR_DOMAIN_XML_SECURE
-        graphics = domain_xml.parse(domain.XMLDesc(flags)).find("devices/graphics[@passwd]")
+        before = domain_xml.parse(domain.XMLDesc(flags))
+        graphics = before.find("devices/graphics[@passwd]")
         password = graphics.get("passwd") if graphics is not None else None
         tree = domain_xml.build_domain(
             config, self.host, vnc_password=password or _new_password(), domain_name=domain.name()
         )
+        carry_notes(before, tree)
         connection.defineXML(domain_xml.to_text(tree))
         self._inventory.forget_vm(config.vm_id)
+
+    def set_notes(self, vm_id: str, notes: VmNotes, connection: Any) -> None:
+        write_notes(self._library, self.find(connection, vm_id), notes)
+        self._inventory.forget_vm(vm_id)
 
     def delete(self, vm_id: str, connection: Any) -> None:
         library = self._library

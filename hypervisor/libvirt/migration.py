@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from hypervisor.errors import (
     HypervisorError,
@@ -36,6 +36,7 @@ from hypervisor.libvirt.domain_operations import OFF
 from hypervisor.libvirt.domain_state import DomainState, PausedReason
 from hypervisor.libvirt.error_map import ErrorCode, has_code
 from hypervisor.libvirt.migration_xml import keeps_state_on_host, ties_of, translate
+from hypervisor.libvirt.peer_certificates import LibvirtPeerCertificates, missing_below
 from hypervisor.libvirt.visits import Visits
 from hypervisor.libvirt.worker_pool import Lane
 from hypervisor.migration import (
@@ -44,6 +45,7 @@ from hypervisor.migration import (
     MigrationLoad,
     MigrationOptions,
     MigrationProgress,
+    PeerCertificates,
     Phase,
     obstacles_of,
 )
@@ -60,23 +62,26 @@ _STATS_GRACE_S: Final = 2.0
 _IN_MEMORY: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 _MIB: Final = 2**20
 _KIB: Final = 2**10
-_CLIENT_FILES: Final = ("cacert.pem", "clientcert.pem", "clientkey.pem")
-_DEFAULT_CLIENT_FILES: Final = (
-    Path("/etc/pki/CA/cacert.pem"),
-    Path("/etc/pki/libvirt/clientcert.pem"),
-    Path("/etc/pki/libvirt/private/clientkey.pem"),
-)
-"""Source: https://libvirt.org/tlscerts.html."""
 _MEASURED: Final = 2
 """libvirt's VIR_DOMAIN_DIRTYRATE_MEASURED."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
-    """How hosts reach each other; `uri` "" does not let them. `pki_path` None is where libvirt looks by itself."""
+    """How hosts reach each other.
+
+    Attributes:
+        uri: "" does not let them.
+        pki_path: what libvirt sees as /etc/pki, where certificates are written; None leaves that to the operator.
+    """
 
     uri: str = ""
     pki_path: Path | None = None
+
+    @property
+    def written_to(self) -> Path | None:
+        """Where certificates are written; None if none are."""
+        return self.pki_path if _is_encrypted(self.uri) else None
 
 
 NO_PEERS: Final = PeerSettings()
@@ -85,11 +90,19 @@ NO_PEERS: Final = PeerSettings()
 class LibvirtMigration(Migration):
     """See `Migration`."""
 
-    def __init__(self, visits: Visits, settings: PeerSettings) -> None:
+    def __init__(
+        self, visits: Visits, settings: PeerSettings, certificates: LibvirtPeerCertificates | None = None
+    ) -> None:
         self._visits = visits
         self._settings = settings
         self._library = visits.connection.library
         self._sending: set[str] = set()
+        self._certificates = certificates
+
+    @property
+    def certificates(self) -> PeerCertificates | None:
+        """See `Migration`."""
+        return self._certificates
 
     @property
     def peer_uri(self) -> str:
@@ -104,12 +117,9 @@ class LibvirtMigration(Migration):
         """See `Migration.obstacle`. Blocks."""
         if not self._settings.uri:
             return "no address is configured at which other hosts reach this one's libvirt (migration.address)"
-        if _is_encrypted(self._settings.uri):
-            pki = self._settings.pki_path
-            files = _DEFAULT_CLIENT_FILES if pki is None else [pki / name for name in _CLIENT_FILES]
-            if missing := [str(file) for file in files if not file.is_file()]:
-                return f"certificates for reaching other hosts' libvirt are not there: {', '.join(missing)}"
-        return ""
+        if self._certificates is not None:
+            return self._certificates.find_obstacle()
+        return missing_below() if _is_encrypted(self._settings.uri) else ""
 
     # the target
 
@@ -119,7 +129,7 @@ class LibvirtMigration(Migration):
         await self._visits.connection.run(partial(self._prepare, arrival), vm_id=arrival.config.vm_id)
 
     async def admit(self, vm_id: str) -> None:
-        """Do nothing: libvirt lets in whoever shows a certificate of the hosts' CA. See `Migration`."""
+        """Do nothing: libvirt lets in whoever shows a certificate of a host of the cluster. See `Migration`."""
 
     async def abandon(self, vm_id: str) -> None:
         """Do nothing; see `admit`."""
@@ -259,7 +269,7 @@ class LibvirtMigration(Migration):
                 domain.migrateSetMaxDowntime(options.max_downtime_ms, 0)
             flags = self._flags(options, state, has_process=has_process)
             parameters = self._parameters(domain, options, has_process=has_process)
-            domain.migrateToURI3(_with_pki(options.route.peer_uri, self._settings.pki_path), parameters, flags)
+            domain.migrateToURI3(options.route.peer_uri, parameters, flags)
         except library.libvirtError as error:
             if not self._visits.connection.is_alive(connection):
                 raise
@@ -450,10 +460,3 @@ def uri_obstacle(uri: str, own_uri: str) -> str:
 
 def _is_encrypted(uri: str) -> bool:
     return urlsplit(uri).scheme.endswith("+tls")
-
-
-def _with_pki(uri: str, pki_path: Path | None) -> str:
-    """Tell this host's daemon where its own certificates are."""
-    if pki_path is None or not _is_encrypted(uri):
-        return uri
-    return f"{uri}{'&' if urlsplit(uri).query else '?'}pkipath={quote(str(pki_path))}"

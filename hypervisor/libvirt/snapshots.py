@@ -25,6 +25,7 @@ from hypervisor.errors import (
 )
 from hypervisor.libvirt import domain_xml, snapshot_xml
 from hypervisor.libvirt.disk_snapshots import DiskSnapshots
+from hypervisor.libvirt.domain_notes import carry_notes
 from hypervisor.libvirt.domain_operations import OFF
 from hypervisor.libvirt.error_map import ErrorCode, has_code
 from hypervisor.libvirt.freezing import Freezer
@@ -247,6 +248,7 @@ class LibvirtSnapshots(Snapshots):
             raise SnapshotUnsupported(f"libvirt lost the definition of VM {vm_id} that belongs to this snapshot")
         self._visits.operations.force_stop(vm_id, connection)
         self._images.go_back(document.disks, document.libvirt_name)
+        carry_notes(self._definition(domain), document.domain)
         connection.defineXML(domain_xml.to_text(document.domain))
         library = self._library
         text = snapshot.getXMLDesc(library.VIR_DOMAIN_SNAPSHOT_XML_SECURE)

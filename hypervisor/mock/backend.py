@@ -40,8 +40,10 @@ from hypervisor.types import (
     EventKind,
     Health,
     PowerState,
+    SimulatedUsage,
     VmConfig,
     VmEvent,
+    VmNotes,
     VmStatus,
 )
 
@@ -179,6 +181,11 @@ class MockHypervisor(Hypervisor):
         """See `Hypervisor`."""
         return self._processes
 
+    @property
+    def simulated_usage(self) -> SimulatedUsage:
+        """See `Hypervisor`."""
+        return self._host.usage
+
     async def open(self) -> None:
         """Load the state file, if there is one."""
         await self._host.strike(Operation.OPEN)
@@ -247,18 +254,29 @@ class MockHypervisor(Hypervisor):
         await self._host.save()
         self._host.lose_answer(lost)
 
+    async def set_notes(self, vm_id: str, notes: VmNotes) -> None:
+        """See `Hypervisor`."""
+        lost = await self._host.strike(Operation.SET_NOTES, vm_id)
+        vm = self._host.vm(vm_id)
+        if vm.notes != notes:
+            vm.notes = notes
+            self._host.touch(vm)
+        await self._host.save()
+        self._host.lose_answer(lost)
+
     async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
         """Start a VM; `Refused` when running VMs leave too little of the simulated host's memory."""
         lost = await self._host.strike(Operation.START, vm_id)
         vm = self._host.vm(vm_id)
         self._host.require(vm, "start", OFF | {PowerState.SUSPENDED})
         self._host.check_room(vm_id, vm.config.memory_mib)
-        if may_run is not None:
-            may_run()
-        vm.running_since_s = self._host.now_s()
+        begins_s = self._host.now_s()
         if vm.state is not PowerState.SUSPENDED:
-            vm.started_at_s = vm.running_since_s
+            vm.started_at_s = begins_s
             vm.run_before_s = vm.cpu_before_s = vm.load_since_s = 0.0
+        if may_run is not None:
+            await self._host.start_paused(vm, may_run)
+        vm.running_since_s = self._host.now_s()
         self._host.change(vm, PowerState.RUNNING, EventKind.STARTED)
         await self._host.save()
         self._host.lose_answer(lost)

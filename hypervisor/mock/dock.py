@@ -18,6 +18,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from hypervisor.mock.store import write_private
+
 SCHEME: Final = "mock://"
 _LOCK: Final = "host.lock"
 
@@ -132,5 +134,5 @@ def _text(path: Path) -> str:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
+    write_private(partial, text)
     partial.replace(path)

@@ -63,6 +63,12 @@ def cpu_seconds(config: VmConfig, load: float, from_s: float, to_s: float) -> fl
     return config.cpu.vcpu_count * (integral(to_s) - integral(from_s)) if to_s > from_s else 0.0
 
 
+def busy_vcpus(config: VmConfig, load: float, age_s: float) -> float:
+    """How many of its vCPUs are busy at a guest age: the mean of the second before."""
+    from_s = max(0.0, age_s - 1)
+    return cpu_seconds(config, load, from_s, age_s) / (age_s - from_s) if age_s > from_s else 0.0
+
+
 def memory_used_bytes(config: VmConfig, load: float, age_s: float) -> int:
     """Memory in use: a boot's worth at once, then growing towards a share that depends on the load."""
     total = config.memory_mib * 2**20

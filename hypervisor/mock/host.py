@@ -23,7 +23,7 @@ from hypervisor.mock import store as mock_store
 from hypervisor.mock.abilities import EVERYTHING
 from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
 from hypervisor.mock.store import MockVm
-from hypervisor.types import Accelerator, EventKind, PowerState, VmConfig, VmEvent, VmStatus
+from hypervisor.types import Accelerator, EventKind, PowerState, SimulatedUsage, VmConfig, VmEvent, VmStatus
 
 MAX_PAST_LOG_BYTES = 16 * 2**10
 """Console output of earlier boots that is kept, per VM; the state file holds it, so it stays small."""
@@ -200,6 +200,21 @@ class MockHost:
         self._change_count += 1
         self.emit(VmEvent(EventKind.REMOVED, vm_id, PowerState.UNKNOWN))
 
+    async def start_paused(self, vm: MockVm, may_run: Callable[[], None]) -> None:
+        """Have a VM there before its guest does anything, and ask; one that may not run is ended."""
+        self.change(vm, PowerState.PAUSED, EventKind.PAUSED)
+        await self.save()
+        await self.strike(Operation.RELEASE_START, vm.config.vm_id)
+        try:
+            self.require(vm, "start", {PowerState.PAUSED})  # somebody may have ended it
+            may_run()
+        except BaseException:
+            if vm.state is PowerState.PAUSED:
+                self.power_off(vm)
+                self.change(vm, PowerState.STOPPED, EventKind.STOPPED, "it may not run")
+                await self.save()
+            raise
+
     def power_off(self, vm: MockVm) -> None:
         """Let the guest's time and console end, whatever its state becomes."""
         self.archive_log(vm)
@@ -235,7 +250,15 @@ class MockHost:
     def status(self, vm: MockVm) -> VmStatus:
         """Say what the VM is now."""
         config = vm.config
-        plain = VmStatus(config.vm_id, config.name, vm.state, vm.is_managed, config.cpu.vcpu_count, config.memory_mib)
+        plain = VmStatus(
+            config.vm_id,
+            config.name,
+            vm.state,
+            vm.is_managed,
+            config.cpu.vcpu_count,
+            config.memory_mib,
+            notes=vm.notes,
+        )
         if vm.state not in (PowerState.RUNNING, PowerState.PAUSED):
             return plain
         return dataclasses.replace(
@@ -245,6 +268,18 @@ class MockHost:
             cpu_time_ns=int(self.cpu_s(vm) * 1e9),
             started_at_s=vm.started_at_s,
         )
+
+    @property
+    def usage(self) -> SimulatedUsage:
+        """What the VMs use of it."""
+        busy_vcpus, used_bytes = 0.0, 0
+        for vm in self.vms.values():
+            if vm.state in (PowerState.RUNNING, PowerState.PAUSED):
+                age_s = self.age_s(vm)
+                used_bytes += mock_guest.memory_used_bytes(vm.live_config, vm.load, age_s)
+            if vm.state is PowerState.RUNNING:
+                busy_vcpus += mock_guest.busy_vcpus(vm.live_config, vm.load, age_s)
+        return SimulatedUsage(self.settings.vcpu_count, busy_vcpus, self.settings.memory_mib * 2**20, used_bytes)
 
     def change(self, vm: MockVm, state: PowerState, kind: EventKind, detail: str = "") -> None:
         """Set the state and tell listeners in one go, so that a cancelled caller cannot part the two."""

@@ -24,6 +24,7 @@ from hypervisor.migration import (
     MigrationLoad,
     MigrationOptions,
     MigrationProgress,
+    PeerCertificates,
     Phase,
     Places,
     Route,
@@ -82,6 +83,11 @@ class MockMigration(Migration):
             self._own_dock.leave()
 
     @property
+    def certificates(self) -> PeerCertificates | None:
+        """See `Migration`."""
+        return None
+
+    @property
     def peer_uri(self) -> str:
         """Where the state file is: other simulated hosts find the dock beside it."""
         return f"{SCHEME}{self._state_path}"
@@ -110,6 +116,7 @@ class MockMigration(Migration):
         lost = await self._host.strike(Operation.ADMIT_MIGRATION, vm_id)
         await self._occupy()
         await asyncio.to_thread(self._dock.open_door, vm_id)
+        self._news.set()  # who watches may have looked between the two
         self._host.lose_answer(lost)
 
     async def abandon(self, vm_id: str) -> None:
@@ -248,7 +255,15 @@ class MockMigration(Migration):
         if not await asyncio.to_thread(dock.is_expected, vm_id):
             raise Unavailable("the target host does not take it in any more")
         moved = dataclasses.replace(vm, config=_moved(vm.config, _route_of(departure)), departure=None, state=state)
-        await asyncio.to_thread(dock.land, vm_id, departure.journey, json.dumps(mock_store.encode(moved)))
+        text = json.dumps(mock_store.encode(moved))
+        before = PowerState.PAUSED if state is PowerState.RUNNING else state
+
+        def land() -> None:
+            if self._host.vms.get(vm_id) is not vm or vm.state is not before:  # it was killed, as late as now
+                raise Unavailable(f"the VM became {vm.state.value} meanwhile")
+            dock.land(vm_id, departure.journey, text)
+
+        await asyncio.to_thread(land)
 
     async def _wait_until(self, vm: MockVm, departure: MockDeparture, switch_s: float) -> None:
         """Wait in simulated time; ends early, with what happened, if the guest's state changes or somebody cancels."""
@@ -356,7 +371,10 @@ class MockMigration(Migration):
                 vm = self._host.vms[vm_id] = MockVm(config, is_arriving=True)
                 self._host.change(vm, PowerState.PAUSED, EventKind.ARRIVING)
         for vm in [vm for vm in self._host.vms.values() if vm.is_arriving and vm.config.vm_id not in coming]:
-            if not any(path.name.startswith(vm.config.vm_id) for path in await asyncio.to_thread(self._dock.landed)):
+            landed = await asyncio.to_thread(self._dock.landed)
+            if self._host.vms.get(vm.config.vm_id) is not vm:
+                continue  # another look was faster
+            if not any(path.name.startswith(vm.config.vm_id) for path in landed):
                 self._host.forget(vm.config.vm_id)
 
     async def _take(self, path: Path) -> None:

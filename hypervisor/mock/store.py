@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import enum
 import json
+import os
 import types
 import typing
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 from hypervisor.errors import Unavailable
 from hypervisor.hardware import Hardware
-from hypervisor.types import CpuTopology, PowerState, VmConfig
+from hypervisor.types import NO_NOTES, CpuTopology, PowerState, VmConfig, VmNotes
 
 FORMAT_VERSION = 1
 
@@ -112,6 +113,7 @@ class MockVm:
     """Its migration to another host."""
     is_arriving: bool = False
     """It is not here yet: another host sends it."""
+    notes: VmNotes = NO_NOTES
 
     @property
     def live_config(self) -> VmConfig:
@@ -197,9 +199,17 @@ def save(path: Path, encoded_vms: typing.Iterable[str]) -> None:
     partial = path.with_name(f".{path.name}.part")  # one name: what a killed process left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(f'{{"format_version": {FORMAT_VERSION}, "vms": [\n' + ",\n".join(encoded_vms) + "\n]}\n")
+        write_private(partial, f'{{"format_version": {FORMAT_VERSION}, "vms": [\n' + ",\n".join(encoded_vms) + "\n]}\n")
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise Unavailable(f"the mock's state file {path} cannot be written: {error.strerror}") from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read: configurations hold passwords of consoles."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, 0o600)  # of one that a killed process of an older version left
+        file.write(text)

@@ -36,6 +36,8 @@ class SelfFencing:
             simulated host dies with its daemon, so it counts as one that fences itself.
         kill_ms: within which protected VMs are dead after the end of the lease.
         obstacle: why this host does not fence itself, by its configuration; "" if it does.
+        is_blank: whether a guard runs here that may have been told more than this daemon knows, whose files were lost.
+            It is left with that until the host has been told anew.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SelfFencing:
         boot_id: str,
         kill_ms: int = 1000,
         obstacle: str = "",
+        is_blank: bool = False,
         now_ns: Clock = boottime_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -59,7 +62,8 @@ class SelfFencing:
         self._now_ns = now_ns
         self._sleep = sleep
         self._learning = asyncio.Lock()
-        self._has_ended = False
+        self._has_ended = self._has_heard = False
+        self._is_unsure, self._is_blank = False, is_blank
         before = guard.last_orders(boot_id) if guard is not None else None
         self._lease = HostLease(memory.known, before.end_ns if before is not None else 0)
         self._draining = Draining(memory.known.fence_token)
@@ -83,10 +87,34 @@ class SelfFencing:
         """Whether a VM ends with the lease."""
         return vm_id in self._memory.protected
 
+    @property
+    def protected(self) -> frozenset[str]:
+        """Ids of VMs that end with the lease."""
+        return self._memory.protected
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether what was decided before this daemon began can be told from what still holds.
+
+        It can once a control plane answered, and while a lease lasts that was given before.
+        """
+        return self._has_heard or self._lease.left_ms(self._now_ns()) > 0
+
+    def set_unsure(self, *, is_unsure: bool) -> None:
+        """Say from now on that which VMs are protected is not known here, so that nobody relies upon it; or that it is.
+
+        Those that are known are killed all the same.
+        """
+        self._is_unsure = is_unsure
+
     def obstacle(self) -> str:
         """Say why this host would not kill its VMs by itself in time; "" if it would."""
         if self._obstacle:
             return self._obstacle
+        if self._is_blank:
+            return "the node daemon lost its files, and has not been told since whether high availability is armed"
+        if self._is_unsure:
+            return "which VMs are protected is not known since the node daemon began: its hypervisor does not answer"
         if self._processes is None:
             return "this host's hypervisor has no way to end VMs without being asked"
         has_processes = self._processes.pid_dir is not None
@@ -128,6 +156,7 @@ class SelfFencing:
             response.ha_is_armed,
         )
         await self._learn(lambda lease: lease.after(answer))
+        self._has_heard = True
 
     async def take_told(self, epoch: int, fence_token: int) -> None:
         """Take what a command carries; see `take_answer`.
@@ -173,7 +202,8 @@ class SelfFencing:
             self._draining.learn()
         if lease.known.is_armed != before.known.is_armed:
             _log.info("ha_armed" if lease.known.is_armed else "ha_disarmed", version=lease.known.ha_version)
-        if lease != before:
+        was_blank, self._is_blank = self._is_blank, self._is_blank and not lease.known.ha_version
+        if lease != before or was_blank is not self._is_blank:
             self._tell_guard()
 
     # which VMs
@@ -253,16 +283,20 @@ class SelfFencing:
             _log.info("lease_again", killed_by_guard=report.killed if report is not None else {})
 
     def _tell_guard(self) -> None:
-        if self._guard is None:
+        if self._guard is None or self._is_blank:
             return
+        known = self._lease.known
         pid_dir = self._processes.pid_dir if self._processes is not None else None
         self._guard.tell(
             Orders(
                 self._boot_id,
-                self._lease.known.is_armed and not self._obstacle,
+                known.is_armed and not self._obstacle,
                 self._lease.end_ns,
                 tuple(sorted(self._memory.protected)),
                 str(pid_dir or ""),
                 self._kill_ms,
+                epoch=known.epoch,
+                fence_token=known.fence_token,
+                ha_version=known.ha_version,
             )
         )

@@ -21,8 +21,10 @@ _FORMAT = 1
 class HaMemory:
     """What was told, and which VMs end with the lease. Owned by the event loop; use `open_memory` to get it."""
 
-    def __init__(self, path: Path, known: Known, protected: Collection[str]) -> None:
+    def __init__(self, path: Path, known: Known, protected: Collection[str], *, is_new: bool = False) -> None:
         self._path = path
+        self.is_new = is_new
+        """Whether there was no file: this host never was told anything, or has lost it."""
         self._known = known
         self._protected = frozenset(protected)
         self._lock = asyncio.Lock()
@@ -106,7 +108,7 @@ def open_memory(data_dir: Path) -> HaMemory:
         )
         return HaMemory(path, known, [str(vm_id) for vm_id in document["protected"]])
     except FileNotFoundError:
-        return HaMemory(path, Known(), ())
+        return HaMemory(path, Known(), (), is_new=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataDirError(
             f"{path}, what this host was told of high availability, is damaged or not ours ({error}). Put back a good "

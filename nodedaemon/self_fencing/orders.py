@@ -25,6 +25,7 @@ class Orders(NamedTuple):
         pid_dir: see `VmProcesses.pid_dir`; "" where no process is to be found.
         kill_ms: how long after the end no such VM may be left.
         daemon_pid, daemon_ticks: who wrote it.
+        epoch, fence_token, ha_version: what the host was told, for a daemon that has lost its own files.
     """
 
     boot_id: str
@@ -35,6 +36,9 @@ class Orders(NamedTuple):
     kill_ms: int
     daemon_pid: int = 0
     daemon_ticks: int = 0
+    epoch: int = 0
+    fence_token: int = 0
+    ha_version: int = 0
 
     def must_kill(self, now_ns: int) -> bool:
         """Whether none of the VMs may run now."""
@@ -78,7 +82,7 @@ def write_file(directory: str, name: str, record: Orders | Report) -> None:
 
 def read_orders(directory: str) -> Orders | None:
     """Read what the daemon said last; None if it said nothing that can be understood."""
-    document = _read(directory, ORDERS_NAME)
+    document = _read(directory, ORDERS_NAME, Orders._fields)
     try:
         return None if document is None else Orders(**{**document, "vm_ids": tuple(document["vm_ids"])})
     except (KeyError, TypeError):
@@ -87,17 +91,20 @@ def read_orders(directory: str) -> Orders | None:
 
 def read_report(directory: str) -> Report | None:
     """Read what the guard said last; None if it said nothing that can be understood."""
-    document = _read(directory, REPORT_NAME)
+    document = _read(directory, REPORT_NAME, Report._fields)
     try:
         return None if document is None else Report(**document)
     except TypeError:
         return None
 
 
-def _read(directory: str, name: str) -> dict[str, Any] | None:
+def _read(directory: str, name: str, fields: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read a record's fields; those of a newer version are left out: a guard outlives the daemon that started it."""
     try:
         with open(os.path.join(directory, name), "rb") as file:
             document = json.loads(file.read())
     except (OSError, ValueError):
         return None
-    return document if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return None
+    return {field: value for field, value in document.items() if field in fields}

@@ -40,6 +40,7 @@ class Reason(enum.StrEnum):
 
     FIELD_VIOLATIONS = "FIELD_VIOLATIONS"
     MALFORMED_REQUEST = "MALFORMED_REQUEST"
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"  # noqa: S105 - not a secret
     VM_NOT_FOUND = "VM_NOT_FOUND"
     VM_NAME_TAKEN = "VM_NAME_TAKEN"
@@ -101,6 +102,11 @@ class Reason(enum.StrEnum):
     NODE_IS_HEARD = "NODE_IS_HEARD"
     HA_INACTIVE = "HA_INACTIVE"
     NODE_FENCED = "NODE_FENCED"
+    JOIN_REFUSED = "JOIN_REFUSED"
+    JOIN_TOKEN_NOT_FOUND = "JOIN_TOKEN_NOT_FOUND"  # noqa: S105 - a name, no secret
+    HOSTNAME_TAKEN = "HOSTNAME_TAKEN"
+    CERTIFICATE_REFUSED = "CERTIFICATE_REFUSED"
+    NOT_OF_THIS_NODE = "NOT_OF_THIS_NODE"
     FAILOVER_REFUSED = "FAILOVER_REFUSED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
     TOO_MANY_WATCHES = "TOO_MANY_WATCHES"
@@ -109,6 +115,40 @@ class Reason(enum.StrEnum):
     STOPPING = "STOPPING"
     CONCURRENT_CHANGE = "CONCURRENT_CHANGE"
     STATE_UNAVAILABLE = "STATE_UNAVAILABLE"
+    LOGIN_FAILED = "LOGIN_FAILED"
+    TOO_MANY_LOGINS = "TOO_MANY_LOGINS"
+    CREDENTIAL_REFUSED = "CREDENTIAL_REFUSED"
+    CREDENTIAL_EXPIRED = "CREDENTIAL_EXPIRED"
+    SESSION_ENDED = "SESSION_ENDED"
+    USER_NOT_FOUND = "USER_NOT_FOUND"
+    USER_NAME_TAKEN = "USER_NAME_TAKEN"
+    USER_STATE_FORBIDS = "USER_STATE_FORBIDS"
+    API_KEY_NOT_FOUND = "API_KEY_NOT_FOUND"
+    TOO_MANY_API_KEYS = "TOO_MANY_API_KEYS"
+    ISSUER_NOT_FOUND = "ISSUER_NOT_FOUND"
+    ISSUER_UNAVAILABLE = "ISSUER_UNAVAILABLE"
+    ID_TOKEN_REFUSED = "ID_TOKEN_REFUSED"  # noqa: S105 - a name, no secret
+    PERMISSION_MISSING = "PERMISSION_MISSING"
+    CALLER_UNSUITED = "CALLER_UNSUITED"
+    NOT_LOGGED_IN = "NOT_LOGGED_IN"
+    TOO_MANY_REQUESTS = "TOO_MANY_REQUESTS"
+    PROJECT_NOT_FOUND = "PROJECT_NOT_FOUND"
+    PROJECT_NAME_TAKEN = "PROJECT_NAME_TAKEN"
+    PROJECT_NOT_EMPTY = "PROJECT_NOT_EMPTY"
+    PROJECT_IS_DEFAULT = "PROJECT_IS_DEFAULT"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    FOLDER_NOT_FOUND = "FOLDER_NOT_FOUND"
+    FOLDER_NAME_TAKEN = "FOLDER_NAME_TAKEN"
+    FOLDER_NOT_EMPTY = "FOLDER_NOT_EMPTY"
+    FOLDER_MOVE_REFUSED = "FOLDER_MOVE_REFUSED"
+    ROLE_NOT_FOUND = "ROLE_NOT_FOUND"
+    ROLE_NAME_TAKEN = "ROLE_NAME_TAKEN"
+    ROLE_IS_BUILT_IN = "ROLE_IS_BUILT_IN"
+    ROLE_IN_USE = "ROLE_IN_USE"
+    ROLE_GRANTS_MORE = "ROLE_GRANTS_MORE"
+    BINDING_NOT_FOUND = "BINDING_NOT_FOUND"
+    SUBJECT_NOT_FOUND = "SUBJECT_NOT_FOUND"
+    LAST_ADMIN = "LAST_ADMIN"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     NOT_IMPLEMENTED = "NOT_IMPLEMENTED"
     INTERNAL = "INTERNAL"
@@ -197,6 +237,12 @@ class Aborted(ApiError):
     code = Code.ABORTED
 
 
+class PermissionDenied(ApiError):
+    """It is known who calls, and they may not do this; the message names the permission and the place."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class Unavailable(ApiError):
     """A part that is needed does not answer now; the same call may work later."""
 
@@ -221,6 +267,12 @@ class Unimplemented(ApiError):
     code = Code.UNIMPLEMENTED
 
 
+class Unauthenticated(ApiError):
+    """It is not known who calls: no credential, or one that is not good; the message says how to get one."""
+
+    code = Code.UNAUTHENTICATED
+
+
 class Internal(ApiError):
     """A defect of ours. The message carries a correlation id and nothing of the inside."""
 
@@ -237,10 +289,12 @@ ERROR_CLASSES: Mapping[Code, type[ApiError]] = MappingProxyType(
             FailedPrecondition,
             ResourceExhausted,
             Aborted,
+            PermissionDenied,
             Unavailable,
             DeadlineExceeded,
             OutOfRange,
             Unimplemented,
+            Unauthenticated,
             Internal,
         )
     }

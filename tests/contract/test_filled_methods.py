@@ -17,11 +17,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from controlplane.api.alert_servicer import AlertServicer
 from controlplane.api.balancing_servicer import BalancingServicer
+from controlplane.api.folder_servicer import FolderServicer
 from controlplane.api.ha_servicer import HaServicer
 from controlplane.api.node_servicer import NodeServicer
 from controlplane.api.operation_servicer import OperationServicer
 from controlplane.api.placement_servicer import PlacementServicer
-from controlplane.api.unfilled import FolderServicer
+from controlplane.api.project_servicer import ProjectServicer
+from controlplane.api.role_servicer import RoleServicer
 from controlplane.api.vm_servicer import VmServicer
 from limiquantix.compute.v1 import (
     alert_service_pb2,
@@ -31,6 +33,8 @@ from limiquantix.compute.v1 import (
     node_service_pb2,
     operation_service_pb2,
     placement_service_pb2,
+    project_service_pb2,
+    role_service_pb2,
     vm_service_pb2,
 )
 from limiquantix.errors import Code, Reason
@@ -82,7 +86,16 @@ FILLED: dict[str, set[str]] = {
         *("GetHaStatus", "GetFence", "ListFences", "FenceNode", "ConfirmNodeDead", "DisarmHa", "ArmHa"),
     },
     "limiquantix.compute.v1.PlacementService": {"ExplainPlacement", "PlanPlacements", "GetCapacity"},
-    "limiquantix.compute.v1.FolderService": set(),
+    "limiquantix.compute.v1.FolderService": {
+        *("CreateFolder", "GetFolder", "ListFolders", "UpdateFolder", "DeleteFolder", "GetFolderTree", "MoveVM"),
+    },
+    "limiquantix.compute.v1.ProjectService": {
+        *("CreateProject", "GetProject", "ListProjects", "UpdateProject", "DeleteProject"),
+    },
+    "limiquantix.compute.v1.RoleService": {
+        *("CreateRole", "GetRole", "ListRoles", "UpdateRole", "DeleteRole"),
+        *("BindRole", "UnbindRole", "ListRoleBindings"),
+    },
     "limiquantix.node.v1.NodeDaemonService": {
         *("HealthCheck", "GetNodeInfo", "CreateVM", "ReconfigureVM", "ResizeVM", "DeleteVM", "GetVMStatus", "ListVMs"),
         *("StartVM", "StopVM", "ForceStopVM", "RebootVM", "PauseVM", "ResumeVM", "SuspendVM"),
@@ -107,6 +120,8 @@ SERVICERS: dict[str, type] = {
     "limiquantix.compute.v1.HaService": HaServicer,
     "limiquantix.compute.v1.PlacementService": PlacementServicer,
     "limiquantix.compute.v1.FolderService": FolderServicer,
+    "limiquantix.compute.v1.ProjectService": ProjectServicer,
+    "limiquantix.compute.v1.RoleService": RoleServicer,
     "limiquantix.node.v1.NodeDaemonService": NodeDaemonServicer,
 }
 
@@ -114,7 +129,8 @@ SERVICES: list[ServiceDescriptor] = [
     service
     for module in (
         *(vm_service_pb2, node_service_pb2, operation_service_pb2, balancing_service_pb2, alert_service_pb2),
-        *(placement_service_pb2, ha_service_pb2, folder_service_pb2, node_daemon_pb2),
+        *(placement_service_pb2, ha_service_pb2, folder_service_pb2, project_service_pb2, role_service_pb2),
+        node_daemon_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]

@@ -57,9 +57,10 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """The command with its server in the environment."""
+    """The command, which calls a control plane as its administrator; `server` is the URL if it is not its own."""
 
-    server: str
+    plane: ControlPlaneProcess
+    server: str = ""
 
     def __call__(self, *arguments: str, status: int = 0, input: str = "") -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -117,8 +118,7 @@ class Command:
         return os.waitstatus_to_exitcode(status), output
 
     def environment(self) -> dict[str, str]:
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("LIMIQUANTIX_")}
-        return ours | {"LIMIQUANTIX_SERVER": self.server}
+        return self.plane.environment(self.server)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlaneProc
 @pytest.fixture
 def limiquantix(plane: ControlPlaneProcess) -> Iterator[Command]:
     """The command, on a server without VMs."""
-    yield Command(plane.http_url)
+    yield Command(plane)
     for vm in plane.call("VMService", "ListVMs", {"pageSize": 1000}).get("vms", ()):
         plane.call("VMService", "DeleteVM", {"id": vm["id"], "force": True})
 
@@ -153,7 +153,7 @@ def slow_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlan
 @pytest.fixture
 def slow_limiquantix(slow_plane: ControlPlaneProcess) -> Iterator[Command]:
     """The command, on a server with one running VM, "web"."""
-    command = Command(slow_plane.http_url)
+    command = Command(slow_plane)
     command("vm", "create", "web", "--cpus", "1", "--memory", "128MiB", "--start")
     yield command
     command("vm", "delete", "web", "--force")
@@ -230,16 +230,16 @@ def test_refusals_end_with_status_1_and_say_why(limiquantix: Command) -> None:
 
 
 def test_name_of_two_projects_needs_the_project(limiquantix: Command) -> None:
-    project = "00000000-0000-4000-8000-000000000002"
+    project = json.loads(limiquantix("--output", "json", "project", "create", "twins").stdout)["id"]
     limiquantix("vm", "create", "twin", "--cpus", "1", "--memory", "128MiB")
     limiquantix("vm", "create", "twin", "--cpus", "1", "--memory", "128MiB", "--project", project)
     assert f"of project {project}" in limiquantix("vm", "start", "twin", status=1).stderr
     assert "is RUNNING" in limiquantix("vm", "start", "twin", "--project", project).stdout
 
 
-def test_server_that_is_not_there_ends_with_status_3() -> None:
-    done = Command("http://127.0.0.1:1")("vm", "list", status=3)
-    assert "cannot reach the control plane at http://127.0.0.1:1: Connection refused" in done.stderr
+def test_server_that_is_not_there_ends_with_status_3(plane: ControlPlaneProcess) -> None:
+    done = Command(plane, "https://127.0.0.1:1")("vm", "list", status=3)
+    assert "cannot reach the control plane at https://127.0.0.1:1: Connection refused" in done.stderr
     assert "limiquantix dev" in done.stderr
 
 
@@ -376,8 +376,8 @@ def test_command_repeated_with_its_request_id_does_nothing_twice(limiquantix: Co
 def test_vm_create_whose_control_plane_is_killed_makes_one_vm(tmp_path: Path) -> None:
     settings = {"operations": {"lease_s": 1}}
     with switchboard() as board, start_control_plane(tmp_path / "plane", settings=settings) as first:
-        board.target = first.http_url.removeprefix("http://")
-        limiquantix = Command(board.url)
+        board.target = first.http_url.removeprefix("https://")
+        limiquantix = Command(first, board.url)
         with start_mock_node(tmp_path / "node", first) as node:
             node.process.send_signal(signal.SIGSTOP)  # so that the create is under way for as long as it has to be
             create = subprocess.Popen(
@@ -392,8 +392,9 @@ def test_vm_create_whose_control_plane_is_killed_makes_one_vm(tmp_path: Path) ->
                 _until(lambda: bool(first.call("OperationService", "ListOperations", running).get("operations")))
                 first.kill()
                 node.process.send_signal(signal.SIGCONT)
-                with start_control_plane(tmp_path / "plane", settings=settings) as second:
-                    board.target = second.http_url.removeprefix("http://")
+                again = start_control_plane(tmp_path / "plane", settings=settings, hosts_listen=first.hosts_address)
+                with again as second:
+                    board.target = second.http_url.removeprefix("https://")
                     output, errors = create.communicate(timeout=DEADLINE_S)
                     assert create.returncode == 0, errors
                     assert "is STOPPED on mock-1" in output
@@ -409,9 +410,9 @@ def test_vm_create_whose_control_plane_is_killed_makes_one_vm(tmp_path: Path) ->
 
 def test_vm_found_on_its_host_is_marked_and_left_alone_until_it_is_taken_over(tmp_path: Path) -> None:
     with start_control_plane(tmp_path / "old") as old, start_mock_node(tmp_path / "node", old, hostname="host-1"):
-        Command(old.http_url)("vm", "create", "found", "--cpus", "1", "--memory", "128MiB")
+        Command(old)("vm", "create", "found", "--cpus", "1", "--memory", "128MiB")
     with start_control_plane(tmp_path / "new") as new, start_mock_node(tmp_path / "node", new, hostname="host-1"):
-        limiquantix = Command(new.http_url)
+        limiquantix = Command(new)
         _until(lambda: "found" in limiquantix("vm", "list").stdout)
         header, row = limiquantix("vm", "list").stdout.splitlines()
         assert header.endswith("NOTE")
@@ -428,9 +429,9 @@ def test_vm_watch_tells_every_change_and_goes_on_after_a_lost_connection(
 ) -> None:
     limiquantix("vm", "create", "old", "--cpus", "1", "--memory", "128MiB", "--label", "n=1")
     with (
-        switchboard(plane.http_url.removeprefix("http://")) as board,
-        Command(board.url).following("vm", "watch", "--label", "n=1") as lines,
-        Command(board.url).following("vm", "watch", "--label", "n=1", "-o", "json") as documents,
+        switchboard(plane.http_url.removeprefix("https://")) as board,
+        Command(plane, board.url).following("vm", "watch", "--label", "n=1") as lines,
+        Command(plane, board.url).following("vm", "watch", "--label", "n=1", "-o", "json") as documents,
     ):
         assert lines.until("old").split()[1:] == ["old", "ADDED", "STOPPED", "host-1"]
         assert json.loads(documents.until("old"))["vm"]["name"] == "old"
@@ -441,7 +442,7 @@ def test_vm_watch_tells_every_change_and_goes_on_after_a_lost_connection(
         limiquantix("vm", "create", "new", "--cpus", "1", "--memory", "128MiB", "--label", "n=1")
         limiquantix("vm", "create", "other", "--cpus", "1", "--memory", "128MiB", "--label", "n=2")
         limiquantix("vm", "delete", "old", "--force")
-        board.target = plane.http_url.removeprefix("http://")
+        board.target = plane.http_url.removeprefix("https://")
         assert "other" not in lines.until("new", "ADDED")
         lines.until("old", "DELETED")
         assert int(json.loads(documents.until("old", "DELETED"))["revision"]) > 0
@@ -457,9 +458,9 @@ def test_vm_watch_of_one_vm_ends_with_it(limiquantix: Command) -> None:
 
 def test_events_are_listed_and_followed(plane: ControlPlaneProcess, limiquantix: Command) -> None:
     with (
-        switchboard(plane.http_url.removeprefix("http://")) as board,
-        Command(board.url).following("events", "--follow", "--limit", "1") as lines,
-        Command(board.url).following("events", "--follow", "--limit", "1", "-o", "json") as documents,
+        switchboard(plane.http_url.removeprefix("https://")) as board,
+        Command(plane, board.url).following("events", "--follow", "--limit", "1") as lines,
+        Command(plane, board.url).following("events", "--follow", "--limit", "1", "-o", "json") as documents,
     ):
         lines.until()  # what was before: now they listen
         documents.until()
@@ -468,7 +469,7 @@ def test_events_are_listed_and_followed(plane: ControlPlaneProcess, limiquantix:
         board.target = ""
         board.hang_up()
         limiquantix("vm", "start", "web")
-        board.target = plane.http_url.removeprefix("http://")
+        board.target = plane.http_url.removeprefix("https://")
         lines.until("vm.started", "web")
         assert int(json.loads(documents.until("vm.started"))["revision"]) > 0
         with limiquantix.following("events", "--follow", "--vm", "web", "--limit", "10") as past:

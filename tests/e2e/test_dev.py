@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
 from tests.support.dev_cluster import CallRefused, DevCluster, leftovers_of, processes_of, run_once, wait_for
 from tests.support.private_libvirt_host import skip_unless_private_libvirt
 
@@ -65,6 +66,22 @@ def test_dev_on_libvirt_shows_what_the_guest_itself_said(real: DevCluster) -> No
     assert "LIMIQUANTIX-GUEST READY hostname=hello" in said[1]
     assert "kernel=mock" not in said[1]
     assert re.search(r"^hello +\S+ +RUNNING +[0-9.]+ s +limiquantix vm console hello$", real.output, re.MULTILINE)
+
+
+def test_services_are_described_to_who_develops_and_nothing_else_is_open(real: DevCluster) -> None:
+    async def asked() -> tuple[list[str], grpc.StatusCode]:
+        trust = grpc.ssl_channel_credentials((real.data_dir / "ca.pem").read_bytes())
+        async with grpc.aio.secure_channel(real.grpc_address, trust) as channel:
+            reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            answers = [answer async for answer in reflection.ServerReflectionInfo(iter([request]), timeout=30)]
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await VMServiceStub(channel).ListVMs(api.ListVMsRequest(), timeout=30)
+            return [each.name for each in answers[0].list_services_response.service], refused.value.code()
+
+    services, code = asyncio.run(asked())
+    assert "limiquantix.compute.v1.VMService" in services
+    assert code is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_vm_that_runs_is_running_in_virsh_and_in_the_api(real: DevCluster) -> None:
@@ -159,7 +176,7 @@ def test_watches_and_events_tell_what_happens_to_a_real_guest(real: DevCluster) 
         return [state for state, _ in groupby(seen)]
 
     async def watched() -> tuple[list[int], list[int]]:
-        async with open_channel(real.grpc_address) as channel, asyncio.timeout(60):
+        async with real.channel() as channel, asyncio.timeout(60):
             vms = VMServiceStub(channel)
             one, all_vms = vms.WatchVM(api.WatchVMRequest(vm_id=vm_id)), vms.WatchVMs(api.WatchVMsRequest())
             states = [(await anext(aiter(one))).status.state]

@@ -29,9 +29,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 
 def guest(cluster: DevCluster, *words: str, data: bytes = b"", status: int = 0) -> bytes:
     """Run `limiquantix vm guest ...` and return what it printed; it must end with that status."""
-    environment = {**os.environ, "LIMIQUANTIX_SERVER": cluster.http_url}
     done = subprocess.run(
-        [COMMAND, "vm", "guest", *words], input=data, capture_output=True, timeout=90, env=environment, check=False
+        [COMMAND, "vm", "guest", *words],
+        input=data,
+        capture_output=True,
+        timeout=90,
+        env=cluster.environment,
+        check=False,
     )
     assert done.returncode == status, done.stderr
     return done.stdout

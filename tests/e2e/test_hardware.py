@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -27,8 +26,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 
 def command(cluster: DevCluster, *words: str) -> str:
     """Run `limiquantix` and return what it printed."""
-    environment = {**os.environ, "LIMIQUANTIX_SERVER": cluster.http_url}
-    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=90, env=environment, check=False)
+    done = subprocess.run(
+        [COMMAND, *words], capture_output=True, text=True, timeout=90, env=cluster.environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -78,7 +78,7 @@ def test_what_the_host_lacks_is_refused_with_the_reason_and_leaves_nothing(real:
         capture_output=True,
         text=True,
         timeout=90,
-        env={**os.environ, "LIMIQUANTIX_SERVER": real.http_url},
+        env=real.environment,
         check=False,
     ).stderr
 

@@ -1,4 +1,7 @@
-"""A client in another language, made from the published descriptor set alone, lists and starts a VM."""
+"""A client in another language, made from the published descriptor set alone, lists and starts a VM.
+
+It calls over TLS, which it believes by the cluster's authority, with an API key.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -42,12 +46,17 @@ def node_client(tmp_path: Path) -> Path:
 def test_node_js_client_made_from_the_descriptor_set_lists_and_starts_a_vm(node_client: Path, tmp_path: Path) -> None:
     with DevCluster(tmp_path / "data", "--hypervisor", "mock", "--no-demo") as cluster:
         cluster.call("VMService/CreateVM", name="from-node", spec={"cpu": {"cores": 1}, "memory": {"sizeMib": 128}})
+        ends_at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        key = cluster.call("ApiKeyService/CreateApiKey", name="node", expiresAt=ends_at)["secret"]
+        authority = cluster.data_dir / "ca.pem"
+        node = shutil.which("node") or "node"
         ran = subprocess.run(
-            [shutil.which("node") or "node", node_client, DESCRIPTOR_SET, cluster.grpc_address, "from-node"],
+            [node, node_client, DESCRIPTOR_SET, cluster.grpc_address, authority, "from-node"],
             check=False,
             capture_output=True,
             text=True,
             timeout=90,
+            env={**os.environ, "LIMIQUANTIX_TOKEN": key},
         )
         assert ran.returncode == 0, ran.stderr
         answer = json.loads(ran.stdout)
@@ -55,4 +64,5 @@ def test_node_js_client_made_from_the_descriptor_set_lists_and_starts_a_vm(node_
         assert answer["state"] == "RUNNING"
         assert answer["refused"]["code"] == "FAILED_PRECONDITION"
         assert "while it is RUNNING" in answer["refused"]["message"]
+        assert answer["unknown"]["code"] == "UNAUTHENTICATED"
         assert cluster.state("from-node") == "RUNNING"

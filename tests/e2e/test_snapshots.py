@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import re
 import subprocess
 import time
@@ -38,7 +37,7 @@ class Hello:
 
     def command(self, *words: str) -> str:
         """Run `limiquantix vm ...` and return what it printed; fails if it did."""
-        environment = {**os.environ, "LIMIQUANTIX_SERVER": self._cluster.http_url}
+        environment = self._cluster.environment
         done = subprocess.run(
             [COMMAND, "vm", *words], capture_output=True, text=True, timeout=90, env=environment, check=False
         )

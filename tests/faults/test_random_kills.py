@@ -92,8 +92,8 @@ async def storm(
     """Let callers work and programs die, and check what is left."""
     seed = int(os.environ.get("LIMIQUANTIX_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
     ledger, is_over, began_s = Ledger(), asyncio.Event(), time.monotonic()
-    addresses = [plane.grpc_address for plane in units.planes]
-    callers = [Caller(number, addresses, ledger, seed, spec, 2) for number in range(CALLER_COUNT)]
+    addresses, entry = [plane.grpc_address for plane in units.planes], await asyncio.to_thread(units.entry)
+    callers = [Caller(number, addresses, entry, ledger, seed, spec, 2) for number in range(CALLER_COUNT)]
     async with asyncio.TaskGroup() as group:
         for caller in callers:
             group.create_task(caller.run(is_over))

@@ -102,7 +102,8 @@ async def test_life_of_a_vm_is_the_same_on_both_wires(plane: RunningControlPlane
 
 
 async def test_ids_in_capitals_are_the_same_ids(plane: RunningControlPlane) -> None:
-    project = make_id()
+    made = await plane.post("CreateProject", {"name": "capitals"}, "limiquantix.compute.v1.ProjectService")
+    project = str(made.document["id"])
     first = (await plane.post("CreateVM", sound_body(name="same", projectId=project))).document
 
     again = await plane.post("CreateVM", sound_body(name="same", projectId=project.upper()))
@@ -355,6 +356,16 @@ async def test_second_control_plane_on_a_port_in_use_says_so(
             await second.start()
         await second.stop()
     assert (await plane.http.get("/live")).status_code == 200
+
+
+async def test_control_plane_that_lets_everybody_in_does_not_listen_beyond_this_machine(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    config = ControlPlaneConfig(grpc=GrpcSettings(listen_address="0.0.0.0:0"))
+    store = create_store(fresh_sqlite(tmp_path_factory.mktemp("open")))
+    open_plane = ControlPlane(config, store)
+    with pytest.raises(RuntimeError, match="must not listen beyond this machine"):
+        await open_plane.start()
 
 
 async def test_control_plane_without_its_database_is_not_ready_and_says_which_part(

@@ -319,11 +319,11 @@ async def test_body_of_another_type_is_answered_with_the_header_to_send(
 async def test_body_above_the_limit_is_refused(plane: RunningControlPlane) -> None:
     answer = await plane.post("CreateVM", '{"name":"' + "x" * (17 * 2**20) + '"}')
 
-    assert (answer.status, answer.code) == (429, "resource_exhausted")
+    assert (answer.status, answer.code) == (413, "resource_exhausted")
 
 
 async def test_large_body_below_the_limit_is_judged_as_any_other(plane: RunningControlPlane) -> None:
-    answer = await plane.post("CreateVM", sound_body(name="x" * (8 * 2**20)))
+    answer = await plane.post("CreateVM", sound_body(name="x" * (3 * 2**20)))
 
     assert (answer.status, answer.faulty_fields) == (400, ["name"])
     assert len(answer.document["message"]) < 10_000
@@ -404,7 +404,7 @@ async def test_request_without_unknown_fields_has_no_such_header(plane: RunningC
     assert IGNORED not in (await plane.post("ListVMs", {})).headers
 
 
-@pytest.mark.parametrize("key", ["a\r\nset-cookie: x=1", "é\u2028", "a,b", "x" * 100_000, "\x00", ""])
+@pytest.mark.parametrize("key", ["a\r\nset-cookie: x=1", "é\u2028", "a,b", "x" * 100_000, "\x00", "", " a "])
 async def test_hostile_name_of_an_unknown_field_breaks_no_header(plane: RunningControlPlane, key: str) -> None:
     answer = await plane.post("ListVMs", {key: 1})
 

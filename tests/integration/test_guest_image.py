@@ -100,7 +100,12 @@ async def test_guest_image_agent_answers_and_shuts_the_guest_down(
         return found
 
     assert await eventually(ask, "the agent's answer") == {"return": {"host-name": "agent"}}
-    await virsh(libvirt.uri, "shutdown", "agent", "--mode", "agent")
+    try:
+        await virsh(libvirt.uri, "shutdown", "agent", "--mode", "agent")
+    except RuntimeError as error:
+        # A guest that goes down at once takes the agent along before libvirt has seen the agent take the order.
+        if "End of file from agent socket" not in str(error):
+            raise
 
     async def look() -> str | None:
         state = await virsh(libvirt.uri, "domstate", "agent", "--reason")

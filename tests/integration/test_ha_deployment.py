@@ -1,7 +1,8 @@
-"""The three machines of docs/operations.md, with certificates and configuration as the scripts in deploy/ make them."""
+"""The three machines of docs/operations.md, with files as deploy/ha-config.sh makes them, whose hosts join."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -16,16 +17,20 @@ from controlplane.ha_settings import HighAvailabilitySettings
 from limiquantix.compute.v1 import ha_service_pb2 as ha_api
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.compute.v1.vm_pb2 import VirtualMachine, VmStatus
+from limiquantix.rpc.credentials import MachineCertificate
+from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME, node_server_name
+from tests.support.entry import Entry, prepare
 from tests.support.ha_machines import (
     ETCD_PORT,
+    HOSTS_PORT,
     NODE_PORT,
-    PLANE_PORT,
     Machine,
     PlaneClient,
     machines_on_a_bridge,
     postgresql_on,
 )
 from tests.support.ha_parts import CALL_S, until
+from tests.support.stores import open_store
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -41,6 +46,7 @@ class Cluster:
     """The machines, and a caller of each control plane."""
 
     machines: list[Machine]
+    entry: Entry
     clients: dict[str, PlaneClient]
 
     async def status(self, machine: Machine) -> ha_api.HaStatus:
@@ -87,11 +93,16 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         machines = stack.enter_context(machines_on_a_bridge(tmp_path))
         for machine in machines:
             machine.start_etcd()
-        stack.enter_context(postgresql_on(machines[0]))
-        clients = {each.name: PlaneClient(each.doors[PLANE_PORT], each.tls("node")) for each in machines}
-        made = Cluster(machines, clients)
+        url = stack.enter_context(postgresql_on(machines[0])).url()
+        token = await asyncio.to_thread(prepare, url)
         machines[1].start_control_plane(changes)
+        await until(lambda: has_authority(url), "the first control plane making the authority", START_S)
+        entries = {each.name: await asyncio.to_thread(each.entry, url, token) for each in machines}
+        clients = {name: PlaneClient(entry) for name, entry in entries.items()}
+        made = Cluster(machines, entries["node2"], clients)
         await made.until_elected(machines[1])
+        for machine in machines:
+            machine.join(made.entry.join_token(machine.name), storage)
         for machine in (machines[0], machines[2]):
             machine.start_control_plane(changes)
         for machine in machines:
@@ -100,6 +111,18 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield made
         for client in clients.values():
             await client.channel.close()
+
+
+async def has_authority(database_url: str) -> bool | None:
+    async with open_store(database_url) as store:
+        return await store.read(lambda tx: tx.authority()) is not None or None
+
+
+def channel_of(address: str, server_name: str, held: MachineCertificate, *, shows: bool = True) -> grpc.aio.Channel:
+    """Open a channel that believes whom a machine believes, and shows what it shows."""
+    pair = (held.key_pem, held.certificate_pem) if shows else ()
+    credentials = grpc.ssl_channel_credentials(held.authority_pem, *pair)
+    return grpc.aio.secure_channel(address, credentials, options=(("grpc.ssl_target_name_override", server_name),))
 
 
 async def is_let_in(channel: grpc.aio.Channel) -> bool:
@@ -116,8 +139,8 @@ async def is_let_in(channel: grpc.aio.Channel) -> bool:
 async def test_machine_that_decides_and_runs_the_vm_dies_and_the_vm_runs_elsewhere(cluster: Cluster) -> None:
     first, doomed, _ = cluster.machines
     created = json.loads(
-        doomed.cli("-o", "json", "vm", "create", "db-1", "--cpus", "1", "--memory", "256MiB", "--disk", "1GiB",
-                   "--node", "node2", "--ha", "--start")
+        doomed.cli(cluster.entry, "-o", "json", "vm", "create", "db-1", "--cpus", "1", "--memory", "256MiB",
+                   "--disk", "1GiB", "--node", "node2", "--ha", "--start")
     )  # fmt: skip
     vm_id, dead_node_id = created["id"], created["status"]["nodeId"]
 
@@ -125,18 +148,17 @@ async def test_machine_that_decides_and_runs_the_vm_dies_and_the_vm_runs_elsewhe
         return True if (await cluster.vm(first, vm_id)).status.is_protected else None
 
     await cluster.until(is_protected, "the VM being protected")
-    ca = first.tls("node").ca_path
-    assert ca is not None
-    ca_bytes = ca.read_bytes()
-    pair = (first.tls("node").key_path.read_bytes(), first.tls("node").cert_path.read_bytes())
-    nameless, known = grpc.ssl_channel_credentials(ca_bytes), grpc.ssl_channel_credentials(ca_bytes, *pair)
-    for port in (PLANE_PORT, NODE_PORT, ETCD_PORT):
+    host = first.identity()
+    for port, server_name, held in (
+        (ETCD_PORT, "node1", first.of_stores()),
+        (HOSTS_PORT, CONTROL_PLANE_SERVER_NAME, host.certificate),
+        (NODE_PORT, node_server_name(host.machine.id), host.certificate),
+    ):
         door = first.doors[port]
-        assert await is_let_in(grpc.aio.secure_channel(door, known)), port
-        assert not await is_let_in(grpc.aio.secure_channel(door, nameless)), port
+        assert await is_let_in(channel_of(door, server_name, held)), port
+        assert not await is_let_in(channel_of(door, server_name, held, shows=False)), port
+        assert not await is_let_in(channel_of(door, doomed.address, held)), port
         assert not await is_let_in(grpc.aio.insecure_channel(door)), port
-        another = (("grpc.ssl_target_name_override", doomed.address),)
-        assert not await is_let_in(grpc.aio.secure_channel(door, known, options=another)), port
 
     doomed.die()
 

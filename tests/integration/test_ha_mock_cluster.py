@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import grpc
 import pytest
 
-from controlplane.app import ControlPlane
-from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings
 from controlplane.ha_settings import HighAvailabilitySettings
-from controlplane.state.factory import create_store, migrate
 from limiquantix.compute.v1 import alert_service_pb2 as alert_api
 from limiquantix.compute.v1 import ha_service_pb2 as ha_api
 from limiquantix.compute.v1 import node_service_pb2 as node_api
@@ -24,7 +20,7 @@ from limiquantix.compute.v1.alert_service_pb2_grpc import AlertServiceStub
 from limiquantix.compute.v1.ha_service_pb2_grpc import HaServiceStub
 from limiquantix.compute.v1.node_pb2 import Node, NodeStatus
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
-from limiquantix.rpc.channel import open_channel
+from tests.support.closed_plane import ClosedPlane, closed_plane
 from tests.support.databases import FRESH_DATABASES
 from tests.support.ha_plane import FakeCoordinator
 from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
@@ -41,15 +37,13 @@ FoundT = TypeVar("FoundT")
 class Plane:
     """One control plane, whose election the test decides."""
 
-    process: ControlPlane
+    served: ClosedPlane
     coordinator: FakeCoordinator
-    address: str
-    channel: grpc.aio.Channel
 
     def __post_init__(self) -> None:
-        self.ha = HaServiceStub(self.channel)
-        self.nodes = NodeServiceStub(self.channel)
-        self.alerts = AlertServiceStub(self.channel)
+        self.ha = HaServiceStub(self.served.channel)
+        self.nodes = NodeServiceStub(self.served.channel)
+        self.alerts = AlertServiceStub(self.served.channel)
 
     async def status_of(self, node_id: str) -> ha_api.NodeHaStatus:
         status = await self.ha.GetHaStatus(ha_api.GetHaStatusRequest(), timeout=CALL_S)
@@ -83,20 +77,13 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 async def planes(tmp_path: Path, stack: AsyncExitStack) -> list[Plane]:
     """Two on one database and one coordination service; the first is elected."""
     url = FRESH_DATABASES["postgresql"](tmp_path)
-    migrate(url)
     marks: dict[str, int] = {}
     made = []
     for number in range(2):
-        config = ControlPlaneConfig(
-            http=HttpSettings(listen_address="127.0.0.1:0"), grpc=GrpcSettings(listen_address="127.0.0.1:0"), ha=HA
-        )
         coordinator = FakeCoordinator(marks)
         coordinator.election.is_elected = number == 0
-        process = ControlPlane(config, create_store(url), coordinator)
-        addresses = await process.start()
-        stack.push_async_callback(process.stop)
-        channel = await stack.enter_async_context(open_channel(addresses.grpc))
-        made.append(Plane(process, coordinator, addresses.grpc, channel))
+        plane = closed_plane(tmp_path, url, coordinator, name=f"plane-{number}", ha=HA)
+        made.append(Plane(await stack.enter_async_context(plane), coordinator))
     return made
 
 
@@ -110,8 +97,9 @@ def directories(tmp_path: Path) -> dict[str, Path]:
 
 
 async def start_host(directory: Path, hostname: str, planes: list[Plane], stack: AsyncExitStack) -> NodeDaemonProcess:
-    """Start a simulated host that calls all control planes."""
-    addresses = ",".join(plane.address for plane in planes)
+    """Start a simulated host that calls all control planes; it joins before its first start."""
+    addresses = ",".join(plane.served.entry.hosts_address for plane in planes)
+    await planes[0].served.entry.admit(directory / "data", hostname)
     node = {"hostname": hostname, "data_dir": str(directory / "data")}
     return await stack.enter_async_context(node_daemon(directory, addresses, hypervisor={"backend": "mock"}, node=node))
 

@@ -112,7 +112,7 @@ async def test_agent_that_hangs_holds_up_nothing_else_and_is_heard_again(guest: 
     )
     await asyncio.sleep(0.6)  # until the guest's own clock has stopped it
     asking = asyncio.create_task(guest.outcome())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.5)  # until libvirt has the question: it would not take it while the guest is paused
 
     began_s = time.monotonic()
     await guest.backend.pause(guest.vm_id)

@@ -75,3 +75,29 @@ async def test_request_that_arrives_is_answered_however_long_that_takes() -> Non
         assert b"200 OK" in await waiting
     finally:
         await server.stop()
+
+
+async def _is_answered(port: int) -> bool:
+    try:
+        return b"200 OK" in await _exchange(port, WHOLE.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+    except ConnectionError:
+        return False
+
+
+async def test_address_that_opens_more_connections_than_one_may_have_leaves_room_for_others() -> None:
+    server = HttpServer(_echo, max_of_one_address=5)
+    port = await server.start("127.0.0.1:0")
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+    try:
+        assert not await _is_answered(port), "one too many of this address"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+        writer.write(WHOLE.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        async with asyncio.timeout(DEADLINE_S):
+            assert b"200 OK" in await reader.read()
+            idle.pop()[1].close()
+            while not await _is_answered(port):
+                continue
+    finally:
+        for _, writer in idle:
+            writer.close()
+        await server.stop()

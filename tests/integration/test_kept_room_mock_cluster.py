@@ -11,9 +11,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from controlplane.app import ControlPlane
-from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings
-from controlplane.state.factory import create_store, migrate
 from limiquantix.compute.v1 import ha_service_pb2 as ha_api
 from limiquantix.compute.v1 import node_service_pb2 as node_api
 from limiquantix.compute.v1 import placement_service_pb2 as placement_api
@@ -24,7 +21,7 @@ from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.placement_service_pb2_grpc import PlacementServiceStub
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, HaPolicy, MemoryConfig, VmSpec
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
+from tests.support.closed_plane import closed_plane
 from tests.support.databases import fresh_sqlite
 from tests.support.ha_plane import FakeCoordinator
 from tests.support.node_daemon_process import node_daemon
@@ -44,23 +41,17 @@ async def until_ready(find: Callable[[], Awaitable[list[Node]]], count: int) -> 
 
 
 async def test_room_for_a_failed_node_is_kept_by_creates_and_drains_until_a_node_is_added(tmp_path: Path) -> None:
-    url = fresh_sqlite(tmp_path)
-    migrate(url)
-    config = ControlPlaneConfig(
-        http=HttpSettings(listen_address="127.0.0.1:0"), grpc=GrpcSettings(listen_address="127.0.0.1:0")
-    )
     async with AsyncExitStack() as stack:
-        plane = ControlPlane(config, create_store(url), FakeCoordinator())
-        address = (await plane.start()).grpc
-        stack.push_async_callback(plane.stop)
-        channel = await stack.enter_async_context(open_channel(address))
+        plane = await stack.enter_async_context(closed_plane(tmp_path, fresh_sqlite(tmp_path), FakeCoordinator()))
+        channel, entry = plane.channel, plane.entry
         nodes, vms, ha = NodeServiceStub(channel), VMServiceStub(channel), HaServiceStub(channel)
 
         async def start_host(hostname: str) -> None:
             directory = tmp_path / hostname
             directory.mkdir()
             node = {"hostname": hostname, "data_dir": str(directory / "data")}
-            daemon = node_daemon(directory, address, hypervisor={"backend": "mock"}, node=node)
+            await entry.admit(directory / "data", hostname)
+            daemon = node_daemon(directory, entry.hosts_address, hypervisor={"backend": "mock"}, node=node)
             await stack.enter_async_context(daemon)
 
         async def listed() -> list[Node]:

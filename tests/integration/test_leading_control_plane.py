@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.databases import FRESH_DATABASES
@@ -46,7 +45,8 @@ def deciding(plane: ControlPlaneProcess, but: str = "") -> Callable[[], Document
 
 
 def readiness(plane: ControlPlaneProcess) -> Document:
-    answer = httpx.get(f"{plane.http_url}/ready", timeout=DEADLINE_S)
+    with plane.entry.client() as client:
+        answer = client.get("/ready", timeout=DEADLINE_S)
     assert answer.status_code == 200, answer.text  # whatever becomes of etcd
     components: Document = answer.json()["components"]
     return components

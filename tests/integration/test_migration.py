@@ -25,7 +25,7 @@ from tests.support.libvirt_nodes import (
     linux_spec,
     run,
 )
-from tests.support.node_pairs import Move, state_at
+from tests.support.node_pairs import Move, move_between, state_at
 from tests.support.private_libvirt_host import eventually, virsh
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
@@ -77,7 +77,7 @@ async def counting(nodes: Nodes, *, heavy: bool = False, storage: bool = False) 
     spec = counter_spec(heavy=heavy)
     vm_id = await run(nodes[0], spec)
     await counted(nodes[0], vm_id, 3)
-    return Move(nodes[0], nodes[1], vm_id, spec, storage=storage)
+    return move_between(nodes[0], nodes[1], vm_id, spec, storage=storage)
 
 
 async def admitted(move: Move) -> pb.MigrationToken:
@@ -152,7 +152,7 @@ async def test_linux_guest_moves_with_shared_storage_and_goes_on_counting(nodes:
         await eventually(look, "lines of the guest", DEADLINE_S)
 
     await look_for(nodes[0], 10)
-    move = Move(nodes[0], nodes[1], vm_id, spec)
+    move = move_between(nodes[0], nodes[1], vm_id, spec)
 
     messages = await move.send(await admitted(move))
     await look_for(nodes[1], 10)
@@ -189,7 +189,7 @@ async def test_vm_that_is_off_moves_with_its_disks_and_variables_and_arrives_off
     vm_id, spec = str(uuid.uuid4()), counter_spec(firmware=pb.FIRMWARE_UEFI)
     spec.memory_mib = 64
     await apart[0].servicer.CreateVM(pb.CreateVMOnNodeRequest(vm_id=vm_id, name="web", spec=spec, generation=1), None)
-    move = Move(apart[0], apart[1], vm_id, spec, storage=True, off=True)
+    move = move_between(apart[0], apart[1], vm_id, spec, storage=True, off=True)
 
     messages = await move.send(await admitted(move))
     assert messages[-1].phase == pb.MIGRATION_PHASE_COMPLETE, messages[-1].error
@@ -209,7 +209,7 @@ async def test_vm_with_display_card_first_boot_medium_and_ceilings_moves(apart: 
     )
     vm_id = await run(apart[0], spec)
     await counted(apart[0], vm_id, 3)
-    move = Move(apart[0], apart[1], vm_id, spec, storage=True)
+    move = move_between(apart[0], apart[1], vm_id, spec, storage=True)
 
     messages = await move.send(await admitted(move))
     assert messages[-1].phase == pb.MIGRATION_PHASE_COMPLETE, messages[-1].error
@@ -290,7 +290,7 @@ async def test_vm_that_nobody_let_in_is_told_of(nodes: Nodes) -> None:
 
     await virsh(
         source.uri,
-        *("migrate", move.vm_id, f"{target.tls_uri}?pkipath={source.pki}", "--live", "--p2p", "--tls", "--persistent"),
+        *("migrate", move.vm_id, target.tls_uri, "--live", "--p2p", "--tls", "--persistent"),
         *("--undefinesource", "--unsafe", "--migrateuri", f"tcp://{target.address}"),
     )
 

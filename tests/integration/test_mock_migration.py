@@ -15,7 +15,7 @@ import pytest
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from tests.support.libvirt_nodes import Wire
 from tests.support.node_daemon_process import NodeDaemonProcess, client, node_daemon
-from tests.support.node_pairs import Move, state_at
+from tests.support.node_pairs import Move, move_between, state_at
 from tests.support.private_libvirt_host import eventually
 
 pytestmark = pytest.mark.timeout(90)
@@ -42,7 +42,7 @@ async def running_vm(source: MockNode, target: MockNode) -> Move:
     definition = pb.CreateVMOnNodeRequest(vm_id=vm_id, name="web", spec=spec, generation=1)
     await source.servicer.CreateVM(definition, None)
     await source.servicer.StartVM(pb.VMIdRequest(vm_id=vm_id, generation=2), None)
-    return Move(source, target, vm_id, spec)
+    return move_between(source, target, vm_id, spec)
 
 
 async def under_way(move: Move) -> pb.MigrationToken:

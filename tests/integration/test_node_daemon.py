@@ -21,6 +21,7 @@ from limiquantix.node.v1 import node_daemon_pb2 as pb
 from tests.support import power_button_guest
 from tests.support.fake_control_plane import FakeControlPlane, fake_control_plane
 from tests.support.node_daemon_process import DEADLINE_S, client, command, environment, node_daemon, refusal
+from tests.support.own_cluster import admit, daemon_channel
 from tests.support.private_libvirt_host import private_libvirt, skip_unless_private_libvirt, virsh
 
 HEALTHY = health_pb2.HealthCheckResponse.SERVING
@@ -62,7 +63,7 @@ async def test_node_daemon_at_start_registers_and_beats_and_syncs(
         assert registration.system.kernel_version
         assert registration.network_devices
         beat = control_plane.heartbeats[-1]
-        assert beat.node_id == control_plane.node_ids["test-host"]
+        assert beat.node_id == daemon.node_id
         assert beat.memory_total_mib == 64 * 1024
         assert beat.disk_total_bytes > 0
         assert beat.state_hash == control_plane.syncs[0].state_hash
@@ -238,7 +239,7 @@ async def test_health_reflection_and_metrics_answer(tmp_path: Path) -> None:
     async with node_daemon(tmp_path, "") as daemon, client(daemon) as node:
         health = await node.HealthCheck(pb.HealthCheckRequest())
         assert (health.healthy, health.hypervisor) == (True, "mock")
-        async with grpc.aio.insecure_channel(daemon.address) as channel:
+        async with daemon_channel(daemon.address, daemon.node_id) as channel:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service="limiquantix.node.v1.NodeDaemonService")
             )
@@ -276,7 +277,7 @@ async def test_missing_named_config_file_is_an_error_without_traceback(tmp_path:
 async def test_port_in_use_is_an_error_that_names_it(tmp_path: Path) -> None:
     async with node_daemon(tmp_path, "") as daemon:
         second = tmp_path / "second"
-        second.mkdir()
+        admit(second)
         config = {"node": {"data_dir": str(second)}, "hypervisor": {"storage_path": str(second)}}
         path = second / "node.yaml"
         path.write_text(json.dumps(config | {"server": {"metrics_port": 0}}))

@@ -319,7 +319,7 @@ async def test_daemon_goes_on_with_the_second_control_plane_when_the_first_ends(
 ) -> None:
     request = create_request(5, disk_count=0)
     async with fake_control_plane() as first:
-        addresses = f"http://{first.address}, {control_plane.address}"
+        addresses = f"https://{first.address}, {control_plane.address}"
         async with running(tmp_path, addresses) as (_, node):
             await first.until(lambda: bool(first.heartbeats) and bool(first.syncs))
             assert control_plane.changes == control_plane.syncs == []  # only heartbeats go to both

@@ -16,7 +16,7 @@ from controlplane.state.engine import Progress, Session, SessionPool, StoreLimit
 from controlplane.state.factory import create_store, migrate, migration_engine
 from controlplane.state.postgresql import database_at
 from controlplane.state.revision import REVISION_TABLE
-from controlplane.state.schema import REVISION
+from controlplane.state.schema_base import REVISION
 from limiquantix.errors import Unavailable
 from tests.support import node_daemon_process
 from tests.support.databases import alembic_config

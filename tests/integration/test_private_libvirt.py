@@ -52,6 +52,10 @@ def process_name(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+def process_file(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}", name).read_text()
+
+
 def bridge_address(name: str) -> str | None:
     """Return the MAC address of a bridge, None when there is none of that name."""
     device = Path("/sys/class/net", name)
@@ -82,6 +86,20 @@ async def test_private_libvirt_stopped_with_a_running_vm_leaves_no_process_mount
     assert not (data_dir / "run").exists()
     assert not await libvirt_answers(libvirt.socket, timeout_s=1)
     await libvirt.stop()  # once more is harmless
+
+
+async def test_private_libvirt_runs_qemu_behind_its_filter_of_system_calls(
+    libvirt: PrivateLibvirt, tmp_path: Path
+) -> None:
+    await start_idle_vm(libvirt.uri, tmp_path)
+    assert libvirt.reaper_pid is not None
+    (qemu,) = [pid for pid in descendants(libvirt.reaper_pid) if process_name(pid) == "qemu-system-x86"]
+
+    words = process_file(qemu, "cmdline").split("\0")
+    assert words[words.index("-sandbox") + 1].startswith("on,obsolete=deny,elevateprivileges=deny,spawn=deny")
+    status = process_file(qemu, "status")
+    assert "\nSeccomp:\t2\n" in status  # filtered
+    assert "\nNoNewPrivs:\t1\n" in status
 
 
 async def test_private_libvirt_started_again_knows_its_vms_and_is_the_same_host(tmp_path: Path) -> None:

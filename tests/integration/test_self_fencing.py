@@ -106,7 +106,6 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     ):
         for plane in (first, second):
             plane.heartbeat_answer = answer()
-            plane.node_ids["test-host"] = "11111111-1111-4111-8111-111111111111"
         assert libvirt.reaper_pid is not None
         daemons = [
             pid for pid in descendants(libvirt.reaper_pid) if psutil.Process(pid).name() in ("libvirtd", "virtqemud")

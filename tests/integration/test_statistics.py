@@ -15,9 +15,9 @@ import pytest_asyncio
 from hypervisor.libvirt.backend import LibvirtHypervisor
 from hypervisor.libvirt.qemu_process import find_processes
 from hypervisor.types import Accelerator, CpuTopology, DiskBus, DiskConfig, DiskFormat, VmConfig
+from nodedaemon.host_meter import HostMeter
 from nodedaemon.metrics_sampler import MetricsSampler, Sample
 from nodedaemon.usage_rates import SHORTEST_S, VmUsage
-from telemetry.host import UsageSampler
 from tests.support import serial_guests
 from tests.support.private_libvirt_host import eventually, private_libvirt, skip_unless_private_libvirt, virsh
 
@@ -87,7 +87,7 @@ async def guests(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gues
     async with private_libvirt(directory) as libvirt:
         backend = LibvirtHypervisor(libvirt.uri, directory / "console", Accelerator.TCG)
         await backend.open()
-        yield Guests(libvirt.uri, directory, backend, MetricsSampler(backend, UsageSampler(directory)))
+        yield Guests(libvirt.uri, directory, backend, MetricsSampler(backend, HostMeter(backend, directory)))
         for vm in await backend.list():
             await backend.force_stop(vm.vm_id)
             await backend.delete(vm.vm_id)

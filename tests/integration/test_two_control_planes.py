@@ -54,9 +54,9 @@ def create_request(name: str, **fields: Any) -> Document:
 
 
 def post(plane: ControlPlaneProcess, method: str, body: Document, **headers: str) -> httpx.Response:
-    url = f"{plane.http_url}/{SERVICE}.{method}"
     named = {f"limiquantix-{name.replace('_', '-')}": value for name, value in headers.items()}
-    return httpx.post(url, json=body, headers=named, timeout=DEADLINE_S)
+    with plane.entry.client(headers=named) as client:
+        return client.post(f"/{SERVICE}.{method}", json=body, timeout=DEADLINE_S)
 
 
 def until(plane: ControlPlaneProcess, method: str, body: Document, holds: Any) -> Document:

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from limiquantix.compute.v1 import node_service_pb2 as node_api
 from limiquantix.compute.v1 import vm_service_pb2 as api
+from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.operation_pb2 import Operation
 from limiquantix.compute.v1.operation_service_pb2 import (
     CancelOperationRequest,
@@ -22,10 +23,14 @@ from limiquantix.compute.v1.operation_service_pb2 import (
 )
 from limiquantix.compute.v1.operation_service_pb2_grpc import OperationServiceStub
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, DiskDevice, MemoryConfig, VirtualMachine, VmSpec, VmStatus
+from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from limiquantix.errors import Code, Reason
+from tests.support.closed_plane import ClosedPlane, closed_plane
+from tests.support.databases import fresh_sqlite
+from tests.support.entry import Entry
 from tests.support.failure_harness_host import SIMULATED_QEMU_IMG
 from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
-from tests.support.running_control_plane import DEADLINE_S, RunningControlPlane, error_of, running_control_plane
+from tests.support.running_control_plane import DEADLINE_S, error_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,7 +42,7 @@ LARGE_MIB = 512
 class Host:
     """A node daemon that can be killed and started again with all that it has."""
 
-    def __init__(self, directory: Path, name: str, images: Path, programs: Path, control_plane: str) -> None:
+    def __init__(self, directory: Path, name: str, images: Path, programs: Path, control_plane: Entry) -> None:
         self._directory = directory
         self._name = name
         self._images = images
@@ -48,10 +53,11 @@ class Host:
 
     async def start(self) -> None:
         mock = {"boot_secs": 0, "migration_mib_per_sec": SLOW_MIB_PER_S}
+        await self._control_plane.admit(self._directory / "data", self._name)
         self._daemon = await self._stack.enter_async_context(
             node_daemon(
                 self._directory,
-                self._control_plane,
+                self._control_plane.hosts_address,
                 hypervisor={"storage_path": str(self._images), "mock": mock},
                 program_dir=self._programs,
                 node={"hostname": self._name, "data_dir": str(self._directory / "data")},
@@ -70,10 +76,15 @@ class Host:
 class Cluster:
     """A control plane and its hosts, by name."""
 
-    plane: RunningControlPlane
+    plane: ClosedPlane
     hosts: dict[str, Host]
     images: dict[str, Path]
     nodes: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.vm_service = VMServiceStub(self.plane.channel)
+        self.node_service = NodeServiceStub(self.plane.channel)
+        self.operations = OperationServiceStub(self.plane.channel)
 
     async def create(self, name: str, on: str, memory_mib: int = 64, *, start: bool = True) -> VirtualMachine:
         spec = VmSpec(
@@ -82,21 +93,21 @@ class Cluster:
             disks=[DiskDevice(size_gib=1, format=DiskDevice.QCOW2, cache=DiskDevice.NONE)],
         )
         request = api.CreateVMRequest(name=name, spec=spec, node_id=self.nodes[on], start_on_create=start)
-        return await self.plane.vms.CreateVM(request, timeout=DEADLINE_S)
+        return await self.vm_service.CreateVM(request, timeout=DEADLINE_S)
 
     async def migrate(self, vm: VirtualMachine, to: str, **fields: bool) -> api.MigrateVMResponse:
         request = api.MigrateVMRequest(vm_id=vm.id, target_node_id=self.nodes[to], live=True, **fields)
-        return await self.plane.vms.MigrateVM(request, timeout=DEADLINE_S)
+        return await self.vm_service.MigrateVM(request, timeout=DEADLINE_S)
 
     async def begin(self, vm: VirtualMachine, to: str) -> Operation:
         request = api.MigrateVMRequest(vm_id=vm.id, target_node_id=self.nodes[to], live=True)
-        call = self.plane.vms.MigrateVM(request, timeout=DEADLINE_S, metadata=(("limiquantix-wait", "false"),))
+        call = self.vm_service.MigrateVM(request, timeout=DEADLINE_S, metadata=(("limiquantix-wait", "false"),))
         await call
         return await self.operation(vm)
 
     async def operation(self, vm: VirtualMachine) -> Operation:
         wanted = ListOperationsRequest(resource_id=vm.id, kinds=["vm.migrate"])
-        found = await OperationServiceStub(self.plane.channel).ListOperations(wanted, timeout=DEADLINE_S)
+        found = await self.operations.ListOperations(wanted, timeout=DEADLINE_S)
         return found.operations[0]
 
     async def until_sent(self, vm: VirtualMachine) -> None:
@@ -108,7 +119,7 @@ class Cluster:
                 await asyncio.sleep(pause_s)
 
     async def get(self, vm: VirtualMachine) -> VirtualMachine:
-        return await self.plane.vms.GetVM(api.GetVMRequest(id=vm.id), timeout=DEADLINE_S)
+        return await self.vm_service.GetVM(api.GetVMRequest(id=vm.id), timeout=DEADLINE_S)
 
     async def until(self, vm: VirtualMachine, state: VmStatus.PowerState.ValueType) -> VirtualMachine:
         async with asyncio.timeout(DEADLINE_S):
@@ -119,7 +130,7 @@ class Cluster:
             return found
 
     async def claimed(self, name: str) -> int:
-        node = await self.plane.nodes.GetNode(node_api.GetNodeRequest(id=self.nodes[name]), timeout=DEADLINE_S)
+        node = await self.node_service.GetNode(node_api.GetNodeRequest(id=self.nodes[name]), timeout=DEADLINE_S)
         return node.status.resources.memory.allocated_bytes >> 20
 
     def has_images(self, vm: VirtualMachine, name: str) -> bool:
@@ -127,7 +138,7 @@ class Cluster:
         return directory.is_dir() and any(directory.glob("*.qcow2"))
 
     async def delete(self, vm: VirtualMachine) -> None:
-        await self.plane.vms.DeleteVM(api.DeleteVMRequest(id=vm.id, force=True), timeout=DEADLINE_S)
+        await self.vm_service.DeleteVM(api.DeleteVMRequest(id=vm.id, force=True), timeout=DEADLINE_S)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -140,18 +151,20 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     (programs / "qemu-img").chmod(0o755)
     images = {"a": directory / "shared", "b": directory / "shared", "c": directory / "own"}
     async with AsyncExitStack() as stack:
-        plane = await stack.enter_async_context(running_control_plane(directory, with_node=False))
+        url = fresh_sqlite(directory)
+        plane = await stack.enter_async_context(closed_plane(directory, url, ha={"enabled": False}))
         hosts = {}
         for name, path in images.items():
             own = directory / name
             own.mkdir()
-            hosts[name] = Host(own, name, path, programs, plane.addresses.grpc)
+            hosts[name] = Host(own, name, path, programs, plane.entry)
             stack.push_async_callback(hosts[name].end)
             await hosts[name].start()
         nodes: dict[str, str] = {}
+        node_service = NodeServiceStub(plane.channel)
         async with asyncio.timeout(DEADLINE_S):
             while len(nodes) < len(images):
-                found = await plane.nodes.ListNodes(node_api.ListNodesRequest(), timeout=DEADLINE_S)
+                found = await node_service.ListNodes(node_api.ListNodesRequest(), timeout=DEADLINE_S)
                 nodes = {node.hostname: node.id for node in found.nodes if node.spec.supports_live_migration}
                 await asyncio.sleep(0.1)
         yield Cluster(plane, hosts, images, nodes)
@@ -169,7 +182,7 @@ async def test_running_vm_moves_between_hosts_that_share_storage_and_back(cluste
     assert cluster.has_images(vm, "b")
     await cluster.migrate(vm, "a")
     assert (await cluster.claimed("a"), await cluster.claimed("b")) == (64, 0)
-    stopped = await cluster.plane.vms.StopVM(api.StopVMRequest(id=vm.id, force=True), timeout=DEADLINE_S)
+    stopped = await cluster.vm_service.StopVM(api.StopVMRequest(id=vm.id, force=True), timeout=DEADLINE_S)
     assert stopped.status.state == VmStatus.STOPPED
     await cluster.delete(vm)
     assert not cluster.has_images(vm, "a")
@@ -188,7 +201,7 @@ async def test_vm_that_is_off_moves(cluster: Cluster) -> None:
     vm = await cluster.create("off", "a", start=False)
     moved = await cluster.migrate(vm, "b")
     assert (moved.vm.status.node_id, moved.vm.status.state) == (cluster.nodes["b"], VmStatus.STOPPED)
-    started = await cluster.plane.vms.StartVM(api.StartVMRequest(id=vm.id), timeout=DEADLINE_S)
+    started = await cluster.vm_service.StartVM(api.StartVMRequest(id=vm.id), timeout=DEADLINE_S)
     assert started.status.state == VmStatus.RUNNING
     await cluster.delete(vm)
 
@@ -197,7 +210,7 @@ async def test_refusals_say_why(cluster: Cluster) -> None:
     vm = await cluster.create("refused", "a")
     for to, fields, words in (("a", {}, "already"), ("c", {"shared_storage_only": True}, "share")):
         request = api.MigrateVMRequest(vm_id=vm.id, target_node_id=cluster.nodes[to], live=True, **fields)
-        error = await error_of(cluster.plane.vms.MigrateVM(request, timeout=DEADLINE_S))
+        error = await error_of(cluster.vm_service.MigrateVM(request, timeout=DEADLINE_S))
         assert error.code in (Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED)
         assert words in error.message
     assert (await cluster.claimed("a"), await cluster.claimed("c")) == (64, 0)
@@ -207,11 +220,11 @@ async def test_refusals_say_why(cluster: Cluster) -> None:
 async def test_scheduler_chooses_where_nobody_does(cluster: Cluster) -> None:
     vm = await cluster.create("anywhere", "a")
     request = api.MigrateVMRequest(vm_id=vm.id, live=True, shared_storage_only=True, validate_only=True)
-    forecast = (await cluster.plane.vms.MigrateVM(request, timeout=DEADLINE_S)).forecast
+    forecast = (await cluster.vm_service.MigrateVM(request, timeout=DEADLINE_S)).forecast
     assert forecast.target_node_id == cluster.nodes["b"]
     assert (await cluster.claimed("a"), await cluster.claimed("b")) == (64, 0)
     request.validate_only = False
-    moved = await cluster.plane.vms.MigrateVM(request, timeout=DEADLINE_S)
+    moved = await cluster.vm_service.MigrateVM(request, timeout=DEADLINE_S)
     assert moved.vm.status.node_id == cluster.nodes["b"]
     await cluster.delete(vm)
 
@@ -221,7 +234,7 @@ async def test_cancelled_one_runs_at_the_source(cluster: Cluster) -> None:
     operation = await cluster.begin(vm, "c")
     await cluster.until_sent(vm)
     assert (await cluster.get(vm)).status.state == VmStatus.MIGRATING
-    operations = OperationServiceStub(cluster.plane.channel)
+    operations = cluster.operations
     await operations.CancelOperation(CancelOperationRequest(id=operation.id), timeout=DEADLINE_S)
     ended = await operations.WaitOperation(WaitOperationRequest(id=operation.id), timeout=DEADLINE_S)
     assert (ended.state, ended.error.reason) == (Operation.CANCELLED, Reason.OPERATION_CANCELLED)
@@ -241,7 +254,7 @@ async def test_host_whose_daemon_is_killed_in_the_middle_leaves_one_vm_in_one_pl
     await cluster.until_sent(vm)
     await cluster.hosts[killed].kill()
     await cluster.hosts[killed].start()
-    operations = OperationServiceStub(cluster.plane.channel)
+    operations = cluster.operations
     async with asyncio.timeout(4 * DEADLINE_S):
         ended = await operations.WaitOperation(WaitOperationRequest(id=operation.id))
     assert ended.state in (Operation.SUCCEEDED, Operation.FAILED)

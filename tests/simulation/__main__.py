@@ -11,6 +11,7 @@ from tests.simulation.cluster.history import Outcome
 from tests.simulation.cluster.mutants import SEED_COUNT, mutants
 from tests.simulation.cluster.rules import Rules
 from tests.simulation.cluster.runs import be_quiet, run_many, run_one, seek_all
+from tests.simulation.product.command import product
 
 SHOWN_FAILURES = 5
 PROGRESS_S = 10.0
@@ -22,6 +23,8 @@ _COUNTED = (
     "fence_count",
     "proven_count",
     "failover_count",
+    "migration_count",
+    "ack_count",
     "epoch_count",
     "virtual_s",
 )
@@ -36,7 +39,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--broken", default="", help="a rule that does not hold")
     parser.add_argument("--mutants", action="store_true", help="seek a seed for every rule that could be broken")
+    parser.add_argument("--product", action="store_true", help="histories of the product's own processes")
     asked = parser.parse_args()
+    if asked.product:
+        return product(
+            asked.seed, range(asked.first, asked.first + asked.count), asked.processes, asked.broken, asked.mutants
+        )
     rules = mutants()[asked.broken] if asked.broken else Rules()
     if asked.mutants:
         return _seek_mutants(asked.processes)

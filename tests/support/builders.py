@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from controlplane.domain.folder import Folder
 from controlplane.domain.node import Capacity, Node, Phase
+from controlplane.domain.project import Project
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState, Vm
 from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo, NodeRole, NodeSpec, SchedulingConfig
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, VmSpec
@@ -78,6 +80,33 @@ def make_node(*, vcpus: int = 16, memory_bytes: int = 32 * GIB, spec: NodeSpec |
         "last_heartbeat_at": now,
     }
     return Node(**{**defaults, **fields})
+
+
+def make_project(**fields: Any) -> Project:
+    """Make a project without a quota; `fields` are any of `Project`."""
+    number, now = _next_moment()
+    defaults: Mapping[str, Any] = {
+        "id": make_id(),
+        "name": f"project-{number}",
+        "created_at": now,
+        "updated_at": now,
+    }
+    return Project(**{**defaults, **fields})
+
+
+def make_folder(**fields: Any) -> Folder:
+    """Make a folder at the root of the default project; `fields` are any of `Folder`."""
+    number, now = _next_moment()
+    defaults: Mapping[str, Any] = {
+        "id": make_id(),
+        "project_id": DEFAULT_PROJECT_ID,
+        "parent_id": "",
+        "name": f"folder-{number}",
+        "type": "vm",
+        "created_at": now,
+        "updated_at": now,
+    }
+    return Folder(**{**defaults, **fields})
 
 
 def _next_moment() -> tuple[int, datetime]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,10 +23,10 @@ def default_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple
 
 
 def default_secrets(model: type[BaseModel]) -> dict[str, Any]:
-    """Settings that hold a secret, by their name, and have one by default."""
+    """Settings that hold a secret, by their name, and have one by default; where one is kept is none."""
     words = ("password", "secret", "token", "key", "credential")
     return {
         name: default
         for name, default in default_settings(model)
-        if default and any(word in name.rpartition(".")[2].lower() for word in words)
+        if default and not isinstance(default, Path) and any(word in name.rpartition(".")[2].lower() for word in words)
     }

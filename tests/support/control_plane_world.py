@@ -20,6 +20,8 @@ from controlplane.operations.node_drain import DrainConfig, DrainNode
 from controlplane.operations.runner import RetryPolicy, Runner
 from controlplane.operations.steps import Workflow
 from controlplane.operations.vm_migration import ChooseTarget, MigrateVm, take_named
+from controlplane.operations.vm_snapshots import RevertToSnapshot
+from controlplane.operations.vm_update import UpdateVm
 from controlplane.operations.worker import OperationWorker, WorkerConfig
 from controlplane.reconcile.evictor import Evictor
 from controlplane.reconcile.keeper import Keeper
@@ -31,6 +33,8 @@ from controlplane.services.migrations import MigrationService
 from controlplane.services.moves import VmMoves
 from controlplane.services.node_life import NodeLifeService
 from controlplane.services.nodes import NodeService
+from controlplane.services.placement import NodeMemory
+from controlplane.services.room_rules import KeptRoomRules
 from controlplane.services.vm_calls import VmAccess
 from controlplane.services.vm_devices import VmDeviceService
 from controlplane.services.vm_guests import GuestService
@@ -160,9 +164,12 @@ class World:
         """Forget everything that is not in the database, as a process that was killed does."""
         store, clock = self.store, self.clock
         self.news = OperationNews(poll_s=0.05)
+        room = KeptRoomRules(self.scheduler, NodeMemory())
         workflows = WORKFLOWS.with_(
             MigrateVm(self.choose, self.migration_rules),
-            DrainNode(lambda: self.moves, DrainConfig(look_interval_s=0.01)),
+            DrainNode(lambda: self.moves, DrainConfig(look_interval_s=0.01), room),
+            UpdateVm(room),
+            RevertToSnapshot(room),
             *self.other_workflows,
         )
         runner = Runner(store, self.daemons, workflows, clock, AT_ONCE, self.news.changed)

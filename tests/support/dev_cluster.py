@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -11,8 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import grpc
 import httpx
 import psutil
+
+from controlplane.cli.credentials import BearerAuth, CredentialFile
+from limiquantix.rpc.channel import open_channel
+from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME
 
 FoundT = TypeVar("FoundT")
 
@@ -74,6 +81,7 @@ class DevCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=environment_of(data_dir),
             )
 
     def __enter__(self) -> Self:
@@ -103,6 +111,32 @@ class DevCluster:
         wait_for(is_up, "start of limiquantix dev", START_TIMEOUT_S)
         self.http_url = self._match(r"^API +(\S+)")
         self.grpc_address = self._match(r"^gRPC +(\S+)")
+        self._http = httpx.Client(
+            base_url=self.http_url,
+            timeout=60.0,
+            trust_env=False,
+            verify=ssl.create_default_context(cafile=str(self.data_dir / "ca.pem")),
+            auth=BearerAuth(self.http_url, self._credentials),
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where commands find the cluster, and what they are logged in with."""
+        return environment_of(self.data_dir) | {"LIMIQUANTIX_SERVER": self.http_url}
+
+    @property
+    def _credentials(self) -> CredentialFile:
+        return CredentialFile(Path(self.environment["XDG_CONFIG_HOME"]) / "limiquantix" / "credentials.json")
+
+    def channel(self) -> grpc.aio.Channel:
+        """Open a channel that calls as commands do, for the quarter of an hour that their token is good."""
+        credential = self._credentials.get(self.http_url)
+        assert credential is not None
+        trust = grpc.ssl_channel_credentials((self.data_dir / "ca.pem").read_bytes())
+        who = grpc.access_token_call_credentials(credential.access_token)
+        return open_channel(
+            self.grpc_address, grpc.composite_channel_credentials(trust, who), CONTROL_PLANE_SERVER_NAME
+        )
 
     def _match(self, pattern: str) -> str:
         match = re.search(pattern, self.output, re.MULTILINE)
@@ -120,9 +154,7 @@ class DevCluster:
         Raises:
             CallRefused: the answer is an error.
         """
-        answer = httpx.post(
-            f"{self.http_url}/limiquantix.compute.v1.{method}", json=request, timeout=60.0, trust_env=False
-        )
+        answer = self._http.post(f"/limiquantix.compute.v1.{method}", json=request)
         document: dict[str, Any] = answer.json()
         if answer.status_code != httpx.codes.OK:
             raise CallRefused(answer.status_code, document)
@@ -170,6 +202,12 @@ class DevCluster:
         return self.process.wait(STOP_TIMEOUT_S)
 
 
+def environment_of(data_dir: Path) -> dict[str, str]:
+    """Ours, with a place for credentials beside the cluster's data."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIMIQUANTIX_")}
+    return kept | {"XDG_CONFIG_HOME": str(data_dir.with_suffix(".config"))}
+
+
 def run_once(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `limiquantix dev --once` to its end."""
     return subprocess.run(
@@ -180,4 +218,5 @@ def run_once(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str
         stderr=subprocess.STDOUT,
         text=True,
         timeout=START_TIMEOUT_S,
+        env=environment_of(data_dir),
     )

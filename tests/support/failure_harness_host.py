@@ -18,7 +18,7 @@ from hypervisor.mock.backend import MockHypervisor
 from hypervisor.mock.host import MockSettings
 from hypervisor.resizing import Resized, Resizing
 from hypervisor.snapshots import Snapshot, SnapshotRequest, Snapshots
-from hypervisor.types import VmConfig
+from hypervisor.types import VmConfig, VmNotes
 from limiquantix.errors import DeadlineExceeded, FailedPrecondition, Reason, Unavailable
 from limiquantix.node.v1 import node_daemon_pb2 as pb
 from nodedaemon.change_count import StateChanges, next_boot_number
@@ -26,6 +26,7 @@ from nodedaemon.commands import Commands
 from nodedaemon.control_plane import ControlPlane
 from nodedaemon.disk_images import DiskImages, ImagePlan
 from nodedaemon.generations import Generations, open_generations
+from nodedaemon.host_meter import HostMeter
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.reporter import Reporter
@@ -34,7 +35,6 @@ from nodedaemon.self_fencing.memory import open_memory
 from nodedaemon.servicer import NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
-from telemetry.host import UsageSampler
 from tests.support.failure_harness_devices import DeviceHostCalls, WatchedDevices
 from tests.support.failure_harness_faults import Fault, Place, Weather
 from tests.support.failure_harness_guests import GuestHostCalls
@@ -83,6 +83,9 @@ class WatchedHypervisor(MockHypervisor):
 
     async def start(self, vm_id: str, may_run: Callable[[], None] | None = None) -> None:
         await self._between("start", partial(super().start, vm_id, may_run))
+
+    async def set_notes(self, vm_id: str, notes: VmNotes) -> None:
+        await self._between("set_notes", partial(super().set_notes, vm_id, notes))
 
     async def stop(self, vm_id: str, timeout_s: float) -> None:
         await self._between("stop", partial(super().stop, vm_id, timeout_s))
@@ -298,7 +301,7 @@ class Host:
         observer = VmObserver(hypervisor, StateChanges(boot_number), generations.newest)
         await observer.read_all()
         paths = StoragePaths(self.images_dir)
-        sampler = UsageSampler(self.images_dir)
+        sampler = HostMeter(hypervisor, self.images_dir)
         report = HostReport(hypervisor, observer, sampler, hostname="h1", labels={}, node_id=self.node_id)
         servicer = NodeDaemonServicer(  # type: ignore[abstract]
             hypervisor,

@@ -21,7 +21,9 @@ from limiquantix.compute.v1.vm_pb2 import VirtualMachine, VmSpec
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from limiquantix.errors import ApiError, Code, Reason
 from limiquantix.rpc.channel import open_channel
+from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME
 from limiquantix.rpc.status import from_rpc_error
+from tests.support.entry import Entry
 
 CALL_DEADLINE_S = 20.0
 ANSWER_DEADLINE_S = 120.0
@@ -84,16 +86,25 @@ class Caller:
     """One of them; `run` until it is told to stop.
 
     Args:
+        entry: says as whom it calls the control planes at the addresses.
         spec: of every VM it creates.
         stop_timeout_s: what a guest gets to shut down.
     """
 
     def __init__(
-        self, number: int, addresses: Sequence[str], ledger: Ledger, seed: int, spec: VmSpec, stop_timeout_s: int
+        self,
+        number: int,
+        addresses: Sequence[str],
+        entry: Entry,
+        ledger: Ledger,
+        seed: int,
+        spec: VmSpec,
+        stop_timeout_s: int,
     ) -> None:
         self._number = number
         self._random = random.Random(f"{seed}-{number}")
-        self._channels = [open_channel(address) for address in addresses]
+        credentials = entry.credentials()
+        self._channels = [open_channel(address, credentials, CONTROL_PLANE_SERVER_NAME) for address in addresses]
         self._stubs = [VMServiceStub(channel) for channel in self._channels]
         self._at = number % len(self._stubs)
         self._ledger = ledger

@@ -23,7 +23,8 @@ class MigrationEnd:
     """What there is at the end.
 
     `ran` says whether the VM ran before. `answer` is what the caller heard, None if that was no error. `intrusion` is
-    what somebody else asked for meanwhile.
+    what somebody else asked for meanwhile, `moved_by` the event that tells of the move: a failover goes on at the
+    target, whatever fails after it. One that did not start there `may_move_back`.
     """
 
     vm_id: str
@@ -39,6 +40,13 @@ class MigrationEnd:
     operation: Operation | None
     answer: ApiError | None
     intrusion: Operation | None = None
+    moved_by: EventType = EventType.VM_MIGRATED
+    may_move_back: bool = False
+
+    @property
+    def is_failover(self) -> bool:
+        """Whether it only goes forward once the VM has moved."""
+        return self.moved_by == EventType.VM_FAILED_OVER
 
     @property
     def has_moved(self) -> bool:
@@ -46,8 +54,8 @@ class MigrationEnd:
         return self.row is not None and self.row.node_id == self.target_id
 
 
-def faults_of_end(end: MigrationEnd) -> Iterator[str]:
-    """Name whatever is not as it must be."""
+def faults_of_world(end: MigrationEnd) -> Iterator[str]:
+    """Name whatever is not as it must be in the database and on the hosts."""
     yield from _place(end)
     yield from _tidiness(end)
     for operation in end.operations:
@@ -61,7 +69,6 @@ def faults_of_end(end: MigrationEnd) -> Iterator[str]:
         if node.allocated != needed:
             where = "target" if node.id == end.target_id else "source"
             yield f"claims on the {where} are {node.allocated}, the VMs' sizes {needed}"
-    yield from _words(end)
 
 
 def _place(end: MigrationEnd) -> Iterator[str]:
@@ -80,7 +87,8 @@ def _place(end: MigrationEnd) -> Iterator[str]:
     if STATE_OF_STATUS[there.state] != end.row.power_state:
         told, recorded = node_v1.PowerState.Name(there.state), PowerState.Name(end.row.power_state)
         yield f"the state is {recorded}, on the host {told}"
-    if end.intrusion is None and (there.state != STOPPED) != end.ran:
+    is_back = end.is_failover and not end.has_moved  # whether it starts there again is not the failover's business
+    if end.intrusion is None and not is_back and (there.state != STOPPED) != end.ran:
         yield f"the guest is {node_v1.PowerState.Name(there.state)}, though nobody asked for it"
     if end.row.sightings:
         yield "the VM is still said to be on another host too"
@@ -99,8 +107,8 @@ def _tidiness(end: MigrationEnd) -> Iterator[str]:
                 yield f"{what} is left on the {name}"
 
 
-def _words(end: MigrationEnd) -> Iterator[str]:
-    """What is told is what happened."""
+def faults_of_words(end: MigrationEnd) -> Iterator[str]:
+    """Name what is told of a move of the VM and did not happen."""
     operation = end.operation
     if operation is None:
         if end.intrusion is None or end.answer is None:
@@ -115,13 +123,15 @@ def _words(end: MigrationEnd) -> Iterator[str]:
         yield f"the caller heard {end.answer!r}, the operation says {operation.fault}"
     if operation.state == OperationState.SUCCEEDED and not end.has_moved:
         yield f"{state}, but the VM has not moved"
-    if operation.state == OperationState.CANCELLED and end.has_moved:
+    if operation.state == OperationState.CANCELLED and end.has_moved and not end.is_failover:
         yield f"{state}, but the VM has moved"
-    if operation.state == OperationState.FAILED and end.has_moved and not is_unsettled(operation):
+    is_open = is_unsettled(operation) or end.is_failover
+    if operation.state == OperationState.FAILED and end.has_moved and not is_open:
         yield f"{state} ({told}), but the VM has moved"
-    moves = sum(each.event.type == EventType.VM_MIGRATED for each in end.events)
-    if moves != end.has_moved:
-        yield f"the log says {moves} times that the VM was migrated, and it is at the {_where(end)}"
+    moves = sum(each.event.type == end.moved_by for each in end.events)
+    went_back = end.may_move_back and moves == 2
+    if moves != end.has_moved and not (went_back and not end.has_moved):
+        yield f"the log says {moves} times {end.moved_by}, and it is at the {_where(end)}"
 
 
 def _where(end: MigrationEnd) -> str:

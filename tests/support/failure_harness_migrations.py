@@ -7,28 +7,26 @@ has noted that; then the case may interfere, and the transfer goes on. So every 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from controlplane.domain.event import EventFilter
-from controlplane.domain.migration import MigrationRules
+from controlplane.domain.event import EventFilter, EventType
 from controlplane.domain.operation import Operation, OperationFilter, OperationState
 from controlplane.operations.catalogue import WORKFLOWS
 from controlplane.operations.desk import Caller
-from controlplane.operations.steps import Workflow
-from controlplane.operations.vm_migration import MigrateVm, take_named
+from controlplane.operations.steps import Workflows
+from controlplane.operations.vm_migration import take_named
 from controlplane.services.migrations import MigrationService
 from controlplane.state.interface import Transaction
 from limiquantix.compute.v1 import vm_service_pb2 as api
-from limiquantix.errors import ApiError, Code, Reason
+from limiquantix.errors import ApiError, Code
 from tests.support.builders import make_node
-from tests.support.control_plane_world import HASTY, FakeClock, create_request, full_state_of
+from tests.support.control_plane_world import FakeClock, create_request, full_state_of
 from tests.support.failure_harness_databases import ReusedDatabase
 from tests.support.failure_harness_faults import AWAY_S, Boundary, Fault, Strike, Weather
-from tests.support.failure_harness_migration_checks import MigrationEnd, faults_of_end
+from tests.support.failure_harness_migration_cases import CASES, MigrationCase
+from tests.support.failure_harness_migration_checks import MigrationEnd, faults_of_words, faults_of_world
 from tests.support.failure_harness_migration_hosts import SOURCE, TARGET, MigrationHosts
 from tests.support.failure_harness_plane import Plane
 from tests.support.failure_harness_process import outside
@@ -48,81 +46,11 @@ _LOOKS_PER_READ = 3
 _LOOKS_AFTER_STRIKE = 20
 """How often to look whether the operation is waiting for the transfer, once the fault may keep it from that."""
 
-_IMPATIENT = MigrationRules(patience_s=0.0, confirmation_s=0.0, poll_s=HASTY.poll_s)
-
-Interfere = Callable[["MigrationScene"], Awaitable[None]]
-
-
-async def _nothing(scene: MigrationScene) -> None:
-    """Let it go on."""
-
-
-async def _transfer_fails(scene: MigrationScene) -> None:
-    scene.source.migration_fault = "the connection to the target was lost"
-
-
-async def _target_dies(scene: MigrationScene) -> None:
-    await _transfer_fails(scene)
-    scene.hosts.leave(TARGET)
-
-
-async def _target_is_silent(scene: MigrationScene) -> None:
-    scene.hosts.leave(TARGET)
-
-
-async def _cancel(scene: MigrationScene) -> None:
-    await scene.until_answered(scene.cancel)
-
-
-@dataclass(frozen=True)
-class MigrationCase:
-    """One way that a migration may go.
-
-    Attributes:
-        ends: how it ends without a fault, and `reason` of what.
-        moves: whether the VM is at the target then, once all is settled.
-        interfere: done when the transfer is under way, before it goes on.
-        waits_for_cancel: whether only its cancellation lets the transfer go on.
-    """
-
-    name: str
-    ends: OperationState.ValueType = OperationState.SUCCEEDED
-    reason: str = ""
-    moves: bool = True
-    runs: bool = True
-    interfere: Interfere = _nothing
-    waits_for_cancel: bool = False
-    rules: MigrationRules = HASTY
-    workflow: Callable[[MigrationRules], Workflow] = field(default=partial(MigrateVm, take_named))
-
-    @property
-    def cannot_move(self) -> bool:
-        """Whether the transfer cannot succeed, whatever else happens."""
-        return self.interfere in (_transfer_fails, _target_dies)
-
-
-_FAILS = OperationState.FAILED
-CASES = (
-    MigrationCase("migrate"),
-    MigrationCase("migrate, off", runs=False),
-    MigrationCase("migrate, transfer fails", _FAILS, Reason.MIGRATION_FAILED, False, interfere=_transfer_fails),
-    MigrationCase("migrate, target gone", _FAILS, Reason.MIGRATION_FAILED, False, interfere=_target_dies),
-    MigrationCase(
-        "migrate, cancelled",
-        OperationState.CANCELLED,
-        Reason.OPERATION_CANCELLED,
-        False,
-        interfere=_cancel,
-        waits_for_cancel=True,
-    ),
-    MigrationCase(
-        "migrate, impatient", _FAILS, Reason.MIGRATION_UNSETTLED, interfere=_target_is_silent, rules=_IMPATIENT
-    ),
-)
-
 
 class MigrationScene:
     """The world of one run."""
+
+    moved_by = EventType.VM_MIGRATED
 
     def __init__(self, case: MigrationCase, database: ReusedDatabase, strike: Strike | None) -> None:
         self.case = case
@@ -148,8 +76,14 @@ class MigrationScene:
         self._told: dict[str, object] = {}
 
     def _new_plane(self) -> Plane:
-        workflows = WORKFLOWS.with_(self.case.workflow(self.case.rules))
-        return Plane(self._store, self.calm_store, self.hosts, self.clock, workflows)
+        made: list[Plane] = []
+        workflows = self.workflows(lambda: made[0])
+        made.append(Plane(self._store, self.calm_store, self.hosts, self.clock, workflows))
+        return made[0]
+
+    def workflows(self, plane: Callable[[], Plane]) -> Workflows:
+        """Make the workflows of a process; `plane` gives it once it is there."""
+        return WORKFLOWS.with_(self.case.workflow(self.case.rules))
 
     async def end(self) -> None:
         """End every process there ever was, and what hosts still carry."""
@@ -176,7 +110,8 @@ class MigrationScene:
         except TimeoutError:
             late = [f"it did not become quiet in {DEADLINE_S:g} s"]
         end = await self._end()
-        found = [*late, *self.hosts.findings, *self.witness.findings, *faults_of_end(end), *self._unexpected(end)]
+        found = [*late, *self.hosts.findings, *self.witness.findings, *faults_of_world(end)]
+        found += [*self.false_words(end), *self._unexpected(end)]
         state = "nothing" if end.operation is None else OperationState.Name(end.operation.state)
         boundaries: list[Boundary] = self.weather.boundaries
         return Outcome(boundaries, self.weather.has_struck, state, tuple(dict.fromkeys(found)))
@@ -189,7 +124,7 @@ class MigrationScene:
 
     async def _ask(self) -> None:
         """Ask as a caller does who repeats what was not answered, and see to all else meanwhile."""
-        asking = asyncio.ensure_future(self.until_answered(self._migrate))
+        asking = asyncio.ensure_future(self.until_answered(self.demand))
         tending = asyncio.ensure_future(self._tend())
         try:
             await asyncio.wait({asking, tending}, return_when=asyncio.FIRST_COMPLETED)
@@ -202,7 +137,8 @@ class MigrationScene:
                 task.cancel()
             await asyncio.gather(asking, tending, return_exceptions=True)
 
-    async def _migrate(self, plane: Plane) -> None:
+    async def demand(self, plane: Plane) -> None:
+        """Ask for it, and wait for its end."""
         caller = Caller(request_id=REQUEST_ID, request_digest="the same each time")
         service = MigrationService(plane.access, take_named, self.case.rules)
         request = api.MigrateVMRequest(vm_id=self.vm_id, target_node_id=self.target_node.id, live=self.case.runs)
@@ -264,7 +200,7 @@ class MigrationScene:
 
     async def _see_to_transfer(self) -> None:
         """Have hosts tell what changed, and the transfer go on when its time has come."""
-        operation = await self.operation()
+        operation = await self.carrying()
         await self._let_go_on(operation)
         if operation is not None and not operation.has_ended:
             await self._report_changes()
@@ -383,8 +319,12 @@ class MigrationScene:
         return list((await self.calm_store.read(lambda tx: tx.list_operations(OperationFilter(), None, 100))).items)
 
     async def operation(self) -> Operation | None:
-        """The migration."""
+        """What the case asks for."""
         return next((each for each in await self.operations() if each.request_id == REQUEST_ID), None)
+
+    async def carrying(self) -> Operation | None:
+        """What carries the VM over."""
+        return await self.operation()
 
     async def _has_ended(self) -> bool:
         operation = await self.operation()
@@ -415,8 +355,13 @@ class MigrationScene:
             operation=await self.operation(),
             answer=self._answer,
             intrusion=await self._intrusion(),
+            moved_by=self.moved_by,
             **await self.calm_store.read(read),
         )
+
+    def false_words(self, end: MigrationEnd) -> Iterable[str]:
+        """Name what is told and did not happen."""
+        return faults_of_words(end)
 
     def _unexpected(self, end: MigrationEnd) -> list[str]:
         """Compare with what the case is about: exactly without a fault, else as far as it cannot be otherwise."""
@@ -434,7 +379,7 @@ class MigrationScene:
 
 async def run_once(case: MigrationCase, database: ReusedDatabase, strike: Strike | None = None) -> Outcome:
     """Do one run on an empty database, and end all that it began."""
-    scene = MigrationScene(case, database, strike)
+    scene = (case.scene or MigrationScene)(case, database, strike)
     try:
         return await scene.play()
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from tests.support import node_daemon_process
+from tests.support.entry import Entry, authority_of, prepare, security_settings
 
 START_DEADLINE_S = 60.0
 _POLL_S = 0.03
@@ -103,10 +104,12 @@ class Unit:
 
 @dataclass
 class Plane:
-    """A control plane's program and where it listens."""
+    """A control plane's program and where it listens: to people, and to hosts."""
 
     unit: Unit
+    http_address: str
     grpc_address: str
+    hosts_address: str
 
 
 @dataclass
@@ -121,11 +124,17 @@ class Node:
 
 @dataclass
 class Units:
-    """Everything that can be killed."""
+    """Everything that can be killed. `token` is the administrator's API key."""
 
     database_url: str
+    token: str
     planes: list[Plane] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+
+    def entry(self) -> Entry:
+        """Say how the ports are opened, those of the first control plane; it makes the authority at its first start."""
+        first, authority = self.planes[0], authority_of(self.database_url)
+        return Entry(f"https://{first.http_address}", first.grpc_address, first.hosts_address, authority, self.token)
 
     def all(self) -> list[Unit]:
         """Every program."""
@@ -136,21 +145,26 @@ def plane_at(directory: Path, database_url: str, port: int) -> Plane:
     """Describe a control plane that may be killed."""
     directory.mkdir()
     address = own_loopback_address()
-    settings = {
+    plane = Plane(
+        Unit(directory.name, directory / "log", (), b"control_plane_started"),
+        *(f"{address}:{port + offset}" for offset in range(3)),
+    )
+    settings = security_settings(directory, directory.parent / "secret.key", hosts_listen=plane.hosts_address)
+    settings["security"]["names"] = [address]
+    settings |= {
         "operations": {"lease_s": 2},
         "scheduler": {"cpu_overcommit_ratio": 16.0, "reserved_cores": 0},  # the VMs sleep, on however small a machine
         "nodes": {"heartbeat_interval_s": 3},
         # Hosts are silent here for as long as it takes, and several control planes without etcd cannot elect one.
         "ha": {"enabled": False},
         "database": {"url": database_url},
-        "http": {"listen_address": f"{address}:{port + 1}"},
-        "grpc": {"listen_address": f"{address}:{port}"},
+        "http": {"listen_address": plane.http_address, "allowed_hosts": [address]},
+        "grpc": {"listen_address": plane.grpc_address},
     }
     config_path = directory / "controlplane.yaml"
     config_path.write_text(yaml.safe_dump(settings))
-    command = ("controlplane", "--config", str(config_path), "--migrate")
-    unit = Unit(directory.name, directory / "log", command, b"control_plane_started")
-    return Plane(unit, f"{address}:{port}")
+    plane.unit.command = ("controlplane", "--config", str(config_path), "--migrate")
+    return plane
 
 
 def node_at(directory: Path, planes: Sequence[Plane], hypervisor: Mapping[str, Any]) -> Node:
@@ -163,10 +177,10 @@ def node_at(directory: Path, planes: Sequence[Plane], hypervisor: Mapping[str, A
         "server": {"listen_address": f"{own_loopback_address()}:{_PORT}", "metrics_port": 0},
         "hypervisor": {"storage_path": str(images_dir), **hypervisor},
         "control_plane": {
-            "address": ",".join(plane.grpc_address for plane in planes),
-            "registration_enabled": True,
+            "address": ",".join(plane.hosts_address for plane in planes),
             "heartbeat_interval_secs": 1,
         },
+        "migration": {"pki_path": None},  # nothing is moved, and nothing shall be written to /etc
     }
     config_path = directory / "node.yaml"
     config_path.write_text(yaml.safe_dump(config))
@@ -184,15 +198,20 @@ _PORT = 7443
 async def running_units(
     directory: Path, database_url: str, hypervisors: Sequence[Mapping[str, Any]], plane_count: int = 1
 ) -> AsyncIterator[Units]:
-    """Start control planes on one database, and a node daemon for each hypervisor; end them whatever happens."""
-    units = Units(database_url)
+    """Start control planes on one database, and a node daemon for each hypervisor; end them whatever happens.
+
+    Hosts join before their daemons are started.
+    """
+    units = Units(database_url, await asyncio.to_thread(prepare, database_url))
     try:
         for number in range(plane_count):
             units.planes.append(plane_at(directory / f"plane-{number}", database_url, _PORT))
             units.planes[-1].unit.start()
             await units.planes[-1].unit.until_up()
+        entry = await asyncio.to_thread(units.entry)
         for number, hypervisor in enumerate(hypervisors):
             units.nodes.append(node_at(directory / f"node-{number}", units.planes, hypervisor))
+            await entry.admit(units.nodes[-1].data_dir, units.nodes[-1].hostname)
             units.nodes[-1].unit.start()
         for unit in units.all():
             await unit.until_up()

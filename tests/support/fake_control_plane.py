@@ -1,25 +1,28 @@
-"""A control plane that only listens: a NodeService which keeps what node daemons send, and can be told to fail."""
+"""A control plane that only listens: it keeps what node daemons send, and can be told to fail."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 
-from limiquantix.compute.v1 import node_pb2, node_service_pb2_grpc
+from limiquantix.compute.v1 import join_service_pb2_grpc, node_pb2, node_service_pb2_grpc
 from limiquantix.compute.v1 import node_service_pb2 as pb
+from limiquantix.compute.v1.join_service_pb2 import RenewCertificateRequest, RenewCertificateResponse
+from limiquantix.rpc.identity import identity_of_peer
 from limiquantix.rpc.validation import violations_of
+from tests.support.own_cluster import control_plane_credentials, own_cluster
 
 DEADLINE_S = 30
 
 
 @dataclass
-class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer):
+class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer, join_service_pb2_grpc.JoinServiceServicer):
     """Wait for what was received with `until`; set the other fields to choose the answers."""
 
     address: str = ""
@@ -28,10 +31,10 @@ class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer):
     syncs: list[pb.SyncFullStateRequest] = field(default_factory=list)
     changes: list[pb.VMChangeNotification] = field(default_factory=list)
     shutdowns: list[pb.AnnounceShutdownRequest] = field(default_factory=list)
+    renewals: list[RenewCertificateRequest] = field(default_factory=list)
     shutdown_answer: pb.AnnounceShutdownResponse = field(
         default_factory=lambda: pb.AnnounceShutdownResponse(policy=pb.AnnounceShutdownResponse.FREEZE)
     )
-    node_ids: dict[str, str] = field(default_factory=dict)
     heartbeat_answer: pb.UpdateHeartbeatResponse = field(
         default_factory=lambda: pb.UpdateHeartbeatResponse(acknowledged=True)
     )
@@ -58,8 +61,16 @@ class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer):
 
     async def RegisterNode(self, request: pb.RegisterNodeRequest, context: Any) -> node_pb2.Node:
         await self._take("RegisterNode", request, self.registrations, context)
-        node_id = self.node_ids.setdefault(request.hostname, str(uuid.uuid4()))
-        return node_pb2.Node(id=node_id, hostname=request.hostname)
+        machine = identity_of_peer(context.auth_context())
+        assert machine is not None
+        return node_pb2.Node(id=machine.id, hostname=request.hostname)
+
+    async def RenewCertificate(self, request: RenewCertificateRequest, context: Any) -> RenewCertificateResponse:
+        await self._take("RenewCertificate", request, self.renewals, context)
+        machine = identity_of_peer(context.auth_context())
+        assert machine is not None
+        signed = own_cluster().authority.certify(machine, request.certificate_request.encode(), datetime.now(UTC))
+        return RenewCertificateResponse(certificate=signed.decode())
 
     async def UpdateHeartbeat(self, request: pb.UpdateHeartbeatRequest, context: Any) -> pb.UpdateHeartbeatResponse:
         await self._take("UpdateHeartbeat", request, self.heartbeats, context)
@@ -80,11 +91,13 @@ class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer):
 
 @asynccontextmanager
 async def fake_control_plane() -> AsyncIterator[FakeControlPlane]:
-    """Serve one on a free port of the loopback address."""
+    """Serve one of the tests' own cluster on a free port of the loopback address."""
     fake = FakeControlPlane()  # type: ignore[abstract]
     server = grpc.aio.server()
+    credentials = control_plane_credentials().server(asks_for_certificate=True)
     node_service_pb2_grpc.add_NodeServiceServicer_to_server(fake, server)
-    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    join_service_pb2_grpc.add_JoinServiceServicer_to_server(fake, server)
+    fake.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
     await server.start()
     try:
         yield fake

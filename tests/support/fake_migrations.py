@@ -202,7 +202,10 @@ class FakeMigrationCalls:
         def act() -> None:
             vm_id, here = request.vm_id, request.vm_id in self.vms
             is_source = request.role == node_v1.MIGRATION_ROLE_SOURCE
-            if here and is_source == request.moved and self.vms[vm_id].state != node_v1.POWER_STATE_STOPPED:
+            sent = self.sending.get(vm_id)
+            is_past = is_source and sent is not None and sent.phase == node_v1.MIGRATION_PHASE_UNSETTLED
+            may_go = [node_v1.POWER_STATE_STOPPED, *([node_v1.POWER_STATE_PAUSED] if is_past else [])]
+            if here and is_source == request.moved and self.vms[vm_id].state not in may_go:
                 raise FailedPrecondition(Reason.VM_STATE_FORBIDS, f"VM {vm_id} is alive here")
             if here and is_source == request.moved:
                 self.vms.pop(vm_id)

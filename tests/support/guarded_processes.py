@@ -49,6 +49,11 @@ class StandIns:
 
     def start(self, vm_id: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-S", "-c", _SLEEPER, "-uuid", vm_id])
+        command_line = Path(f"/proc/{process.pid}/cmdline")
+        until_s = time.monotonic() + DEADLINE_S
+        while vm_id.encode() not in command_line.read_bytes():  # for a moment after its start the kernel has none of it
+            assert time.monotonic() < until_s
+            time.sleep(0.001)
         (self.pid_dir / f"{vm_id}.pid").write_text(f"{process.pid}\n")
         self.running[vm_id] = process
         return process

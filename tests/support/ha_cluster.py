@@ -1,8 +1,8 @@
 """A highly available cluster of real parts, each in a network whose cables can be cut.
 
-Three hosts with libvirt, a node daemon and a guard each, on shared storage; two control planes on one PostgreSQL and
-one etcd, which live in the network that all cables end in. This process calls them through doors (see `netns_door`), so
-what it asks is no part of what is tested. Nobody else reaches addresses of these namespaces, so TLS is off.
+Three hosts with libvirt, a node daemon and a guard each, on shared storage; control planes on one PostgreSQL and one
+etcd, which live in the network that all cables end in. This process calls them through doors (see `netns_door`), so
+what it asks is no part of what is tested. All of it is closed, as the product is: hosts have joined before they boot.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import yaml
 
 from controlplane.ha_settings import HighAvailabilitySettings
 from limiquantix.compute.v1 import ha_service_pb2 as ha_api
@@ -33,25 +35,28 @@ from limiquantix.compute.v1.vm_pb2 import (
     VmStatus,
 )
 from tests.support import serial_guests
+from tests.support.entry import prepare, security_settings
 from tests.support.etcd import EtcdCluster, require_etcd
 from tests.support.ha_parts import (
     CALL_S,
     DEADLINE_S,
-    FIRST_PORT,
     PLANES_ADDRESS,
     HaHost,
     Plane,
-    kill_all_in,
-    run_tool,
+    Ports,
     until,
 )
 from tests.support.ha_witness import HaWitness
-from tests.support.libvirt_hosts import migration_hosts
+from tests.support.libvirt_hosts import MigrationHost, migration_hosts
+from tests.support.namespaces import kill_all_in, run_tool
 from tests.support.netns_door import Doors, doors_to
 from tests.support.postgresql import PostgresqlServer, new_server
+from tests.support.power_fronts import FIRST_PORT as POWER_PORT
+from tests.support.power_fronts import PowerFront
 
 MEMORY_MIB: Final = 16
 _IMAGE: Final = "disk-counter.raw"
+_NAMES: Final = ("host-a", "host-b", "host-c")
 
 QUICK: Final = HighAvailabilitySettings(heartbeat_interval_s=1, freshness_s=1.5, objection_s=1.0, pause_s=0.5)
 """Quick times, as safe as the usual ones."""
@@ -67,6 +72,8 @@ class HaCluster:
     database: PostgresqlServer
     storage: Path
     witness: HaWitness
+    controllers: dict[str, PowerFront]
+    """Power controllers, by host; none if they were not asked for."""
     node_ids: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -89,12 +96,7 @@ class HaCluster:
             status = await self.status()
             if not status.leader_id or status.obstacle:
                 return None
-            for plane in self.planes:
-                if plane.is_alive:
-                    said = await plane.ha.GetHaStatus(ha_api.GetHaStatusRequest(), timeout=CALL_S)
-                    if any(node.health != ha_api.NODE_HEALTH_UNSPECIFIED for node in said.nodes):
-                        return plane
-            return None
+            return next((each for each in self.planes if each.is_alive and each.took_lead(status.leader_id)), None)
 
         return await until(look, "a leader")
 
@@ -182,12 +184,19 @@ class HaCluster:
 
 @asynccontextmanager
 async def ha_cluster(
-    directory: Path, settings: HighAvailabilitySettings = QUICK, *, member_count: int = 1
+    directory: Path,
+    settings: HighAvailabilitySettings = QUICK,
+    *,
+    member_count: int = 1,
+    plane_count: int = 2,
+    power: type[PowerFront] | None = None,
 ) -> AsyncIterator[HaCluster]:
     """Run everything; skips the test where that cannot be.
 
     Args:
         member_count: how many servers of etcd.
+        plane_count: how many control planes.
+        power: the controller that each host has, if it has one.
     """
     require_etcd()
     storage = directory / "images"
@@ -207,43 +216,82 @@ async def ha_cluster(
         stack.callback(etcd.stop)
         etcd.start()
         doors = stack.enter_context(doors_to(fabric))
-        planes = [_plane(directory, fabric, number, etcd, database, doors, settings) for number in range(2)]
+        controllers = _controllers(stack, directory, hosts, power) if power else {}
+        more = {
+            "ha": settings.model_dump(mode="json", exclude_unset=True),
+            **(_power_settings(directory, controllers) if power else {}),
+        }
+        planes = _planes(directory, fabric, plane_count, etcd, database, doors, more)
         for plane in planes:
             stack.push_async_callback(plane.stop)
-        await planes[0].start()  # it makes the tables
-        await planes[1].start()
-        addresses = ",".join(plane.address for plane in planes)
+        for plane in planes:
+            await plane.start()
+        addresses = ",".join(plane.ports.hosts for plane in planes)
         named = {
-            f"host-{letter}": HaHost(f"host-{letter}", host, directory / letter, storage, addresses)
-            for letter, host in zip("abc", hosts, strict=True)
+            name: HaHost(name, host, directory / name[-1], storage, addresses)
+            for name, host in zip(_NAMES, hosts, strict=True)
         }
         witness = HaWitness({name: host.watched for name, host in named.items()})
-        cluster = HaCluster(named, planes, etcd, database, storage, witness)
+        cluster = HaCluster(named, planes, etcd, database, storage, witness, controllers)
         for host in named.values():
             stack.push_async_callback(_end, host)
+            await planes[0].entry.admit(host.data_dir, host.name)
         await asyncio.gather(*(host.boot() for host in named.values()))
         await cluster.until_well()
         with witness.watching():
             yield cluster
 
 
-def _plane(
+def _controllers(
+    stack: AsyncExitStack, directory: Path, hosts: Sequence[MigrationHost], power: type[PowerFront]
+) -> dict[str, PowerFront]:
+    """Run one for each host, in the control planes' network."""
+    found: dict[str, PowerFront] = {}
+    for number, (name, host) in enumerate(zip(_NAMES, hosts, strict=True)):
+        found[name] = power(name, PLANES_ADDRESS, POWER_PORT + number, directory / f"controller-{name}")
+        stack.callback(found[name].kill)
+        found[name].start(host.namespace, host.fabric_namespace)
+    return found
+
+
+def _power_settings(directory: Path, controllers: Mapping[str, PowerFront]) -> Mapping[str, Any]:
+    path = directory / "fencing.yaml"
+    path.write_text(yaml.safe_dump({"controllers": [each.entry for each in controllers.values()]}))
+    return {"power": {"devices_path": str(path)}}
+
+
+def _planes(
     directory: Path,
     fabric: str,
-    number: int,
+    count: int,
     etcd: EtcdCluster,
     database: PostgresqlServer,
     doors: Doors,
-    ha: HighAvailabilitySettings,
-) -> Plane:
-    settings = {
-        "operations": {"lease_s": 2},
-        "scheduler": {"cpu_overcommit_ratio": 16.0, "reserved_cores": 0, "reserved_memory_mib": 0},
-        "ha": ha.model_dump(mode="json", exclude_unset=True),
-        "coordination": {"backend": "etcd", "endpoints": etcd.endpoints, "session_ttl_s": 2},
-    }
-    door = doors.open(f"{PLANES_ADDRESS}:{FIRST_PORT + number}")
-    return Plane(directory / f"plane-{number}", fabric, number, settings, database.url(), door)
+    more: Mapping[str, Any],
+) -> list[Plane]:
+    """Make control planes, not started, and an administrator in their database; all have the same key of secrets."""
+    all_ports = [Ports(number) for number in range(count)]
+    token = prepare(database.url())
+    planes = []
+    for ports in all_ports:
+        own = directory / f"plane-{ports.number}"
+        closed = security_settings(own, directory / "secret.key", hosts_listen=ports.hosts)
+        closed["security"] |= {
+            "name": own.name,
+            "names": ["127.0.0.1", PLANES_ADDRESS],
+            "addresses": [each.people for each in all_ports],
+            "hosts_addresses": [each.hosts for each in all_ports],
+        }
+        settings = {
+            "operations": {"lease_s": 2},
+            "scheduler": {"cpu_overcommit_ratio": 16.0, "reserved_cores": 0, "reserved_memory_mib": 0},
+            "coordination": {"backend": "etcd", "endpoints": etcd.endpoints, "session_ttl_s": 2},
+            **closed,
+            **more,
+        }
+        doors_of = doors.open(ports.people), doors.open(ports.http)
+        planes.append(Plane(own, fabric, ports, settings, database.url(), token, *doors_of))
+    return planes
 
 
 async def _end(host: HaHost) -> None:

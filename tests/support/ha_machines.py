@@ -1,4 +1,4 @@
-"""Three machines as docs/operations.md sets them up: certificates and configuration come from the scripts in deploy/.
+"""Three machines as docs/operations.md sets them up: their files come from deploy/ha-config.sh, and their hosts join.
 
 Each machine is a network of its own with a control plane, a node daemon and a member of etcd, which speak TLS to each
 other; the first has PostgreSQL too. Its files are in a directory that stands for the root of its file system, so paths
@@ -20,22 +20,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import grpc
 import yaml
 
 from limiquantix.compute.v1.ha_service_pb2_grpc import HaServiceStub
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
-from limiquantix.rpc.channel import open_channel
-from limiquantix.rpc.server import TlsFiles
+from limiquantix.rpc.credentials import MachineCertificate
+from nodedaemon.identity.files import IdentityFile, NodeIdentity
 from tests.support import node_daemon_process
+from tests.support.entry import Entry, authority_of
 from tests.support.etcd import require_etcd
-from tests.support.ha_parts import kill_all_in, run_tool
+from tests.support.namespaces import kill_all_in, run_tool
 from tests.support.netns_door import doors_to
 from tests.support.postgresql import PostgresqlServer, leave_out, new_server
 
-DEPLOY: Final = Path(__file__).parents[2] / "deploy"
+SCRIPT: Final = Path(__file__).parents[2] / "deploy" / "ha-config.sh"
+HTTP_PORT: Final = 8080
 PLANE_PORT: Final = 8081
+HOSTS_PORT: Final = 8082
 NODE_PORT: Final = 9090
 ETCD_PORT: Final = 2379
 _NETWORK: Final = "10.96.0"
@@ -63,10 +65,22 @@ class Machine:
         """Say where a file is that the machine has at `path`."""
         return self.root / path.lstrip("/")
 
-    def tls(self, name: str) -> TlsFiles:
-        """Return one of its certificates, such as "node", as a program on it uses it."""
+    def of_stores(self) -> MachineCertificate:
+        """Return what its control plane shows to etcd and PostgreSQL, and whom it believes there."""
         directory = self.file("/etc/limiquantix/tls")
-        return TlsFiles(directory / f"{name}.pem", directory / f"{name}-key.pem", directory / "ca.pem")
+        names = ("controlplane.pem", "controlplane-key.pem", "ca.pem")
+        return MachineCertificate(*((directory / name).read_bytes() for name in names))
+
+    def identity(self) -> NodeIdentity:
+        """Return what its node daemon was given when it joined."""
+        identity = IdentityFile.under(self.data_dir).load()
+        assert identity is not None
+        return identity
+
+    @property
+    def data_dir(self) -> Path:
+        """Where its node daemon keeps its data."""
+        return self.file("/var/lib/limiquantix/node")
 
     def read(self, path: str) -> str:
         """Read a configuration file, with its paths as they are here."""
@@ -103,23 +117,39 @@ class Machine:
 
     def start_control_plane(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
         """Start its control plane."""
-        config = self.settings("/etc/limiquantix/controlplane.yaml", changes)
-        self.start("control-plane", [sys.executable, "-m", "controlplane", "--config", str(config), "--migrate"])
+        runtime = {"security": {"runtime_dir": str(self.file("/run/limiquantix/controlplane"))}}
+        config = self.settings("/etc/limiquantix/controlplane.yaml", {**changes, **runtime})
+        self.start("control-plane", [sys.executable, "-m", "controlplane", "--config", str(config)])
+
+    def entry(self, database_url: str, token: str) -> Entry:
+        """Say how its control plane, which must have been up once, is reached from here."""
+        doors = self.doors
+        authority = authority_of(database_url)
+        return Entry(f"https://{doors[HTTP_PORT]}", doors[PLANE_PORT], doors[HOSTS_PORT], authority, token)
+
+    def join(self, token: str, storage: Path) -> None:
+        """Have its host join, as an operator does."""
+        config = self._node_settings(storage)
+        words = self.command(node_daemon_process.command("--config", str(config), "join", "-"))
+        env = node_daemon_process.environment()
+        subprocess.run(words, input=token, check=True, capture_output=True, text=True, timeout=60, env=env)
 
     def start_node(self, storage: Path) -> None:
         """Start its node daemon, on a simulated hypervisor."""
+        self.start("node", node_daemon_process.command("--config", str(self._node_settings(storage))))
+
+    def _node_settings(self, storage: Path) -> Path:
         boot_id = self.file("/var/lib/boot_id")
         boot_id.parent.mkdir(parents=True, exist_ok=True)
         boot_id.write_text(f"{self.name}-1\n")
         changes: dict[str, dict[str, Any]] = {
-            "node": {"data_dir": str(self.file("/var/lib/limiquantix/node")), "boot_id_path": str(boot_id)},
+            "node": {"data_dir": str(self.data_dir), "boot_id_path": str(boot_id)},
             "hypervisor": {"backend": "mock", "storage_path": str(storage), "mock": {"boot_secs": 0.1}},
         }
-        config = self.settings("/etc/limiquantix/node.yaml", changes)
-        self.start("node", [*node_daemon_process.command("--config", str(config))])
+        return self.settings("/etc/limiquantix/node.yaml", changes)
 
-    def cli(self, *words: str) -> str:
-        """Run the command `limiquantix` on the machine; returns what it printed."""
+    def cli(self, entry: Entry, *words: str) -> str:
+        """Run the command `limiquantix` on the machine, as the administrator; returns what it printed."""
         program = str(Path(sys.executable).with_name("limiquantix"))
         done = subprocess.run(
             self.command([program, *words]),
@@ -127,7 +157,7 @@ class Machine:
             text=True,
             timeout=60,
             check=False,
-            env=node_daemon_process.environment(),
+            env=entry.environment(self.root, f"https://{self.address}:{HTTP_PORT}"),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -152,20 +182,19 @@ class Machine:
 
 
 class PlaneClient:
-    """A caller of one control plane, by mutual TLS."""
+    """A caller of one control plane."""
 
-    def __init__(self, address: str, tls: TlsFiles) -> None:
-        self.channel: grpc.aio.Channel = open_channel(address, tls)
+    def __init__(self, entry: Entry) -> None:
+        self.channel = entry.channel()
         self.ha = HaServiceStub(self.channel)
         self.nodes = NodeServiceStub(self.channel)
         self.vms = VMServiceStub(self.channel)
 
 
 def make_files(directory: Path, machines: Sequence[Machine]) -> None:
-    """Run the scripts, as an operator does."""
-    for script in ("certificates.sh", "ha-config.sh"):
-        words = ["sh", str(DEPLOY / script), str(directory), *(machine.argument for machine in machines)]
-        subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
+    """Run the script, as an operator does."""
+    words = ["sh", str(SCRIPT), str(directory), *(machine.argument for machine in machines)]
+    subprocess.run(words, check=True, capture_output=True, text=True, timeout=60)
 
 
 @contextmanager
@@ -192,7 +221,8 @@ def machines_on_a_bridge(directory: Path, count: int = 3) -> Iterator[list[Machi
             stack.callback(machine.die)
             doors = stack.enter_context(doors_to(machine.namespace))
             machine.doors = {
-                port: doors.open(f"{machine.address}:{port}") for port in (PLANE_PORT, NODE_PORT, ETCD_PORT)
+                port: doors.open(f"{machine.address}:{port}")
+                for port in (HTTP_PORT, PLANE_PORT, HOSTS_PORT, NODE_PORT, ETCD_PORT)
             }
         make_files(directory, machines)
         yield machines

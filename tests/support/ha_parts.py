@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,19 +18,25 @@ import grpc
 import yaml
 
 from limiquantix.compute.v1.ha_service_pb2_grpc import HaServiceStub
+from limiquantix.compute.v1.join_service_pb2_grpc import JoinServiceStub
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.operation_service_pb2_grpc import OperationServiceStub
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
+from nodedaemon.identity.files import IdentityFile
 from tests.support import node_daemon_process
+from tests.support.entry import Entry, authority_of
 from tests.support.ha_witness import Watched
 from tests.support.libvirt_hosts import MigrationHost
+from tests.support.namespaces import kill_all_in, run_tool
 from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
 from tests.support.private_libvirt_host import virsh
 
 PLANES_ADDRESS: Final = "10.97.0.250"
 CALL_S: Final = 10.0
 DEADLINE_S: Final = 90.0
-FIRST_PORT: Final = 8081
+_PEOPLE_FROM: Final = 8081
+_HTTP_FROM: Final = 8181
+_HOSTS_FROM: Final = 8281
 _POLL_S: Final = 0.05
 
 FoundT = TypeVar("FoundT")
@@ -54,45 +58,46 @@ async def until(find: Callable[[], Awaitable[FoundT | None]], what: str, deadlin
     raise AssertionError(f"{what}: not within {deadline_s:.0f} s; last error: {seen}")
 
 
-def run_tool(program: str, *words: str) -> str:
-    """Run a program of iproute2; returns what it printed."""
-    found = shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") or program
-    done = subprocess.run([found, *words], check=True, capture_output=True, text=True, timeout=30)
-    return done.stdout
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a control plane listens, by its number, in the network of all of them."""
 
+    number: int
 
-def processes_in(namespace: str) -> list[int]:
-    """Return the processes that live in a network."""
-    return [int(word) for word in run_tool("ip", "netns", "pids", namespace).split()]
+    @property
+    def people(self) -> str:
+        """Where people and programs call it."""
+        return f"{PLANES_ADDRESS}:{_PEOPLE_FROM + self.number}"
 
+    @property
+    def http(self) -> str:
+        """Where they call it over HTTP."""
+        return f"{PLANES_ADDRESS}:{_HTTP_FROM + self.number}"
 
-def kill_all_in(namespace: str) -> None:
-    """End everything in a network at once, as losing the power does."""
-    while pids := processes_in(namespace):
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-        time.sleep(0.01)
+    @property
+    def hosts(self) -> str:
+        """Where hosts call it."""
+        return f"{PLANES_ADDRESS}:{_HOSTS_FROM + self.number}"
 
 
 @dataclass
 class Plane:
-    """A control plane's process, which can be killed and started again where it was."""
+    """A control plane's process, which can be killed and started again where it was.
+
+    Attributes:
+        token: what this process calls it with, through doors to its ports for people.
+    """
 
     directory: Path
     namespace: str
-    number: int
+    ports: Ports
     settings: Mapping[str, Any]
     database_url: str
+    token: str
     door: str
+    http_door: str
     process: subprocess.Popen[bytes] | None = None
     channel: grpc.aio.Channel | None = None
-
-    @property
-    def address(self) -> str:
-        """Where hosts call it."""
-        return f"{PLANES_ADDRESS}:{FIRST_PORT + self.number}"
 
     async def start(self) -> None:
         """Run it, and wait until it serves."""
@@ -100,8 +105,8 @@ class Plane:
         ready, config = self.directory / "ready.json", self.directory / "controlplane.yaml"
         ready.unlink(missing_ok=True)
         config.write_text(yaml.safe_dump(dict(self.settings)))
-        flags = ("--config", config, "--database-url", self.database_url, "--migrate", "--ready-file", ready)
-        listen = ("--http-listen", "127.0.0.1:0", "--grpc-listen", self.address)
+        flags = ("--config", config, "--database-url", self.database_url, "--ready-file", ready)
+        listen = ("--http-listen", self.ports.http, "--grpc-listen", self.ports.people)
         program = (node_daemon_process.command()[0], "-m", "controlplane", *map(str, flags), *listen)
         words = ("setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace, *program)
         self._spawn(words)
@@ -112,10 +117,13 @@ class Plane:
             return json.loads(ready.read_text()) if ready.exists() else None
 
         await until(serves, "a control plane")
-        self.channel = grpc.aio.insecure_channel(
-            self.door, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500)]
+        authority = await asyncio.to_thread(authority_of, self.database_url)
+        self.entry = Entry(f"https://{self.http_door}", self.door, self.ports.hosts, authority, self.token)
+        self.channel = self.entry.channel(
+            options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500)]
         )
         self.ha = HaServiceStub(self.channel)
+        self.joining = JoinServiceStub(self.channel)
         self.vms = VMServiceStub(self.channel)
         self.nodes = NodeServiceStub(self.channel)
         self.operations = OperationServiceStub(self.channel)
@@ -123,6 +131,11 @@ class Plane:
     def _spawn(self, words: Sequence[str]) -> None:
         with (self.directory / "control-plane.log").open("ab") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, env=node_daemon_process.environment())
+
+    def took_lead(self, leader_id: str) -> bool:
+        """Whether this process, or one before it, has logged that it decides by this id, which each start has anew."""
+        lines = (self.directory / "control-plane.log").read_text().splitlines()
+        return any("ha_leadership_taken" in line and leader_id in line for line in lines)
 
     def kill(self) -> None:
         """Kill it as `kill -9` does."""
@@ -159,28 +172,43 @@ class HaHost:
     @property
     def watched(self) -> Watched:
         """Where a witness looks."""
-        return Watched(self.host.pid_dir, self.directory / "data" / "console")
+        return Watched(self.host.pid_dir, self.data_dir / "console")
+
+    @property
+    def data_dir(self) -> Path:
+        """What its daemon keeps, which outlives boots: who it is, too."""
+        return self.directory / "data"
 
     @property
     def guard_dir(self) -> Path:
         """Where daemon and guard meet, which is empty after each boot."""
         return self.directory / f"guard-{self.boot_count}"
 
+    @property
+    def _boot_id(self) -> Path:
+        return self.directory / "boot_id"
+
+    @property
+    def _going_down(self) -> Path:
+        return self.directory / "going-down"
+
     async def boot(self) -> None:
         """Run its libvirt, if it does not, and its daemon."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.host.reaper_pid is None:
             await self.host.start()
-        boot_id = self.directory / "boot_id"
-        boot_id.write_text(f"{uuid.uuid4()}\n")
+        self._boot_id.write_text(f"{uuid.uuid4()}\n")
         self.boot_count += 1
+        await self._start_daemon()
+
+    async def _start_daemon(self) -> None:
         hypervisor = {
             "backend": "libvirt",
             "libvirt_uri": self.host.uri,
             "storage_path": str(self.storage),
             "accelerator": "tcg",
         }
-        node = {"hostname": self.name, "data_dir": str(self.directory / "data"), "boot_id_path": str(boot_id)}
+        node = {"hostname": self.name, "data_dir": str(self.data_dir), "boot_id_path": str(self._boot_id)}
         self.daemon = await self._stack.enter_async_context(
             node_daemon(
                 self.directory,
@@ -191,13 +219,32 @@ class HaHost:
                 node=node,
                 server={"listen_address": f"{self.host.address}:0", "metrics_port": 0},
                 self_fencing={"run_dir": str(self.guard_dir)},
+                shutdown={"marker_path": str(self._going_down), "vm_stop_secs": 1},
             )
         )
+
+    async def join_again(self, entry: Entry) -> None:
+        """Have it join as the node that it was, after its certificate was revoked; it is not booted for that."""
+        assert self.daemon is not None
+        await self._stack.aclose()
+        IdentityFile.under(self.data_dir).path.unlink()
+        await entry.admit(self.data_dir, self.name, node_id=self.daemon.node_id)
+        await self._start_daemon()
 
     async def die(self) -> None:
         """Lose the power: QEMUs, libvirtd, daemon and guard are gone at once. `boot` brings it back."""
         await asyncio.to_thread(kill_all_in, self.host.namespace)
         await self.let_go()
+
+    async def shut_down(self, how: str) -> None:
+        """Go down as a machine does on purpose, "poweroff" or "reboot": the daemon is asked to end first."""
+        assert self.daemon is not None
+        self._going_down.write_text(how)
+        try:
+            assert await self.daemon.stop() == 0
+        finally:
+            self._going_down.unlink()
+        await self.die()
 
     async def let_go(self) -> None:
         """Wait for the ends of what was killed."""

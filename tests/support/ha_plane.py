@@ -20,7 +20,7 @@ from controlplane.domain.fencing import Fence
 from controlplane.domain.node import NodeUsage
 from controlplane.domain.operation import Json, Operation
 from controlplane.ha.model import Effect, HaConfig, HaState, Observed
-from controlplane.operations.steps import DatabaseStep, Step, Workflow
+from controlplane.operations.steps import NOTHING, Outcome, Run, Step, Workflow
 from controlplane.power.interface import PowerController, PowerEvidence
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.alerts import AlertService
@@ -30,6 +30,7 @@ from controlplane.services.ha_manager import HaManager, HaParts
 from controlplane.services.ha_manager import Step as Decision
 from controlplane.services.ha_observe import FAILOVER_KIND, Observer
 from controlplane.services.ha_power import PowerCuts
+from controlplane.services.ha_rivals import Rivals
 from controlplane.services.hearing import Heard, Hearing
 from controlplane.state.interface import Store, Transaction
 from tests.support.control_plane_world import World
@@ -149,19 +150,35 @@ class Script:
         return self.seen[-1]
 
 
-class _Noted(DatabaseStep):
+def already_set() -> asyncio.Event:
+    """Make an event that holds nobody up."""
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
+class _Noted(Step):
     name = "claim"
+
+    def __init__(self, may_end: asyncio.Event) -> None:
+        self._may_end = may_end
+
+    async def do(self, run: Run) -> Outcome:
+        """Wait for as long as the test says."""
+        await self._may_end.wait()
+        return NOTHING
 
 
 @dataclass
 class FakeFailover(Workflow):
-    """Does nothing, and keeps what was asked for, by operation: `record` may run again."""
+    """Does nothing until it may end, and keeps what was asked for, by operation: `record` may run again."""
 
     asked: dict[str, Json] = field(default_factory=dict)
+    may_end: asyncio.Event = field(default_factory=already_set)
     kind: ClassVar[str] = FAILOVER_KIND
 
     def steps(self, parameters: Json) -> Sequence[Step]:
-        return [_Noted()]
+        return [_Noted(self.may_end)]
 
     async def conclude(self, tx: Transaction, operation: Operation) -> Message:
         self.asked[operation.request_id] = operation.parameters
@@ -185,6 +202,7 @@ class HaPlane:
     election: FakeElection = field(default_factory=FakeElection)
     inner: Store | None = None
     """In place of the world's store."""
+    is_uncoordinated: bool = False
 
     def __post_init__(self) -> None:
         self.store = self.inner or self.world.store
@@ -204,6 +222,7 @@ class HaPlane:
             now=self.now,
             record_age=timedelta(seconds=66),
             clock=self.clock,
+            rivals=Rivals(self.store, self.name, self.clock) if self.is_uncoordinated else None,
         )
         self.manager = HaManager(parts, Candidate(self.name, f"{self.name}.example"))
         self.manager.take_part(self.election)

@@ -101,6 +101,7 @@ class LeaseSite:
         await self.leases.marks.read_published()
         await self.leases.object()
         await self.leases.guards.sync()
+        await self.leases.counters.sync()
         await self.heartbeats.refresh()
 
     async def beat(self, node_id: str, **fields: Any) -> UpdateHeartbeatResponse:

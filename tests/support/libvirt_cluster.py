@@ -18,6 +18,7 @@ import grpc
 
 from limiquantix.compute.v1 import node_service_pb2 as node_api
 from limiquantix.compute.v1 import vm_service_pb2 as api
+from limiquantix.compute.v1.join_service_pb2_grpc import JoinServiceStub
 from limiquantix.compute.v1.node_service_pb2_grpc import NodeServiceStub
 from limiquantix.compute.v1.operation_pb2 import Operation
 from limiquantix.compute.v1.operation_service_pb2 import ListOperationsRequest, WaitOperationRequest
@@ -53,7 +54,7 @@ class Plane:
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         self._directory = directory
         self._settings = settings
-        self.address = f"127.0.0.1:{_free_port()}"
+        self._address = f"127.0.0.1:{_free_port()}"
         self._process = ExitStack()
         self._kill = self._process.close
         self._channel: grpc.aio.Channel | None = None
@@ -62,15 +63,15 @@ class Plane:
         """Run it, and connect."""
         running = await asyncio.to_thread(
             self._process.enter_context,
-            start_control_plane(self._directory, settings=self._settings, grpc_listen=self.address),
+            start_control_plane(self._directory, settings=self._settings, hosts_listen=self._address),
         )
-        self._kill = running.kill
+        self._kill, self.entry = running.kill, running.entry
         # A channel of its own: one that saw the last process die waits before it tries again.
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channel = grpc.aio.insecure_channel(self.address, options=options)
+        self._channel = self.entry.channel(options=[("grpc.use_local_subchannel_pool", 1)])
         self.vms = VMServiceStub(self._channel)
         self.nodes = NodeServiceStub(self._channel)
         self.operations = OperationServiceStub(self._channel)
+        self.joining = JoinServiceStub(self._channel)
 
     async def kill(self) -> None:
         """Kill it as `kill -9` does."""
@@ -101,6 +102,7 @@ class LibvirtCluster:
             return able if able.keys() == self.nodes.keys() else None
 
         self.node_ids = await eventually(look, "the registration of all hosts", DEADLINE_S)
+        await asyncio.gather(*(node.until_certified() for node in self.nodes.values()))
 
     async def create(self, name: str, on: str, guest: str = "writing", *, start: bool = True) -> VirtualMachine:
         """Make a VM whose one qcow2 disk has the cache mode that nobody chose."""
@@ -186,9 +188,13 @@ async def libvirt_cluster(
         stack.push_async_callback(plane.stop)
         await plane.start()
         nodes = {
-            name: LibvirtNode(host, directory / name, images[name], hostname=name, control_plane=plane.address)
+            name: LibvirtNode(
+                host, directory / name, images[name], hostname=name, control_plane=plane.entry.hosts_address
+            )
             for name, host in hosts.items()
         }
+        for name, node in nodes.items():
+            await plane.entry.admit(node.data_dir, name)
         for node in nodes.values():
             stack.push_async_callback(node.stop)
         await asyncio.gather(*(node.start() for node in nodes.values()))

@@ -1,7 +1,8 @@
 """Several libvirt hosts on one machine, each in a network of its own, between which guests migrate.
 
 Each has a private libvirt daemon (see `PrivateLibvirt`) in its own network and host-name namespace, on one bridge with
-the others, and listens there for its peers: by TLS with certificates of a CA made for the occasion, and in the clear.
+the others, and listens there for its peers: by TLS with certificates of the tests' own cluster, until its daemon joins
+another, and in the clear.
 Storage is whatever directories the caller names: all hosts see the same file system, and share those that are the same.
 """
 
@@ -12,20 +13,27 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from controlplane.authority.migration_authority import MigrationAuthority
 from controlplane.cli.dev.libvirt_choice import LibvirtKind, choose_libvirt, observe_host
 from controlplane.cli.dev.libvirtd import PrivateLibvirt
+from hypervisor.libvirt.peer_certificates import write
+from hypervisor.migration import PeerCertificate
+from nodedaemon.identity.requests import new_request
+from tests.support.own_cluster import own_cluster
 from tests.support.private_libvirt_host import TEST_CACHE_DIR, leave_out
 
 _PREFIX: Final = "lqt"
 _NETWORK: Final = "10.97.0"
 _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
-_TOOLS: Final = ("ip", "unshare", "hostname", "openssl", "tc")
+_TOOLS: Final = ("ip", "unshare", "hostname", "tc")
 _FOR_EVER: Final = 'hostname "$0"; while :; do "$@"; sleep 0.3; done'
 """Starts the daemon anew whenever it was killed, as systemd does: what it had started before lives on."""
 
@@ -33,12 +41,16 @@ _FOR_EVER: Final = 'hostname "$0"; while :; do "$@"; sleep 0.3; done'
 class MigrationHost(PrivateLibvirt):
     """One host of several; `address` is where its peers reach it."""
 
-    def __init__(self, directory: Path, namespace: str, address: str, pki: Path) -> None:
+    def __init__(self, directory: Path, namespace: str, address: str) -> None:
         super().__init__(directory, cache_dir=directory / "cache", bridge=None)
         self.directory = directory
         self.namespace = namespace
         self.address = address
-        self.pki = pki
+
+    @property
+    def pki(self) -> Path:
+        """What libvirt and QEMU see as /etc/pki."""
+        return self.directory / "pki"
 
     @property
     def fabric_namespace(self) -> str:
@@ -86,14 +98,16 @@ class MigrationHost(PrivateLibvirt):
         files["qemu.conf"] += (
             f'migration_host = "{self.address}"\nmigration_address = "{self.address}"\n'
             "keepalive_interval = 1\nkeepalive_count = 3\n"
-            f'migrate_tls_x509_cert_dir = "{self.pki}"\nmigrate_tls_x509_verify = 1\n'
+            'migrate_tls_x509_cert_dir = "/etc/pki/qemu"\nmigrate_tls_x509_verify = 1\n'
         )
         files[f"{daemon.name}.conf"] += (
             f'listen_tls = 1\nlisten_tcp = 1\nlisten_addr = "{self.address}"\nauth_tcp = "none"\nauth_tls = "none"\n'
-            f'ca_file = "{self.pki}/ca-cert.pem"\ncert_file = "{self.pki}/server-cert.pem"\n'
-            f'key_file = "{self.pki}/server-key.pem"\nmax_client_requests = 32\n'
+            "tls_no_sanity_certificate = 1\nmax_client_requests = 32\n"
         )
         return files
+
+    def _binds(self) -> dict[Path, Path]:
+        return super()._binds() | {Path("/etc/pki"): self.pki}
 
     def _command(self, daemon: Path) -> list[str]:
         words = super()._command(daemon)
@@ -106,7 +120,6 @@ class Fabric:
     """What the hosts hang on."""
 
     name: str
-    pki: Path
 
     def host(self, number: int, directory: Path) -> MigrationHost:
         """Make a host, not started, with its namespace and its cable."""
@@ -130,10 +143,10 @@ class Fabric:
         for device in ("eth0", "lo"):
             _run("ip", "-n", namespace, "link", "set", device, "up")
         _run("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        pki = self.pki / namespace
-        _certify(self.pki, pki, address)
         _seed_cache(directory / "cache")
-        return MigrationHost(directory, namespace, address, pki)
+        host = MigrationHost(directory, namespace, address)
+        _certify(host.pki, address)
+        return host
 
 
 async def why_no_hosts(directory: Path) -> str:
@@ -187,65 +200,20 @@ def _make_fabric(directory: Path) -> Fabric:
     try:
         _run("ip", "-n", name, "link", "add", "fab0", "type", "bridge")
         _run("ip", "-n", name, "link", "set", "fab0", "up")
-        pki = directory / "pki"
-        pki.mkdir(parents=True)
-        _openssl(
-            "req",
-            "-x509",
-            *_NEW_KEY,
-            "-keyout",
-            str(pki / "ca-key.pem"),
-            "-out",
-            str(pki / "ca-cert.pem"),
-            "-days",
-            "2",
-            "-subj",
-            "/CN=limiquantix tests",
-            "-addext",
-            "keyUsage=critical,keyCertSign,digitalSignature",
-        )
     except BaseException:
         _remove(name)
         raise
-    return Fabric(name, pki)
+    return Fabric(name)
 
 
-_NEW_KEY: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-
-
-def _certify(ca: Path, directory: Path, address: str) -> None:
-    """Make one certificate for both directions, under every name that libvirt and QEMU look for."""
-    directory.mkdir(parents=True)
-    shutil.copy(ca / "ca-cert.pem", directory / "ca-cert.pem")
-    shutil.copy(ca / "ca-cert.pem", directory / "cacert.pem")
-    request, key, certificate = directory / "request.pem", directory / "server-key.pem", directory / "server-cert.pem"
-    _openssl("req", *_NEW_KEY, "-keyout", str(key), "-out", str(request), "-subj", f"/CN={address}")
-    extensions = directory / "extensions"
-    extensions.write_text(
-        f"subjectAltName=IP:{address}\nkeyUsage=critical,digitalSignature,keyEncipherment\n"
-        "extendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=critical,CA:FALSE\n"
-    )
-    _openssl(
-        "x509",
-        "-req",
-        "-in",
-        str(request),
-        "-CA",
-        str(ca / "ca-cert.pem"),
-        "-CAkey",
-        str(ca / "ca-key.pem"),
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        str(extensions),
-        "-out",
-        str(certificate),
-    )
-    for name in ("client-cert.pem", "clientcert.pem"):
-        shutil.copy(certificate, directory / name)
-    for name in ("client-key.pem", "clientkey.pem"):
-        shutil.copy(key, directory / name)
+def _certify(pki: Path, address: str) -> None:
+    """Make what libvirtd cannot start without, as a control plane would; a host that joins another cluster loses it."""
+    authority, node_id = MigrationAuthority(own_cluster()), str(uuid.uuid4())
+    key_pem, request_pem = new_request()
+    now = datetime.now(UTC)
+    certificate_pem = authority.certify(node_id, [address], request_pem, now)
+    revocations_pem = authority.revocations([], now)
+    write(pki, PeerCertificate(certificate_pem, key_pem, authority.certificate_pem, revocations_pem), None)
 
 
 def _seed_cache(cache: Path) -> None:
@@ -280,10 +248,6 @@ def _remove_orphans() -> None:
 
 def _namespaces() -> list[str]:
     return [line.split()[0] for line in _run("ip", "netns", "list").splitlines() if line.strip()]
-
-
-def _openssl(*words: str) -> None:
-    _run("openssl", *words)
 
 
 def _run(program: str, *words: str) -> str:

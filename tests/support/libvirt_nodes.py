@@ -73,6 +73,11 @@ class LibvirtNode:
     servicer: Any = None
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
+    @property
+    def data_dir(self) -> Path:
+        """What its daemon keeps: who it is, too."""
+        return self.directory / "data"
+
     async def start(self) -> None:
         """Run the daemon."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -89,10 +94,20 @@ class LibvirtNode:
                 self.control_plane,
                 hypervisor=hypervisor,
                 migration=migration,
-                node={"hostname": self.hostname, "data_dir": str(self.directory / "data")},
+                node={"hostname": self.hostname, "data_dir": str(self.data_dir)},
             )
         )
         self.servicer = Wire(await self._stack.enter_async_context(client(self.daemon)))
+
+    async def until_certified(self) -> None:
+        """Wait until its hypervisor has what the control plane issued since the daemon was started first."""
+
+        async def look() -> bool | None:
+            assert self.daemon is not None
+            log = await asyncio.to_thread(self.daemon.log_path.read_text)
+            return True if '"event":"migration_certificate_renewed"' in log else None
+
+        await eventually(look, f"a certificate of {self.hostname} for moving VMs", DEADLINE_S)
 
     async def kill(self) -> None:
         """Kill the daemon as `kill -9` does."""
@@ -112,7 +127,7 @@ class LibvirtNode:
 
     def console_bytes(self, vm_id: str) -> bytes:
         """Everything that the guest wrote on this host."""
-        path = self.directory / "data" / "console" / f"{vm_id}.log"
+        path = self.data_dir / "console" / f"{vm_id}.log"
         return path.read_bytes() if path.exists() else b""
 
 

@@ -18,6 +18,7 @@ from nodedaemon.change_count import StateChanges
 from nodedaemon.commands import Commands
 from nodedaemon.disk_images import DiskImages
 from nodedaemon.generations import Generations, open_generations
+from nodedaemon.host_meter import HostMeter
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.self_fencing.keeper import SelfFencing
@@ -26,7 +27,6 @@ from nodedaemon.servicer import NodeDaemonServicer
 from nodedaemon.storage_paths import StoragePaths
 from nodedaemon.vm_actor import VmActors
 from nodedaemon.vm_migrations import MigrationSettings
-from telemetry.host import UsageSampler
 
 
 @dataclass
@@ -77,7 +77,7 @@ async def node_daemon_parts(
         report = HostReport(
             hypervisor,
             observer,
-            UsageSampler(directory),
+            HostMeter(hypervisor, directory),
             hostname="h1",
             labels={},
             node_id="",

@@ -19,6 +19,7 @@ import yaml
 from limiquantix.errors import ApiError
 from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceStub
 from limiquantix.rpc.status import from_rpc_error
+from tests.support import own_cluster
 
 if TYPE_CHECKING:  # the asynchronous stub's type exists for type checkers only
     from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
@@ -28,11 +29,12 @@ DEADLINE_S = 30
 
 @dataclass
 class NodeDaemonProcess:
-    """A running `limiquantix-node`; `listening` is what it said when it was up."""
+    """A running `limiquantix-node`; `listening` is what it said when it was up, `node_id` who it is."""
 
     process: asyncio.subprocess.Process
     listening: dict[str, Any]
     log_path: Path
+    node_id: str
 
     @property
     def address(self) -> str:
@@ -75,11 +77,14 @@ async def node_daemon(
 ) -> AsyncIterator[NodeDaemonProcess]:
     """Run one on free ports with all its data below `directory`, which outlives it.
 
+    It is the node that it joined as, if there is an identity in its data; else one of the tests' own cluster.
+
     Args:
+        control_plane: addresses where control planes take calls of hosts; "" for none.
         program_dir: where it finds programs, such as qemu-img, before it looks at the usual places.
         namespace: name of the network it runs in; "" for ours.
     """
-    config = {
+    config: dict[str, Any] = {
         "node": {"hostname": "test-host", "data_dir": str(directory / "data"), "labels": {"rack": "r1"}},
         "server": {"listen_address": "127.0.0.1:0", "metrics_port": 0},
         "hypervisor": {"storage_path": str(directory / "images"), "backend": "mock"} | (hypervisor or {}),
@@ -88,10 +93,12 @@ async def node_daemon(
             "registration_enabled": bool(control_plane),
             "heartbeat_interval_secs": 1,
         },
+        "migration": {"pki_path": None},  # nothing shall be written to /etc
         "self_fencing": {"run_dir": str(directory / "guard")},
     } | sections
     config_path = directory / "node.yaml"
     config_path.write_text(yaml.safe_dump(config))
+    node_id = own_cluster.admit(Path(config["node"]["data_dir"]))
     log_path = directory / "node.log"
     words = command("--config", str(config_path), *flags)
     if namespace:
@@ -99,7 +106,7 @@ async def node_daemon(
     with log_path.open("ab") as log:
         offset = log.tell()
         process = await asyncio.create_subprocess_exec(*words, stderr=log, env=environment(program_dir))
-    daemon = NodeDaemonProcess(process, {}, log_path)
+    daemon = NodeDaemonProcess(process, {}, log_path, node_id)
     try:
         daemon.listening = await _wait_until_listening(process, log_path, offset)
         yield daemon
@@ -123,8 +130,8 @@ async def _wait_until_listening(process: asyncio.subprocess.Process, log_path: P
 
 @asynccontextmanager
 async def client(daemon: NodeDaemonProcess) -> AsyncIterator[NodeDaemonServiceAsyncStub]:
-    """Connect to it."""
-    async with grpc.aio.insecure_channel(daemon.address) as channel:
+    """Connect to it, as a control plane of the tests' own cluster."""
+    async with own_cluster.daemon_channel(daemon.address, daemon.node_id) as channel:
         yield NodeDaemonServiceStub(channel)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from limiquantix.node.v1 import node_daemon_pb2 as pb
+from tests.support.node_daemon_process import NodeDaemonProcess
 
 
 class Daemon(Protocol):
@@ -101,6 +102,29 @@ class Move:
         return pb.EndMigrationRequest(
             vm_id=self.vm_id, generation=self.generation, role=role, moved=moved, storage=self.storage
         )
+
+
+class ProcessDaemon(Daemon, Protocol):
+    """A node daemon over the wire, once it was started."""
+
+    @property
+    def daemon(self) -> NodeDaemonProcess | None: ...
+
+
+def move_between(
+    source: ProcessDaemon,
+    target: ProcessDaemon,
+    vm_id: str,
+    spec: pb.VMSpec,
+    *,
+    storage: bool = False,
+    off: bool = False,
+) -> Move:
+    """Describe a move between daemons that are processes, and so know which nodes they are."""
+    assert source.daemon is not None
+    assert target.daemon is not None
+    nodes = (source.daemon.node_id, target.daemon.node_id)
+    return Move(source, target, vm_id, spec, storage=storage, off=off, source_node_id=nodes[0], target_node_id=nodes[1])
 
 
 async def state_at(daemon: Daemon, vm_id: str) -> int | None:

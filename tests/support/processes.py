@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import yaml
 
 from tests.support import node_daemon_process
+from tests.support.entry import Entry, authority_of, prepare, security_settings
 
 FoundT = TypeVar("FoundT")
 
@@ -53,17 +53,30 @@ class RunningDaemon:
 class ControlPlaneProcess(RunningDaemon):
     """A running control plane."""
 
-    http_url: str
-    """Such as "http://127.0.0.1:40001"."""
-    grpc_address: str
-    """Such as "127.0.0.1:40002"."""
+    entry: Entry
+
+    @property
+    def http_url(self) -> str:
+        """Such as "https://127.0.0.1:40001"."""
+        return self.entry.http_url
+
+    @property
+    def grpc_address(self) -> str:
+        """Such as "127.0.0.1:40002"; for people and programs."""
+        return self.entry.grpc_address
+
+    @property
+    def hosts_address(self) -> str:
+        """Such as "127.0.0.1:40003"; for hosts."""
+        return self.entry.hosts_address
+
+    def environment(self, server: str = "") -> dict[str, str]:
+        """Make the environment of a command line, see `Entry.environment`."""
+        return self.entry.environment(self.log_path.parent, server)
 
     def call(self, service: str, method: str, request: dict[str, Any]) -> dict[str, Any]:
         """Call a method of `limiquantix.compute.v1` as JSON; any refusal fails the test."""
-        answer = httpx.post(f"{self.http_url}/limiquantix.compute.v1.{service}/{method}", json=request, timeout=30)
-        assert answer.is_success, answer.text
-        document: dict[str, Any] = answer.json()
-        return document
+        return self.entry.call(service, method, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +94,17 @@ def start_control_plane(
     settings: Mapping[str, Any] | None = None,
     *,
     grpc_listen: str = "127.0.0.1:0",
+    hosts_listen: str = "127.0.0.1:0",
 ) -> Iterator[ControlPlaneProcess]:
     """Run a control plane.
 
     Args:
         directory: for all its files; outlives it.
-        database_url: where state is; "" makes a database below `directory`.
+        database_url: where state is, of all control planes whose directories lie in the same one; "" makes a database
+            below `directory`.
         settings: what else its configuration file says.
-        grpc_listen: where hosts call it; one that takes the place of another must be where that was.
+        grpc_listen: where people and programs call it.
+        hosts_listen: where hosts call it; one that takes the place of another must be where that was.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ready_path = directory / "ready.json"
@@ -96,12 +112,17 @@ def start_control_plane(
     listen_flags = ("--http-listen", "127.0.0.1:0", "--grpc-listen", grpc_listen, "--ready-file", str(ready_path))
     url = database_url or f"sqlite:///{directory / 'state' / 'limiquantix.db'}"
     config_path = directory / "controlplane.yaml"
-    config_path.write_text(yaml.safe_dump(dict(settings or {})))
-    flags = ("--config", str(config_path), "--database-url", url, "--migrate", *listen_flags)
+    key_file = (directory.parent if database_url else directory) / "secret.key"
+    config_path.write_text(
+        yaml.safe_dump(security_settings(directory, key_file, hosts_listen=hosts_listen) | dict(settings or {}))
+    )
+    token = prepare(url)
+    flags = ("--config", str(config_path), "--database-url", url, *listen_flags)
     daemon = _start(directory / "control-plane.log", ["controlplane", *flags])
     try:
         ready = _until(daemon, lambda: json.loads(ready_path.read_text()) if ready_path.exists() else None)
-        yield ControlPlaneProcess(daemon.process, daemon.log_path, f"http://{ready['http']}", ready["grpc"])
+        entry = Entry(f"https://{ready['http']}", ready["grpc"], ready["hosts"], authority_of(url), token)
+        yield ControlPlaneProcess(daemon.process, daemon.log_path, entry)
     finally:
         daemon.stop()
 
@@ -127,13 +148,13 @@ def start_mock_node(
             "mock": {"boot_secs": 0, "shutdown_secs": 0, **mock},
         },
         "control_plane": {
-            "address": ",".join(plane.grpc_address for plane in planes),
-            "registration_enabled": True,
+            "address": ",".join(plane.hosts_address for plane in planes),
             "heartbeat_interval_secs": 1,
         },
     }
     config_path = directory / "node.yaml"
     config_path.write_text(yaml.safe_dump(config))
+    planes[0].entry.admit_now(directory / "data", hostname)
     daemon = _start(directory / "node.log", ["nodedaemon", "--config", str(config_path)])
 
     def ready_node_id() -> str | None:

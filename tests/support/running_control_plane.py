@@ -21,6 +21,7 @@ from controlplane.app import Addresses, ControlPlane
 from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings
 from controlplane.state.factory import create_store
 from controlplane.state.interface import Store
+from controlplane.state.seals import NO_SEALS, Seals
 from limiquantix.compute.v1 import (
     alert_service_pb2,
     balancing_service_pb2,
@@ -46,7 +47,7 @@ NODE_SERVICE = "limiquantix.compute.v1.NodeService"
 PLACEMENT_SERVICE = "limiquantix.compute.v1.PlacementService"
 BALANCING_SERVICE = "limiquantix.compute.v1.BalancingService"
 ALERT_SERVICE = "limiquantix.compute.v1.AlertService"
-DEADLINE_S = 10.0
+DEADLINE_S = 40.0
 
 DetailT = TypeVar("DetailT", bound=Message)
 
@@ -173,11 +174,11 @@ async def error_of(call: Any) -> ApiError:
 
 @contextlib.asynccontextmanager
 async def running_control_plane(
-    directory: Path, *, cors_origins: Sequence[str] = (), with_node: bool = True
+    directory: Path, *, cors_origins: Sequence[str] = (), with_node: bool = True, seals: Seals = NO_SEALS
 ) -> AsyncIterator[RunningControlPlane]:
     """Run a control plane, and a host that is registered there."""
     url = fresh_sqlite(directory)
-    store = create_store(url)
+    store = create_store(url, seals=seals)
     config = ControlPlaneConfig(
         http=HttpSettings(listen_address="127.0.0.1:0", cors_origins=list(cors_origins)),
         grpc=GrpcSettings(listen_address="127.0.0.1:0"),

@@ -21,8 +21,8 @@ class Switchboard:
 
     @property
     def url(self) -> str:
-        """Such as "http://127.0.0.1:40001"."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        """Such as "https://127.0.0.1:40001"."""
+        return f"https://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def run(self) -> None:
         """Serve until `close`."""

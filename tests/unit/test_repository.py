@@ -206,7 +206,7 @@ def test_sample_node_yaml_names_every_setting_and_marks_what_is_not_default() ->
 
     defaults = _defaults(nodedaemon.config.NodeConfig())
     different = {path.rpartition(".")[2] for path, value in loaded.items() if value != defaults[path]}
-    assert different == marked == {"address", "registration_enabled", "guard", "run_dir"}
+    assert different == marked == {"guard", "run_dir"}
     assert dict(_settings(yaml.safe_load(sample.read_text()))).keys() == defaults.keys()
 
 

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 
 from controlplane.api.callers import OPERATION_ID, REQUEST_ID, WAIT
 from controlplane.api.http.connect import IGNORED_FIELDS_HEADER, ServiceApplication, report_ignored_fields
+from controlplane.api.http.proxies import Network, with_true_addresses
+from controlplane.api.http.safe_headers import with_no_store
 
 _CORS_MAX_AGE_S = 7_200
 
@@ -40,6 +42,7 @@ def build_application(
     routes: Iterable[BaseRoute],
     cors_origins: Sequence[str],
     allowed_hosts: Sequence[str] = ("*",),
+    trusted_proxies: Sequence[Network] = (),
 ) -> ASGIApp:
     """Assemble the application.
 
@@ -47,6 +50,7 @@ def build_application(
         cors_origins: origins whose pages may call the API from a browser; none by default.
         allowed_hosts: names by which requests may address this server, "*" for any. A page whose own name was made to
             resolve to this machine (DNS rebinding) is of the same origin for its browser; only the name gives it away.
+        trusted_proxies: networks of reverse proxies that are believed whose calls they pass on.
     """
     mounts = [Mount(service.path, app=_keeping_path(service)) for service in services]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)]
@@ -64,7 +68,7 @@ def build_application(
     application = Starlette(
         routes=[*routes, *mounts], middleware=middleware, exception_handlers={404: _not_found, 500: _server_error}
     )
-    return report_ignored_fields(application)
+    return with_true_addresses(with_no_store(report_ignored_fields(application)), trusted_proxies)
 
 
 def _keeping_path(service: ServiceApplication) -> ASGIApp:

@@ -7,7 +7,7 @@ Every call goes through the same pipeline as over gRPC, so both transports answe
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -26,16 +26,18 @@ from protobuf.wkt import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
+from controlplane.api.http.body_limits import with_body_limits
 from controlplane.api.http.json_codec import BinaryCodec, DecodeNotes, StrictJsonCodec, decode_notes
 from limiquantix.errors import ApiError, Code, FieldViolation
 from limiquantix.rpc.pipeline import CallPipeline, is_filled
-from limiquantix.rpc.server import MAX_MESSAGE_BYTES
 from limiquantix.rpc.status import to_status
 
 IGNORED_FIELDS_HEADER = "limiquantix-ignored-fields"
-_PLAIN_IN_PATHS = '[]" '
+_PLAIN_IN_PATHS = '[]"'
+_MAX_IGNORED_HEADER_BYTES = 4_096
+"""Clients and proxies refuse answers with longer headers."""
 
-_CONNECT_CODES = {code: ConnectCode[code.name if code is not Code.CANCELLED else "CANCELED"] for code in Code}
+CONNECT_CODES = {code: ConnectCode[code.name if code is not Code.CANCELLED else "CANCELED"] for code in Code}
 
 
 class ConnectContext:
@@ -52,6 +54,15 @@ class ConnectContext:
         """Seconds until the deadline the caller set with `Connect-Timeout-Ms`."""
         remaining_ms = self._context.timeout_ms
         return None if remaining_ms is None else remaining_ms / 1000
+
+    def peer(self) -> str:
+        """The address at the other end of the connection, as gRPC writes it."""
+        host, _, port = (self._context.client_address or "").rpartition(":")
+        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Nothing: no certificate is asked for over HTTP."""
+        return {}
 
     def set_trailing_metadata(self, trailing_metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         """Say something beside the answer: in its headers, since unary HTTP calls have nothing after the body."""
@@ -82,24 +93,59 @@ class ReadableDetail(ErrorDetail):
 def to_connect_error(error: ApiError) -> ConnectError:
     """Encode an error with the same details that gRPC carries."""
     details = [ReadableDetail(packed) for packed in to_status(error).details]
-    return ConnectError(_CONNECT_CODES[error.code], error.message, details)
+    return ConnectError(CONNECT_CODES[error.code], error.message, details)
 
 
-class ServiceApplication(ConnectASGIApplication[Any]):
+class ServiceApplication:
     """One service as an ASGI application below `path`."""
 
     def __init__(self, descriptor: ServiceDescriptor, servicer: object, pipeline: CallPipeline) -> None:
         self._path = f"/{descriptor.full_name}"
-        endpoints = {
-            f"{self._path}/{method.name}": _endpoint(method, getattr(servicer, method.name), pipeline)
+        methods = {
+            f"{self._path}/{method.name}": _MethodApplication(method, getattr(servicer, method.name), pipeline)
             for method in descriptor.methods
         }
+        unknown = _UnknownMethods(self._path)
+
+        async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+            await methods.get(scope["path"], unknown)(scope, receive, send)
+
+        self._app = with_body_limits(dispatch, pipeline.limits)
+
+    @property
+    def path(self) -> str:
+        """Where the service is mounted."""
+        return self._path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class _MethodApplication(ConnectASGIApplication[Any]):
+    """One method: what the library makes of a body, unpacked, is bounded by application and not by method."""
+
+    def __init__(self, method: MethodDescriptor, behaviour: Callable[..., Any], pipeline: CallPipeline) -> None:
+        self._path = f"/{method.containing_service.full_name}/{method.name}"
+        endpoint = _endpoint(method, behaviour, pipeline)
         super().__init__(
-            service=servicer,
-            endpoints=lambda _: endpoints,
-            read_max_bytes=MAX_MESSAGE_BYTES,
+            service=behaviour,
+            endpoints=lambda _: {self._path: endpoint},
+            read_max_bytes=pipeline.limits.of(self._path).request_bytes,
             codecs=[_InConnectTerms(BinaryCodec()), _InConnectTerms(StrictJsonCodec())],
         )
+
+    @property
+    def path(self) -> str:
+        """The only path that is answered."""
+        return self._path
+
+
+class _UnknownMethods(ConnectASGIApplication[Any]):
+    """Answers for a service's methods that there are not, as the library does."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        super().__init__(service=self, endpoints=lambda _: {})
 
     @property
     def path(self) -> str:
@@ -155,7 +201,7 @@ def _unary(
         adapted = ConnectContext(context)
         try:
             return await pipeline.unary(
-                name, request, lambda: behaviour(request, adapted), _decode_faults(), filled=filled
+                name, request, lambda: behaviour(request, adapted), _decode_faults(), origin=adapted, filled=filled
             )
         except ApiError as error:
             raise to_connect_error(error) from error
@@ -172,7 +218,7 @@ def _stream(
         adapted = ConnectContext(context)
         try:
             responses = pipeline.stream(
-                name, request, lambda: behaviour(request, adapted), _decode_faults(), filled=filled
+                name, request, lambda: behaviour(request, adapted), _decode_faults(), origin=adapted, filled=filled
             )
             async for response in responses:
                 yield response
@@ -194,8 +240,7 @@ def report_ignored_fields(app: ASGIApp) -> ASGIApp:
 
         async def send_with_header(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start" and notes.ignored:
-                # Quoted, because a caller may name a field anything, also a line break that begins a header.
-                value = ",".join(quote(path, safe=_PLAIN_IN_PATHS) for path in notes.ignored).encode()
+                value = _ignored_fields(notes.ignored)
                 message["headers"] = [*message.get("headers", ()), (IGNORED_FIELDS_HEADER.encode(), value)]
             await send(message)
 
@@ -205,3 +250,15 @@ def report_ignored_fields(app: ASGIApp) -> ASGIApp:
             decode_notes.reset(token)
 
     return wrapped
+
+
+def _ignored_fields(paths: Iterable[str]) -> bytes:
+    """List as many paths as a header has room for.
+
+    They are quoted, because a caller may name a field anything: also a line break that begins another header, or the
+    space that no header may begin with.
+    """
+    value = ",".join(quote(path, safe=_PLAIN_IN_PATHS) for path in paths)
+    if len(value) > _MAX_IGNORED_HEADER_BYTES:
+        value = value[:_MAX_IGNORED_HEADER_BYTES].rpartition(",")[0]
+    return value.encode()

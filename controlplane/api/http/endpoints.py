@@ -1,4 +1,9 @@
-"""The plain HTTP endpoints: health for load balancers and systemd, facts for people, metrics for Prometheus."""
+"""The plain HTTP endpoints: health for load balancers and systemd, facts for people, metrics for Prometheus.
+
+Who asks whether it works, or which version it is, needs no credential: load balancers have none, and programs ask
+before they log in. These answers are the same for everybody and name nothing of the cluster. Metrics, and the words in
+which parts say what is wrong with them, such as addresses of databases, are for insiders.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from controlplane.api.http.insiders import Insiders
 from limiquantix.errors import ApiError
 
 SERVICE_NAME = "limiquantix-controlplane"
@@ -39,6 +45,7 @@ def routes(
     registry: CollectorRegistry,
     started_at: datetime,
     services: list[str],
+    insiders: Insiders,
     advisory: Mapping[str, Advisory] | None = None,
 ) -> list[Route]:
     """Build the routes.
@@ -57,10 +64,13 @@ def routes(
     async def live(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
-    async def ready(_: Request) -> Response:
+    async def ready(request: Request) -> Response:
         words = await asyncio.gather(*map(_problem, probes.values()), *map(_in_time, hints.values()))
         problems = dict(zip([*probes, *hints], words, strict=True))
-        components = {name: _component(problem, is_needed=name in probes) for name, problem in problems.items()}
+        is_told = any(words) and await insiders.has(request)
+        components = {
+            name: _component(problem, is_needed=name in probes, is_told=is_told) for name, problem in problems.items()
+        }
         is_ready = not any(problems[name] for name in probes)
         return JSONResponse(
             {"status": "ready" if is_ready else "not_ready", "components": components},
@@ -87,14 +97,14 @@ def routes(
         Route("/live", live),
         Route("/ready", ready),
         Route("/api/v1/info", info),
-        Route("/metrics", metrics),
+        Route("/metrics", insiders.only(metrics)),
     ]
 
 
-def _component(problem: str, *, is_needed: bool) -> dict[str, str]:
+def _component(problem: str, *, is_needed: bool, is_told: bool) -> dict[str, str]:
     if not problem:
         return {"status": "healthy"}
-    return {"status": "unhealthy" if is_needed else "degraded", "message": problem}
+    return {"status": "unhealthy" if is_needed else "degraded", **({"message": problem} if is_told else {})}
 
 
 async def _problem(probe: ReadyProbe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ssl
 from typing import Any, Self
 
 import httpx
@@ -17,8 +18,8 @@ class ApiCallError(Exception):
 class Api:
     """A Connect/JSON client for one control plane; answers are the API's JSON as dictionaries."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=CALL_TIMEOUT_S, trust_env=False)
+    def __init__(self, url: str, trust: ssl.SSLContext, auth: httpx.Auth) -> None:
+        self._client = httpx.AsyncClient(base_url=url, timeout=CALL_TIMEOUT_S, trust_env=False, verify=trust, auth=auth)
 
     async def __aenter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from controlplane.cli.dev.api import ApiCallError
 from controlplane.cli.dev.demo import BootedGuest, GuestSilent, boot_hello
 from controlplane.cli.dev.processes import PortInUse
 from controlplane.cli.dev.stack import Cluster, ClusterFailed, ClusterOptions, HypervisorChoice, ProcessFailed
+from controlplane.cli.session import DEFAULT_SERVER
 
 MAX_NODES = 50
 
@@ -148,11 +149,11 @@ async def _show_cluster(cluster: Cluster, seconds: float) -> None:
             for node in nodes
         ],
     )
-    click.echo(f"\nAPI   {cluster.http_url}  (Connect/JSON; try {cluster.http_url}/ready)")
+    click.echo(f"\nAPI   {cluster.http_url}  (Connect/JSON over TLS; certificate of {cluster.authority_path})")
     click.echo(f"gRPC  {cluster.grpc_address}")
     if cluster.libvirt_uri is not None:
         click.echo(f"virsh -c '{cluster.libvirt_uri}' list --all")
-    if cluster.http_url != "http://127.0.0.1:8080":
+    if cluster.http_url != DEFAULT_SERVER:
         click.echo(f"export LIMIQUANTIX_SERVER={cluster.http_url}")
     click.echo(f"up in {seconds:.1f} s")
 

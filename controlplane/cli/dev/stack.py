@@ -17,12 +17,15 @@ from typing import Any, Self
 
 import yaml
 
+from controlplane.cli.credentials import CredentialFile
+from controlplane.cli.dev.access import ADMIN, Access, AccessFailed
 from controlplane.cli.dev.api import Api, ApiCallError
 from controlplane.cli.dev.demo import BootFiles
 from controlplane.cli.dev.guest_image import GuestImage, GuestImageError, build_guest_image
 from controlplane.cli.dev.libvirt_choice import LibvirtChoice, LibvirtKind, find_libvirt
 from controlplane.cli.dev.libvirtd import PrivateLibvirt, PrivateLibvirtError
 from controlplane.cli.dev.processes import DaemonProcess, ProcessFailed, free_port, require_free_port
+from controlplane.cli.failures import Failure
 
 START_TIMEOUT_S = 60.0
 HEARTBEAT_INTERVAL_S = 5
@@ -30,6 +33,8 @@ CPU_OVERCOMMIT_RATIO = 8.0
 _POLL_INTERVAL_S = 0.05
 _NODE_PORT = 9090
 _METRICS_PORT = 9091
+_HOSTS_PORT = 8082
+_JOINING_AT_ONCE = 4
 
 
 class HypervisorChoice(StrEnum):
@@ -67,14 +72,23 @@ class Cluster:
         self._supervisors: list[asyncio.Task[None]] = []
         self.http_url = ""
         self.grpc_address = ""
+        self._hosts_address = ""
         self.first_node: dict[str, Any] = {}
         self.boot_files: BootFiles | None = None
         self.libvirt_uri: str | None = None
         self.api: Api
 
+    @property
+    def authority_path(self) -> Path:
+        """Where the certificate of the cluster's authority is, for programs that call it."""
+        return self._options.data_dir / "ca.pem"
+
     async def __aenter__(self) -> Self:
         try:
             await self._start()
+        except (AccessFailed, Failure) as error:
+            await self._cleanup.aclose()
+            raise ClusterFailed(str(error)) from error
         except BaseException:
             await self._cleanup.aclose()
             raise
@@ -88,14 +102,13 @@ class Cluster:
         await asyncio.to_thread(options.data_dir.mkdir, mode=0o755, parents=True, exist_ok=True)
         http_port = require_free_port(options.http_port, "--http-port")
         grpc_port = require_free_port(options.grpc_port, "--grpc-port")
-        self.http_url = f"http://127.0.0.1:{http_port}"
+        self.http_url = f"https://127.0.0.1:{http_port}"
         self.grpc_address = f"127.0.0.1:{grpc_port}"
         self.libvirt_uri = await self._provide_libvirt()
-        self.api = await self._cleanup.enter_async_context(Api(self.http_url))
         started_at = datetime.now(UTC)
-        await self._start_control_plane(http_port, grpc_port)
-        for number in range(1, options.node_count + 1):
-            await self._start_node(number)
+        access = await self._start_control_plane(http_port, grpc_port)
+        slots = asyncio.Semaphore(_JOINING_AT_ONCE)
+        await asyncio.gather(*(self._start_node(number, access, slots) for number in range(1, options.node_count + 1)))
         await self._wait_for_nodes(started_at)
         self._supervisors = [asyncio.get_running_loop().create_task(daemon.supervise()) for daemon in self._daemons]
         self._cleanup.push_async_callback(self._stop_vms)
@@ -138,48 +151,72 @@ class Cluster:
     def _storage_path(self, number: int) -> Path:
         return self._options.data_dir / f"node-{number}" / "images"
 
-    async def _start_control_plane(self, http_port: int, grpc_port: int) -> None:
+    async def _start_control_plane(self, http_port: int, grpc_port: int) -> Access:
+        """Start it, and log in to it; `api` works from then on."""
+        directory = self._options.data_dir / "controlplane"
+        self._hosts_address = f"127.0.0.1:{self._daemon_port(_HOSTS_PORT, 1) or free_port(0)}"
         config = {
             "http": {"listen_address": f"127.0.0.1:{http_port}"},
             "grpc": {"listen_address": f"127.0.0.1:{grpc_port}"},
-            "database": {"url": f"sqlite:///{self._options.data_dir / 'controlplane' / 'limiquantix.db'}"},
+            "security": {
+                "hosts_listen_address": self._hosts_address,
+                "addresses": [f"127.0.0.1:{grpc_port}"],
+                "runtime_dir": str(directory / "run"),
+                "open_reflection": True,
+            },
+            "secrets": {"key_file": str(directory / "secret.key")},
+            "database": {"url": f"sqlite:///{directory / 'limiquantix.db'}"},
             "nodes": {"heartbeat_interval_s": HEARTBEAT_INTERVAL_S},
             # By the usual ratios a laptop of two cores has room for the demo's VM and one more.
             "scheduler": {"cpu_overcommit_ratio": CPU_OVERCOMMIT_RATIO, "reserved_cores": 0},
         }
         path = await asyncio.to_thread(self._write_config, "controlplane", config)
-        command = [sys.executable, "-m", "controlplane", "--config", str(path), "--migrate"]
+        ready = directory / "ready.json"
+        await asyncio.to_thread(ready.unlink, missing_ok=True)
+        command = [sys.executable, "-m", "controlplane", "--config", str(path), "--migrate", "--ready-file", str(ready)]
         process = await self._start_daemon("control plane", command, "controlplane")
-        await self._wait(self.api.is_ready, process, "the control plane is not ready")
-        self._tell(f"control plane ready at {self.http_url}")
 
-    async def _start_node(self, number: int) -> None:
+        async def listens() -> bool:
+            return await asyncio.to_thread(ready.exists)
+
+        await self._wait(listens, process, "the control plane does not listen")
+        access = Access(
+            ("controlplane", "--config", str(path)),
+            self.authority_path,
+            (CredentialFile(directory / "credentials.json"), CredentialFile()),
+        )
+        trust, password = await access.open()
+        self.api = await self._cleanup.enter_async_context(Api(self.http_url, trust, access.auth(self.http_url)))
+        self._cleanup.push_async_callback(access.log_out, self.http_url)
+        await access.log_in(self.api, self.http_url, password)
+        await self._wait(self.api.is_ready, process, "the control plane is not ready")
+        self._tell(f"control plane ready at {self.http_url}; `limiquantix` is logged in to it as {ADMIN}")
+        return access
+
+    async def _start_node(self, number: int, access: Access, slots: asyncio.Semaphore) -> None:
+        """Have a host join, if it did not, and its daemon run."""
         uses_libvirt = number == 1 and self.libvirt_uri is not None
         name = f"node-{number}"
         hypervisor: dict[str, Any] = {"storage_path": str(self._storage_path(number)), "backend": "mock"}
         if uses_libvirt:
             hypervisor |= {"backend": "libvirt", "libvirt_uri": self.libvirt_uri}
+        hostname, data_dir = _host_name() if number == 1 else f"mock-{number}", self._options.data_dir / name
         config = {
-            "node": {
-                "hostname": _host_name() if number == 1 else f"mock-{number}",
-                "data_dir": str(self._options.data_dir / name),
-            },
+            "node": {"hostname": hostname, "data_dir": str(data_dir)},
             "server": {
                 "listen_address": f"127.0.0.1:{self._daemon_port(_NODE_PORT, number)}",
                 "metrics_port": self._daemon_port(_METRICS_PORT, number),
             },
             "hypervisor": hypervisor,
-            "control_plane": {
-                "address": self.grpc_address,
-                "registration_enabled": True,
-                "heartbeat_interval_secs": HEARTBEAT_INTERVAL_S,
-            },
-            "self_fencing": {"run_dir": str(self._options.data_dir / name / "guard")},  # nothing is left in /run
+            "control_plane": {"address": self._hosts_address, "heartbeat_interval_secs": HEARTBEAT_INTERVAL_S},
+            "self_fencing": {"run_dir": str(data_dir / "guard")},  # nothing is left in /run
+            "migration": {"pki_path": None},  # nor in /etc: its libvirt has no others of its kind
         }
         path = await asyncio.to_thread(self._write_config, name, config)
-        await self._start_daemon(
-            f"node daemon {number}", [sys.executable, "-m", "nodedaemon", "--config", str(path)], name
-        )
+        command = ("nodedaemon", "--config", str(path))
+        async with slots:
+            await access.join(self.api, command, data_dir, hostname)
+        await self._start_daemon(f"node daemon {number}", [sys.executable, "-m", *command], name)
 
     def _daemon_port(self, first: int, number: int) -> int:
         """Choose a node daemon's port: a known one for people, a free one for whoever asked for free ones."""

@@ -11,9 +11,11 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Protocol, TypeVar
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from limiquantix.errors import (
@@ -26,6 +28,8 @@ from limiquantix.errors import (
     Unimplemented,
 )
 from limiquantix.rpc.canonical import canonicalise_ids
+from limiquantix.rpc.limits import CallLimits, NoLimits
+from limiquantix.rpc.standing import while_allowed
 from limiquantix.rpc.validation import Check, require_bounded, validate
 
 _log = logging.getLogger(__name__)
@@ -51,6 +55,48 @@ class CallContext(Protocol):
         ...
 
 
+class CallOrigin(Protocol):
+    """Where a call comes from; grpc.aio's ServicerContext satisfies it too."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Request metadata, keys in lower case."""
+        ...
+
+    def peer(self) -> str:
+        """From where the call comes: "ipv4:192.0.2.7:51234", "ipv6:[::1]:80", "unix:..."."""
+        ...
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS knows of the caller: with a certificate, its names under "x509_subject_alternative_name"."""
+        ...
+
+
+class CallGuard(Protocol):
+    """Stands at the door: finds out who calls and whether they may, and keeps a record of it."""
+
+    async def admit(self, method: str, origin: CallOrigin) -> None:
+        """Find out who calls, before anything of the request is looked at; raises the `ApiError` to refuse it with."""
+        ...
+
+    def around(self, method: str, request: Message, origin: CallOrigin) -> AbstractAsyncContextManager[None]:
+        """Let the call happen inside, or raise the `ApiError` that it ends with; what the call raises passes through.
+
+        Entered when it is known who calls and that the request is well-formed.
+
+        Args:
+            method: "/package.Service/Method".
+        """
+        ...
+
+    async def recheck(self, method: str, request: Message, origin: CallOrigin) -> None:
+        """Find out whether a stream that goes on may still; asked again and again, from a task of the call's context.
+
+        Raises:
+            ApiError: what it is to end with; Unavailable if that cannot be known at this moment.
+        """
+        ...
+
+
 class CallObserver(Protocol):
     """Sees each finished call, for metrics and logs."""
 
@@ -65,11 +111,54 @@ def is_filled(behaviour: Callable[..., object]) -> bool:
 
 
 class CallPipeline:
-    """Runs servicer methods; stateless but for its configuration, so safe for any number of calls at once."""
+    """Runs servicer methods; stateless but for its configuration, so safe for any number of calls at once.
 
-    def __init__(self, checks: Mapping[type[Message], Check], observer: CallObserver) -> None:
+    Args:
+        guard: asked for every call of a method that somebody wrote; None where the transport lets in nobody else.
+        limits: how long calls may take; transports read there how large requests may be. None for no more than a
+            message's size.
+    """
+
+    def __init__(
+        self,
+        checks: Mapping[type[Message], Check],
+        observer: CallObserver,
+        guard: CallGuard | None = None,
+        limits: CallLimits | None = None,
+    ) -> None:
         self._checks = checks
         self._observer = observer
+        self._guard = guard
+        self.limits: CallLimits = limits or NoLimits()
+
+    async def admit(self, method: str, origin: CallOrigin) -> None:
+        """Ask the guard who calls and whether they may, for what a server offers beside its own services.
+
+        What the request says does not matter there: the guard is shown an empty one.
+
+        Raises:
+            ApiError: nobody who may.
+        """
+        if self._guard is not None:
+            await self._guard.admit(method, origin)
+            async with self._guard.around(method, Empty(), origin):
+                pass
+
+    async def enter(self, method: str, origin: CallOrigin) -> None:
+        """Ask the guard who calls, before the request is waited for; then tell `unary` or `stream` so.
+
+        Raises:
+            ApiError: as `unary`.
+        """
+        if self._guard is None:
+            return
+        started_s = time.monotonic()
+        try:
+            await self._guard.admit(method, origin)
+        except Exception as error:
+            mapped = _as_api_error(method, error)
+            self._observer.call_finished(method, mapped.code, time.monotonic() - started_s)
+            raise mapped from error
 
     async def unary(
         self,
@@ -78,11 +167,14 @@ class CallPipeline:
         handler: Callable[[], Awaitable[ResponseT]],
         found: Sequence[FieldViolation] = (),
         *,
+        origin: CallOrigin,
         filled: bool = True,
+        has_entered: bool = False,
     ) -> ResponseT:
         """Validate the request and await the handler.
 
         Args:
+            has_entered: whether `enter` let the call in.
             found: faults that decoding found already, reported together with those found here.
             filled: False for a method of the contract that nobody wrote, see `is_filled`; then the request does not
                 matter, and a caller must not be told to mend it first.
@@ -93,9 +185,14 @@ class CallPipeline:
         started_s = time.monotonic()
         code = OK_CODE
         try:
-            if filled:
-                self._prepare(request, found)
-            return await handler()
+            if self._guard is None:
+                self._prepare(request, found, filled=filled)
+                return await self._in_time(method, handler)
+            if not has_entered:
+                await self._guard.admit(method, origin)
+            self._prepare(request, found, filled=filled)
+            async with self._guard.around(method, request, origin):
+                return await self._in_time(method, handler)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
@@ -113,16 +210,28 @@ class CallPipeline:
         handler: Callable[[], AsyncIterator[ResponseT]],
         found: Sequence[FieldViolation] = (),
         *,
+        origin: CallOrigin,
         filled: bool = True,
+        has_entered: bool = False,
     ) -> AsyncIterator[ResponseT]:
-        """Validate the request and pass the handler's messages on; errors as in `unary`."""
+        """Validate the request and pass the handler's messages on, as long as the guard lets; errors as in `unary`."""
         started_s = time.monotonic()
         code = OK_CODE
+        guard = self._guard
         try:
-            if filled:
-                self._prepare(request, found)
-            async for response in handler():
-                yield response
+            if guard is None:
+                self._prepare(request, found, filled=filled)
+                async for response in handler():
+                    yield response
+                return
+            if not has_entered:
+                await guard.admit(method, origin)
+            self._prepare(request, found, filled=filled)
+            async with guard.around(method, request, origin):
+                messages = while_allowed(handler(), lambda: guard.recheck(method, request, origin))
+                async with aclosing(messages):
+                    async for response in messages:
+                        yield response
         except (asyncio.CancelledError, GeneratorExit):
             code = Code.CANCELLED
             raise
@@ -133,7 +242,13 @@ class CallPipeline:
         finally:
             self._observer.call_finished(method, code, time.monotonic() - started_s)
 
-    def _prepare(self, request: Message, found: Sequence[FieldViolation]) -> None:
+    async def _in_time(self, method: str, handler: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
+        async with asyncio.timeout(self.limits.of(method).deadline_s):
+            return await handler()
+
+    def _prepare(self, request: Message, found: Sequence[FieldViolation], *, filled: bool) -> None:
+        if not filled:
+            return
         require_bounded(request, found)
         canonicalise_ids(request)
         validate(request, self._checks, found)

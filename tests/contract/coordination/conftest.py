@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -11,6 +13,7 @@ from controlplane.coordination.etcd.client import EtcdClient
 from controlplane.coordination.etcd.coordinator import EtcdCoordinator
 from controlplane.coordination.interface import Coordinator
 from controlplane.coordination.local import LocalCoordinator, LocalSite
+from tests.simulation.product.coordination import SimCoordinator, Site
 from tests.support.etcd import EtcdCluster, etcd_cluster
 
 MakeCoordinator = Callable[[], Coordinator]
@@ -23,7 +26,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
         yield cluster
 
 
-@pytest.fixture(params=["local", "etcd"])
+@pytest.fixture(params=["local", "etcd", "simulated"])
 async def make_coordinator(request: pytest.FixtureRequest) -> AsyncIterator[MakeCoordinator]:
     """Make the coordinator of one more process."""
     made: list[Coordinator] = []
@@ -32,6 +35,12 @@ async def make_coordinator(request: pytest.FixtureRequest) -> AsyncIterator[Make
 
         def make() -> Coordinator:
             made.append(LocalCoordinator(site))
+            return made[-1]
+    elif request.param == "simulated":
+        place = Site(time.monotonic, random.Random(0))
+
+        def make() -> Coordinator:
+            made.append(SimCoordinator(place, f"plane-{len(made)}"))
             return made[-1]
     else:
         cluster: EtcdCluster = request.getfixturevalue("etcd")

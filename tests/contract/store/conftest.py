@@ -30,3 +30,10 @@ async def store(url: str) -> AsyncIterator[Store]:
     """An open store on a fresh database."""
     async with open_store(url) as opened:
         yield opened
+
+
+@pytest.fixture
+async def other(url: str, store: Store) -> AsyncIterator[Store]:
+    """The same database, as another process has it."""
+    async with open_store(url) as second:
+        yield second

@@ -13,7 +13,7 @@ from controlplane.domain.node import Node, Phase
 from controlplane.domain.recommendation import Status
 from controlplane.domain.vm import PowerState
 from controlplane.drs.snapshot import Priority
-from controlplane.services.alerts import KEPT
+from controlplane.services.alerts import KEPT, MAX_CHANGES
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import Aborted, NotFound
 from tests.support.balancing_scene import Scene
@@ -135,8 +135,24 @@ async def test_same_finding_by_several_processes_at_once_raises_one_alert(scene:
         *(scene.alerts.sync(AlertKind.NODE_OVERLOADED, [finding]) for _ in range(5)), return_exceptions=True
     )
 
-    assert {type(each) for each in outcomes} <= {type(None), Aborted}
+    assert {type(each) for each in outcomes} <= {bool, Aborted}
     assert (await only(scene)).message == "it burns"
+
+
+async def test_very_many_changes_are_written_a_part_at_a_time(scene: Scene) -> None:
+    findings = [Finding("node", make_id(), AlertSeverity.WARNING, "gone") for _ in range(MAX_CHANGES + 2)]
+
+    async def open_count() -> int:
+        return (await scene.alerts.list(AlertFilter(), None, 1)).total_count
+
+    assert not await scene.alerts.sync(AlertKind.NODE_SILENT, findings)
+    assert await open_count() == MAX_CHANGES
+    assert await scene.alerts.sync(AlertKind.NODE_SILENT, findings)
+    assert await open_count() == MAX_CHANGES + 2
+    assert not await scene.alerts.sync(AlertKind.NODE_SILENT, [])
+    assert await open_count() == 2
+    assert await scene.alerts.sync(AlertKind.NODE_SILENT, [])
+    assert await open_count() == 0
 
 
 async def test_alert_that_comes_again_is_a_new_one(scene: Scene) -> None:

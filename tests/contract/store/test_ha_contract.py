@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from controlplane.domain.event import Change, EventFilter, EventType, LoggedEvent, Severity
-from controlplane.domain.fencing import Fence, FenceFilter, FenceState, HaSettings, Leadership
+from controlplane.domain.fencing import Fence, FenceFilter, FenceState, HaSettings, Leadership, NodeGuard
 from controlplane.domain.node import Node
 from controlplane.events.compaction import CompactionConfig, EventLogCompactor
 from controlplane.state.interface import Store, Transaction
-from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_OPERATOR
+from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_OPERATOR, FENCE_METHOD_POWER_OFF
 from limiquantix.errors import Aborted, ApiError, NotFound, Reason
 from tests.support.builders import START_OF_TIME, make_id, make_node
 from tests.support.fences import ended, make_fence, opened, proven, written
-from tests.support.stores import Stop, add, node_in, open_store
+from tests.support.stores import Stop, add, node_in
 
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-async def other(url: str, store: Store) -> AsyncIterator[Store]:
-    """The same database, as another process has it."""
-    async with open_store(url) as second:
-        yield second
 
 
 @pytest.fixture
@@ -141,14 +134,16 @@ async def test_fence_lives_from_its_intent_to_its_end(store: Store, node: Node) 
     assert (open_one.token, open_one.version, open_one.is_current) == (1, 1, True)
     assert await fence_in(store, open_one.id) == open_one
     marked = await node_in(store, node.id)
-    assert (marked.fence_token, marked.version) == (1, node.version + 1)
+    assert (marked.fence_token, marked.version) == (0, node.version + 1)
     with pytest.raises(Aborted):
         await store.run(lambda tx: tx.update_node(node))
 
     proof = await written(store, proven(open_one))
     assert await store.read(lambda tx: tx.current_fences()) == [proof]
     assert (await fence_in(store, open_one.id)).proof == proof.proof
+    assert (await node_in(store, node.id)).fence_token == 0
     over = await written(store, ended(proof))
+    assert (await node_in(store, node.id)).fence_token == 1
     assert await store.read(lambda tx: tx.current_fences()) == []
     assert over.version == 3
 
@@ -157,6 +152,7 @@ async def test_fence_lives_from_its_intent_to_its_end(store: Store, node: Node) 
     withdrawn = await written(store, replace(second, state=FenceState.WITHDRAWN, ended_at=START_OF_TIME))
     assert (withdrawn.state, withdrawn.is_current) == (FenceState.WITHDRAWN, False)
     assert await fence_in(store, second.id) == withdrawn
+    assert (await node_in(store, node.id)).fence_token == 2
 
 
 async def test_intent_to_fence_is_a_change_of_the_node_that_the_log_tells(store: Store, node: Node) -> None:
@@ -176,7 +172,8 @@ async def test_node_has_one_current_fence_whoever_opens_it(store: Store, other: 
     assert len(refused) == 5
     assert {each.reason for each in refused} == {Reason.FENCE_EXISTS}
     (current,) = await store.read(lambda tx: tx.current_fences())
-    assert (await node_in(store, node.id)).fence_token == current.token
+    marks = await store.read(lambda tx: tx.marks())
+    assert (marks.revoked, marks.tokens) == ({node.id: current.token}, {node.id: current.token})
     with pytest.raises(NotFound):
         await opened(store, make_id())
 
@@ -212,10 +209,40 @@ async def test_objection_before_the_proof_forbids_it_and_only_an_operator_may_ov
 
 
 async def test_objection_after_the_proof_comes_too_late(store: Store, other: Store, node: Node) -> None:
-    fence = await written(store, proven(await opened(store, node.id)))
+    fence = await written(store, proven(await opened(store, node.id), FENCE_METHOD_POWER_OFF))
     assert await other.run(lambda tx: tx.object_to_fences([node.id], "process-2")) == []
     assert await fence_in(other, fence.id) == fence
     assert await other.run(lambda tx: tx.object_to_fences([], "process-2")) == []
+
+
+async def test_objection_after_a_proof_of_protected_vms_is_noted_and_takes_nothing_back(
+    store: Store, other: Store, node: Node
+) -> None:
+    fence = await written(store, proven(await opened(store, node.id)))
+    assert await objected(other, node.id) == [node.id]
+    assert await objected(other, node.id) == []
+    stored = await fence_in(store, fence.id)
+    assert (stored.state, stored.proof, stored.heard_by) == (FenceState.PROVEN, fence.proof, "process-2")
+    forgotten = await written(store, replace(stored, heard_by=""))
+    assert await objected(other, node.id) == [node.id]
+    with pytest.raises(Aborted):
+        await written(store, forgotten)
+    await written(store, ended(await fence_in(store, fence.id)))
+
+
+async def test_fence_keeps_who_asked_for_it_and_in_which_boot_its_host_was(store: Store, node: Node) -> None:
+    guard = NodeGuard(node.id, 1, can_self_fence=True, obstacle="", boot_id="boot-1", noted_at=START_OF_TIME)
+    await store.run(lambda tx: tx.note_guards([guard]))
+    fence = await opened(store, node.id, asked_by="eve")
+    await store.run(lambda tx: tx.note_guards([replace(guard, boot_id="boot-2", noted_at=START_OF_TIME + SECOND)]))
+
+    stored = await fence_in(store, fence.id)
+
+    assert stored == fence
+    assert (stored.asked_by, stored.is_by_operator, stored.boot_id) == ("eve", True, "boot-1")
+    await written(store, ended(stored))
+    again = await opened(store, node.id)
+    assert (again.is_by_operator, again.boot_id) == (False, "boot-2")
 
 
 async def test_of_objection_and_proof_at_once_one_wins(store: Store, other: Store) -> None:
@@ -224,7 +251,7 @@ async def test_of_objection_and_proof_at_once_one_wins(store: Store, other: Stor
         await add(store, node)
         fence = await opened(store, node.id)
         results = await asyncio.gather(
-            written(store, proven(fence)),
+            written(store, proven(fence, FENCE_METHOD_POWER_OFF)),
             objected(other, node.id),
             return_exceptions=True,
         )
@@ -336,7 +363,7 @@ async def test_host_that_is_registered_anew_has_a_token_that_its_daemon_takes(st
     await add(store, again)
     assert (await node_in(store, again.id)).fence_token == 1
     marks = await store.read(lambda tx: tx.marks())
-    assert (marks.revoked, marks.tokens) == ({node.id: 1}, {again.id: 1})
+    assert (marks.revoked, marks.tokens) == ({node.id: 1}, {node.id: 1, again.id: 1})
     assert (await opened(store, again.id)).token == 2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,16 +14,9 @@ from controlplane.domain.vm import PowerState, Vm
 from controlplane.state.interface import Store
 from limiquantix.compute.v1.vm_pb2 import HaPolicy, VmSpec
 from tests.support.builders import START_OF_TIME, make_node, make_vm
-from tests.support.stores import add, open_store
+from tests.support.stores import add
 
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-async def other(url: str, store: Store) -> AsyncIterator[Store]:
-    """The same database, as another process has it."""
-    async with open_store(url) as second:
-        yield second
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from controlplane.domain.fencing import HaSettings, Leadership
 from controlplane.state.factory import migrate, migration_engine
 from controlplane.state.records import new_node_values, new_vm_values
 from controlplane.state.schema import nodes, vms
+from controlplane.state.seals import NO_SEALS
 from tests.support.builders import make_node, make_vm
 from tests.support.databases import EMPTY_DATABASES, MakeDatabase, alembic_config
 from tests.support.fences import opened
@@ -20,6 +21,7 @@ from tests.support.stores import node_in, open_store, vm_in
 BEFORE = "0010"
 NEW_TABLES = {"leadership", "ha_settings", "fences", "node_guards"}
 NEW_COLUMNS = {nodes: "fence_token", vms: "is_protected"}
+LATER_COLUMNS = {"disk_gib"}
 
 
 @pytest.fixture(params=list(EMPTY_DATABASES.values()), ids=list(EMPTY_DATABASES))
@@ -31,7 +33,8 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def insert_as_before(connection: Connection, table: Table, values: dict[str, object]) -> None:
     """Insert a row that has none of the new columns."""
-    known = {name: value for name, value in values.items() if name != NEW_COLUMNS[table]}
+    unknown = {NEW_COLUMNS[table], *LATER_COLUMNS}
+    known = {name: value for name, value in values.items() if name not in unknown}
     connection.execute(insert(table).inline(), known)
 
 
@@ -42,7 +45,7 @@ async def test_database_in_use_becomes_armed_without_a_leader_and_goes_back(empt
     with engine.begin() as connection:
         command.upgrade(alembic_config(connection), BEFORE)
         insert_as_before(connection, nodes, new_node_values(node))
-        insert_as_before(connection, vms, new_vm_values(vm))
+        insert_as_before(connection, vms, new_vm_values(vm, NO_SEALS))
 
     migrate(empty_url)
     async with open_store(empty_url) as store:

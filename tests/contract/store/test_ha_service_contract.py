@@ -16,7 +16,6 @@ from controlplane.domain.vm import PowerState
 from controlplane.ha.model import NodeHealth
 from controlplane.power.interface import PowerController, PowerEvidence
 from controlplane.services.ha import Forecast, HaService, NodeView, Waiting
-from controlplane.services.ha_observe import is_by_operator
 from controlplane.services.ha_status import HaStatusService
 from controlplane.services.hearing import Heard, Hearing
 from controlplane.state.interface import Store, Transaction
@@ -146,7 +145,7 @@ async def test_node_is_fenced_once_for_a_person_whether_it_is_well_or_not(scene:
     scene.hear(node, 0.1)
     fence = await scene.ha().fence_node(node.id, "its disk clicks", "eve")
     assert (fence.state, fence.hostname, fence.token) == (api.Fence.OPEN, "rack3-12", 1)
-    assert fence.reason == "operator:eve: its disk clicks"
+    assert fence.reason == "eve asked for it: its disk clicks"
     assert await scene.ha().fence_node(node.id, "again", "adam") == fence
     with pytest.raises(NotFound):
         await scene.ha().fence_node(make_id(), "who", "eve")
@@ -155,13 +154,25 @@ async def test_node_is_fenced_once_for_a_person_whether_it_is_well_or_not(scene:
 async def test_fence_of_a_silent_node_becomes_the_persons(scene: Scene, node: Node) -> None:
     await opened(scene.store, node.id)
     fence = await scene.ha().fence_node(node.id, "enough", "eve")
-    assert (fence.reason, fence.token) == ("operator:eve: enough", 1)
+    assert (fence.reason, fence.token) == ("eve asked for it: enough", 1)
 
 
 async def test_proven_fence_is_returned_as_it_is(scene: Scene, node: Node) -> None:
     await written(scene.store, proven(await opened(scene.store, node.id)))
     fence = await scene.ha().fence_node(node.id, "enough", "eve")
     assert (fence.state, fence.reason) == (api.Fence.PROVEN, "it was silent")
+
+
+async def test_status_tells_which_nodes_know_what_was_set_last(scene: Scene, node: Node) -> None:
+    (said,) = (await scene.status()).nodes
+    assert said.settings_version == 0
+    newest = (await scene.ha().disarm("new switch", "adam")).version
+    await scene.store.run(lambda tx: tx.note_guards([NodeGuard(node.id, newest - 1, True, "", "boot", NOW)]))
+    (said,) = (await scene.status()).nodes
+    assert said.settings_version == newest - 1
+    scene.hearing.hear(Heard(node.id, scene.now_s, NOW, NodeUsage(), known_ha_version=newest))
+    (said,) = (await scene.status()).nodes
+    assert said.settings_version == newest
 
 
 async def test_nothing_is_fenced_while_disarmed_or_switched_off(scene: Scene, node: Node) -> None:
@@ -255,7 +266,24 @@ async def test_process_that_hears_the_host_may_object_to_a_persons_word(
     assert refused.value.reason == Reason.FENCE_OBJECTED
     (fence,) = await scene.store.read(lambda tx: tx.current_fences())
     assert (fence.state, fence.heard_by) == (FenceState.OPEN, "process-2")
-    assert is_by_operator(fence) == is_fenced_by_person
+    assert fence.is_by_operator == is_fenced_by_person
+
+
+async def test_process_that_hears_the_host_may_object_also_where_its_lease_proved_a_part(
+    scene: Scene, node: Node
+) -> None:
+    proved = await written(scene.store, proven(await opened(scene.store, node.id)))
+    scene.objects_to = node.id
+
+    with pytest.raises(Aborted, match="process-2 heard node") as refused:
+        await scene.ha().confirm_dead(node.id, node.hostname, "pulled both cords", "eve")
+
+    assert refused.value.reason == Reason.FENCE_OBJECTED
+    (fence,) = await scene.store.read(lambda tx: tx.current_fences())
+    assert (fence.state, fence.proof) == (FenceState.PROVEN, proved.proof)
+    scene.objects_to = ""
+    confirmed = await scene.ha().confirm_dead(node.id, node.hostname, "now I pulled both", "eve")
+    assert confirmed.proof.method == api.FENCE_METHOD_OPERATOR
 
 
 async def test_persons_word_does_not_outlive_the_fence_it_was_about(scene: Scene, node: Node) -> None:

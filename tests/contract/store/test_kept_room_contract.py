@@ -14,8 +14,8 @@ from controlplane.domain.vm import PowerState, Vm
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.scheduler.scores import Strategy
 from controlplane.services.ha_forecast import HaForecaster
-from controlplane.services.kept_room import drain_refusal
-from controlplane.services.opinions import ROOM_FILTER, PlacementOpinions
+from controlplane.services.kept_room import ROOM_FILTER, drain_refusal
+from controlplane.services.opinions import PlacementOpinions
 from controlplane.services.placement import NodeMemory, place_vm
 from controlplane.state.interface import Store
 from limiquantix.compute.v1 import placement_service_pb2 as api

@@ -19,7 +19,7 @@ from controlplane.state.interface import Store, Transaction
 from limiquantix.compute.v1.node_pb2 import StorageDomain
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, PlacementPolicy, VmAffinityRule, VmSpec
 from limiquantix.errors import ResourceExhausted
-from tests.support.builders import START_OF_TIME, make_id, make_node, make_vm
+from tests.support.builders import START_OF_TIME, make_id, make_node, make_project, make_vm
 from tests.support.stores import Stop, add, open_store
 
 DB = {"app": "db"}
@@ -132,7 +132,9 @@ async def test_other_labels_and_other_projects_are_let_in(store: Store) -> None:
     assert await place(store, guest()) == ""
     assert await place(store, guest(labels={"app": "web"}))
     assert await place(store, guest(labels={}))
-    assert await place(store, guest(project_id=make_id()))
+    project = make_project()
+    await store.run(lambda tx: tx.insert_project(project))
+    assert await place(store, guest(project_id=project.id))
 
 
 async def test_vm_on_its_way_keeps_others_out_of_both_racks(store: Store) -> None:

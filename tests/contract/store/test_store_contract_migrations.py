@@ -18,7 +18,8 @@ import migrations
 from controlplane.state.factory import create_store, migrate, migration_engine
 from controlplane.state.interface import SchemaMismatch
 from controlplane.state.revision import REVISION_TABLE
-from controlplane.state.schema import REVISION, metadata
+from controlplane.state.schema import metadata
+from controlplane.state.schema_base import REVISION
 from tests.support.databases import EMPTY_DATABASES, MakeDatabase, alembic_config
 from tests.support.stores import open_store, vm_in
 
@@ -43,8 +44,8 @@ def has_another_default(
 
 
 def plain(default: str | None) -> str:
-    """Take quotes and PostgreSQL's type off a default."""
-    return (default or "").partition("::")[0].strip("'")
+    """Take quotes off a default, PostgreSQL's type, and the brackets that Alembic has around SQLite's."""
+    return (default or "").partition("::")[0].strip("()'")
 
 
 def test_migrated_database_and_the_tables_of_the_program_agree(empty_url: str) -> None:

@@ -251,3 +251,44 @@ async def test_silent_ready_nodes_are_marked_and_others_not(store: Store) -> Non
         Phase.MAINTENANCE,
     ]
     assert list(await store.run(lambda tx: tx.mark_silent_nodes(limit, now))) == []
+
+
+async def test_versions_of_all_nodes_are_those_of_their_records(store: Store) -> None:
+    first, second, gone = make_node(), make_node(), make_node()
+    await add(store, first, second, gone)
+    await store.run(lambda tx: tx.update_node(dataclasses.replace(first, phase=Phase.MAINTENANCE)))
+    await store.run(lambda tx: tx.delete_node(gone.id))
+    assert await store.read(lambda tx: tx.node_versions()) == {first.id: 2, second.id: 1}
+
+
+async def test_loaded_nodes_are_the_ready_ones_at_or_above_either_limit(store: Store) -> None:
+    def using(cpu_percent: float, memory_bytes: int, total_bytes: int = 2**45) -> NodeUsage:
+        return NodeUsage(cpu_percent, memory_bytes, total_bytes)
+
+    by_cpu = make_node(usage=using(80.0, 0))
+    by_memory = make_node(usage=using(0.0, 2**44))
+    idle = make_node(usage=using(79.9, 2**44 - 2**30))
+    unheard = make_node(usage=using(0.0, 0, 0))
+    away = make_node(usage=using(99.0, 2**45), phase=Phase.NOT_READY)
+    await add(store, by_cpu, by_memory, idle, unheard, away)
+
+    found = await store.read(lambda tx: tx.loaded_nodes(80.0, 50.0))
+
+    assert {node.id for node in found} == {by_cpu.id, by_memory.id}
+    assert {node.id: node.usage for node in found} == {each.id: each.usage for each in (by_cpu, by_memory)}
+
+
+async def test_count_of_changes_is_only_taken_from_the_host_that_the_vm_is_placed_on(store: Store) -> None:
+    left, node = make_node(), make_node()
+    vm = make_vm(node_id=node.id, reported_change_count=1)
+    await add(store, left, node, vm)
+
+    async def counts_after(node_id: str, count: int) -> int:
+        await store.run(lambda tx: tx.touch_vms(node_id, {vm.id: count}, START_OF_TIME))
+        stored = await vm_in(store, vm.id)
+        assert stored is not None
+        return stored.reported_change_count
+
+    assert await counts_after(left.id, 9) == 1
+    assert await counts_after(node.id, 3) == 3
+    assert await counts_after(node.id, 2) == 3

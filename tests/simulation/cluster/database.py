@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from controlplane.coordination.interface import CoordinationAway, RevocationMark
-from controlplane.domain.fencing import Fence, FenceState, HaSettings, Leadership, Marks, NodeGuard
+from controlplane.domain.fencing import Counters, Fence, FenceState, HaSettings, Leadership, Marks, NodeGuard
+from controlplane.domain.ha_errors import stale_epoch
 from controlplane.domain.node import Phase
 from controlplane.state.threads import drive
+from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_OPERATOR
 from limiquantix.errors import Aborted, ApiError, Reason, Unavailable
 from tests.simulation.cluster.kernel import Kernel, Network, Process, Violation
 from tests.simulation.cluster.rules import Rules
@@ -31,26 +33,34 @@ class NodeRow:
     fence_token: int = 0
     error_message: str = ""
     updated_at: datetime | None = None
+    last_heartbeat_at: datetime | None = None
     annotations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class VmRow:
-    """A VM that shall run."""
+    """A VM. `generation` counts up with every wish and every move: hosts refuse commands of older ones."""
 
     id: str
     node_id: str
     memory: int
     is_protected: bool = False
     wants_protection: bool = True
+    shall_run: bool = True
+    shall_go: bool = False
+    generation: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class StartRow:
-    """The operation on a VM: it is moved, if it is one from a fence, and started. `taken_at_s` by the database."""
+    """The operation on a VM: it is moved, if it is one from a fence, and started; or is stopped where it is.
+
+    `taken_at_s` by the database.
+    """
 
     vm_id: str
     fence_id: str = ""
+    stops: bool = False
     target_id: str = ""
     is_moved: bool = False
     taken_by: str = ""
@@ -60,6 +70,17 @@ class StartRow:
     def id(self) -> str:
         """Name it in logs."""
         return f"{self.vm_id}/{self.fence_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRow:
+    """A migration, from when its target is claimed until it is known where the VM is. `key` is its generation."""
+
+    vm_id: str
+    source_id: str
+    target_id: str
+    key: int
+    taken_at_s: float
 
 
 @dataclass(slots=True)
@@ -73,6 +94,7 @@ class Rows:
     guards: dict[str, NodeGuard] = field(default_factory=dict)
     vms: dict[str, VmRow] = field(default_factory=dict)
     starts: dict[str, StartRow] = field(default_factory=dict)
+    moves: dict[str, MoveRow] = field(default_factory=dict)
     capacity: dict[str, int] = field(default_factory=dict)
     last_token: int = 0
 
@@ -86,6 +108,7 @@ class Rows:
             dict(self.guards),
             dict(self.vms),
             dict(self.starts),
+            dict(self.moves),
             self.capacity,
             self.last_token,
         )
@@ -96,7 +119,13 @@ class Rows:
 
     def free(self, node_id: str) -> int:
         """Return how much is not claimed on a node."""
-        return self.capacity[node_id] - sum(vm.memory for vm in self.vms.values() if vm.node_id == node_id)
+        arriving = sum(self.vms[move.vm_id].memory for move in self.moves.values() if move.target_id == node_id)
+        return self.capacity[node_id] - arriving - sum(vm.memory for vm in self.vms.values() if vm.node_id == node_id)
+
+    def is_proven_dead(self, node_id: str) -> bool:
+        """Whether a node has a proven fence, so that it is given no commands."""
+        fence = self.fence_of(node_id)
+        return fence is not None and fence.state == FenceState.PROVEN
 
 
 class Transaction:
@@ -114,19 +143,38 @@ class Transaction:
         return self.rows.leadership
 
     async def require_epoch(self, epoch: int) -> None:
-        if epoch < self.rows.leadership.epoch and self._rules.checks_epoch:
-            raise Aborted(Reason.STALE_EPOCH, "a newer epoch was begun")
+        newest = self.rows.leadership
+        if epoch < newest.epoch and self._rules.checks_epoch:
+            raise stale_epoch(epoch, newest.epoch, newest.leader_id)
 
     async def ha_settings(self) -> HaSettings:
         return self.rows.settings
+
+    async def update_ha_settings(self, settings: HaSettings) -> HaSettings:
+        if settings.version != self.rows.settings.version:
+            raise Aborted(Reason.STALE_GENERATION, "the settings were changed since")
+        self.rows.settings = replace(settings, version=settings.version + 1)
+        return self.rows.settings
+
+    async def raise_counters(self, known: Counters) -> Counters:
+        """Raise nothing: this database never loses anything, so nobody knows of more than it does."""
+        rows, tokens = self.rows, await self.marks()
+        require(known.epoch <= rows.leadership.epoch, f"epoch {known.epoch} is known, and not recorded")
+        require(known.ha_version <= rows.settings.version, f"settings {known.ha_version} are known, and not recorded")
+        for node_id, token in known.tokens.items():
+            newest = tokens.tokens.get(node_id, 0)
+            require(token <= newest, f"token {token} of {node_id} is known, and not recorded")
+        return Counters()
 
     async def open_fence(self, fence: Fence) -> Fence:
         if self.rows.fence_of(fence.node_id) is not None:
             raise Aborted(Reason.FENCE_EXISTS, "the node has a current fence")
         self.rows.last_token += 1
-        opened = replace(fence, id=f"fence-{self.rows.last_token}", token=self.rows.last_token)
+        guard, token = self.rows.guards.get(fence.node_id), self.rows.last_token
+        opened = replace(fence, id=f"fence-{token}", token=token, boot_id=guard.boot_id if guard else "")
         self.rows.fences[opened.id] = opened
-        self.rows.nodes[fence.node_id] = replace(self.rows.nodes[fence.node_id], fence_token=opened.token)
+        if not self._rules.withholds_token:
+            self._give_token(opened)
         return opened
 
     async def get_fence(self, fence_id: str) -> Fence | None:
@@ -136,10 +184,16 @@ class Transaction:
         before = self.rows.fences[fence.id]
         if before.version != fence.version:
             raise Aborted(Reason.STALE_GENERATION, "the fence was changed since")
-        if before.heard_by and fence.state == FenceState.PROVEN:
+        is_word = fence.proof is not None and fence.proof.method == FENCE_METHOD_OPERATOR
+        if before.heard_by and fence.state == FenceState.PROVEN and not is_word:
             raise Aborted(Reason.FENCE_OBJECTED, "the node was heard")
         self.rows.fences[fence.id] = replace(fence, version=fence.version + 1)
+        if not fence.is_current:
+            self._give_token(fence)
         return self.rows.fences[fence.id]
+
+    def _give_token(self, fence: Fence) -> None:
+        self.rows.nodes[fence.node_id] = replace(self.rows.nodes[fence.node_id], fence_token=fence.token)
 
     async def current_fences(self) -> Sequence[Fence]:
         return [fence for fence in self.rows.fences.values() if fence.is_current]
@@ -156,7 +210,7 @@ class Transaction:
         rows = self.rows
         revoked = {fence.node_id: fence.token for fence in rows.fences.values() if fence.is_current}
         tokens = {node.id: node.fence_token for node in rows.nodes.values() if node.fence_token}
-        return Marks(rows.leadership.epoch, rows.settings, revoked, tokens)
+        return Marks(rows.leadership.epoch, rows.settings, revoked, tokens | revoked)
 
     async def node_guards(self) -> Sequence[NodeGuard]:
         return list(self.rows.guards.values())
@@ -171,8 +225,9 @@ class Transaction:
     async def get_node(self, node_id: str) -> NodeRow | None:
         return self.rows.nodes.get(node_id)
 
-    async def update_node(self, node: NodeRow, event: object) -> None:
+    async def update_node(self, node: NodeRow, event: object) -> NodeRow:
         self.rows.nodes[node.id] = node
+        return node
 
     async def log_node_event(self, node: NodeRow, event: object) -> None:
         """Take what is told in the log; nothing here reads it."""

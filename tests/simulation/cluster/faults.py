@@ -24,8 +24,10 @@ class Faults:
         self.network = site.database.network
         self.count = 0
         self.is_over = False
+        self.is_alone = False
+        """Whether a story of which the end is known by itself is told, so that nothing else may happen."""
         self._touched_s = dict.fromkeys(planes, 0.0)
-        self._kinds: list[tuple[int, Callable[[float], str]]] = [
+        self.kinds: list[tuple[int, Callable[[float], str]]] = [
             (6, self._power_off),
             (9, self._cut_host_off),
             (5, self._cut_host_from_plane),
@@ -50,19 +52,18 @@ class Faults:
             (4, self._split),
         ]
         self.stories: list[Callable[[float], str]] = [self._power_off, self._split, self._split]
-        self._weights = [weight for weight, _ in self._kinds]
 
     def schedule(self) -> float:
         """Draw the faults of this history; returns when they end."""
         draw = self.kernel.random
-        if draw.random() < 0.4:
+        if draw.random() < 0.3:
             end_s = draw.uniform(20.0, 45.0)
             for _ in range(draw.randint(2, 9)):
                 self.kernel.at(draw.uniform(FIRST_S, end_s - 3.0), self._break)
             return end_s
         self.kernel.at(draw.uniform(FIRST_S, FIRST_S + 3.0), lambda: self._begin(draw.choice(self.stories)))
         for _ in range(draw.choice((0, 0, 1, 2))):
-            self.kernel.at(draw.uniform(FIRST_S, FIRST_S + STORY_S - 5.0), self._break)
+            self.kernel.at(draw.uniform(FIRST_S + 3.0, FIRST_S + STORY_S - 5.0), self._break)
         return FIRST_S + STORY_S
 
     def stop(self) -> None:
@@ -71,6 +72,7 @@ class Faults:
         network, database, etcd = self.network, self.site.database, self.site.etcd
         network.cut.clear()
         network.lag_s.clear()
+        network.release()
         network.loss = network.slow_s = network.straggle = 0.0
         network.is_calm = True
         database.is_away = etcd.is_away = False
@@ -79,23 +81,25 @@ class Faults:
             host.boot()
             host.begin_daemon()
             host.daemon.dies_in_steps = -1
+            host.let_starts_go_on()
         for plane in self.planes.values():
             plane.begin()
             plane.process.dies_in_steps = -1
+        self._touch()
         self.kernel.note("faults stop")
 
     def is_well_since(self, plane: str, since_s: float) -> bool:
         """Whether nothing was wrong with a control plane and its ways to database and etcd since then."""
         process, network, database = self.planes[plane].process, self.network, self.site.database
         is_well = process.is_up and not process.is_paused() and not database.is_away and not database.slow_s
-        is_linked = not network.loss and not network.slow_s and not network.straggle and not network.lag_s
+        is_linked = not (network.loss or network.slow_s or network.straggle or network.lag_s or network.held)
         is_cut = any({plane, "db"} == set(link) for link in network.cut)
         return is_well and is_linked and not is_cut and self._touched_s[plane] < since_s
 
     def _break(self) -> None:
-        if self.is_over:
+        if self.is_over or self.is_alone:
             return
-        self._begin(self.kernel.random.choices(self._kinds, self._weights)[0][1])
+        self._begin(self.kernel.random.choices(self.kinds, [weight for weight, _ in self.kinds])[0][1])
 
     def _begin(self, kind: Callable[[float], str]) -> None:
         draw = self.kernel.random

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from controlplane.domain.fencing import FenceState, HaSettings
 from controlplane.domain.ha_times import HaTimes
-from controlplane.ha.model import HaConfig
+from controlplane.ha.model import HaConfig, ShutdownPolicy
 from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_LEASE_EXPIRED
 from tests.simulation.cluster.database import Database, Etcd, NodeRow, Rows, VmRow, require
+from tests.simulation.cluster.deciding import MAX_FENCING_SHARE
 from tests.simulation.cluster.host import Host
 from tests.simulation.cluster.kernel import Kernel, Network, Violation
-from tests.simulation.cluster.plane import MAX_FENCING_SHARE, Plane
+from tests.simulation.cluster.ledger import Ledger
+from tests.simulation.cluster.plane import Plane
 from tests.simulation.cluster.plane_parts import Site
 from tests.simulation.cluster.rules import Rules
 from tests.simulation.cluster.stories import Stories
@@ -35,6 +37,8 @@ class Outcome:
     fence_count: int = 0
     proven_count: int = 0
     failover_count: int = 0
+    migration_count: int = 0
+    ack_count: int = 0
     epoch_count: int = 0
     fault_count: int = 0
     check_count: int = 0
@@ -62,9 +66,11 @@ class History:
             times.proof_wait_s if rules.waits_out else 5.0,
             max_fencing_share=MAX_FENCING_SHARE if rules.has_share else 1.0,
             brake_share=0.5 if rules.has_brake else 2.0,
+            shutdown_policy=draw.choice((ShutdownPolicy.CONDITIONAL, ShutdownPolicy.FAILOVER, ShutdownPolicy.FREEZE)),
+            frozen_s=40.0,
         )
         agents = [host_id for host_id in host_ids if draw.random() < 0.3]
-        self.site = Site(kernel, self.database, etcd, {}, rules, times, config, agents)
+        self.site = Site(kernel, self.database, etcd, {}, rules, times, config, agents, Ledger(self.executing))
         self.planes = {name: Plane(self.site, name) for name in plane_names}
         for host_id in host_ids:
             self.site.hosts[host_id] = Host(
@@ -75,9 +81,12 @@ class History:
                 times,
                 plane_names,
                 lambda name, beat, answer: self.planes[name].take(beat, answer),
+                lambda name, request, answer: self.planes[name].hear_out(request, answer),
                 self._on_start,
                 can_self_fence=draw.random() < 0.85,
             )
+        for host in self.site.hosts.values():
+            host.peers = self.site.hosts
         self._fill(host_ids)
         self.faults = Stories(self.site, self.planes)
 
@@ -105,6 +114,7 @@ class History:
             kernel.run_until(self.faults.schedule())
             self.faults.stop()
             self._mend()
+            self.site.ledger.check_end(self.database.rows)
         except Violation as violation:
             outcome.violation = str(violation)
             outcome.trace = list(kernel.trace)
@@ -115,6 +125,7 @@ class History:
         outcome.event_count, outcome.virtual_s = kernel.event_count, kernel.now_s
         outcome.fault_count, outcome.epoch_count = self.faults.count, rows.leadership.epoch
         outcome.fence_count = len(rows.fences)
+        outcome.ack_count = self.site.ledger.count
         outcome.proven_count = sum(fence.proof is not None for fence in rows.fences.values())
         return outcome
 
@@ -123,33 +134,36 @@ class History:
         while wrong := self._wrong():
             require(self.kernel.now_s < end_s, f"not mended {MENDS_WITHIN_S:.0f} s after faults stopped: {wrong}")
             self.kernel.run_until(self.kernel.now_s + LOOK_S)
-            for host in self.site.hosts.values():
-                if not host.is_on and self.kernel.random.random() < 0.2:
-                    host.boot()
+            self.faults.look_after()
 
     def _wrong(self) -> str:
+        """Say what is not mended yet; "" if all is."""
         rows = self.database.rows
         if fences := [fence.node_id for fence in rows.fences.values() if fence.is_current]:
             return f"{fences} are fenced"
         leaders = [name for name, plane in self.planes.items() if plane.manager.is_leader]
         if len(leaders) != 1 or rows.leadership.leader_id != leaders[0]:
             return f"leaders are {leaders}, {rows.leadership.leader_id} is recorded"
+        if not rows.settings.is_armed or rows.moves:
+            return f"is_armed is {rows.settings.is_armed}, and {[*rows.moves]} are being migrated"
         for vm in rows.vms.values():
-            if vm.id not in self.site.hosts[vm.node_id].running:
-                return f"{vm.id} does not run on {vm.node_id}"
+            runs = vm.id in self.site.hosts[vm.node_id].running
+            if vm.shall_go or runs != vm.shall_run:
+                return f"{vm.id} runs on {vm.node_id}: {runs}; it shall: {vm.shall_run}; it shall go: {vm.shall_go}"
         return ""
 
     # what must hold
 
     def _on_start(self, host: Host, vm_id: str) -> None:
         self.outcome.start_count += 1
-        self.check_running(vm_id)
-
-    def check_running(self, vm_id: str) -> None:
-        """Check that a VM runs on one host at most."""
         self.outcome.check_count += 1
-        where = [host.id for host in self.site.hosts.values() if host.executes(vm_id)]
+        where = self.executing(vm_id)
         require(len(where) <= 1, f"{vm_id} runs on {where}")
+        self.site.ledger.check_start(vm_id)
+
+    def executing(self, vm_id: str) -> list[str]:
+        """Return the hosts on which a VM does anything now."""
+        return [host.id for host in self.site.hosts.values() if host.executes(vm_id)]
 
     def _watch(self, before: Rows, after: Rows) -> None:
         """Check a transaction."""
@@ -158,8 +172,10 @@ class History:
         for node in after.nodes.values():
             require(node.fence_token >= before.nodes[node.id].fence_token, "a token fell")
         for vm in after.vms.values():
-            if before.vms[vm.id].node_id != vm.node_id:
-                self._check_move(before, after, vm.id)
+            was = before.vms[vm.id]
+            if was is not vm:
+                self._check_vm(before, after, was, vm)
+        self.site.ledger.check(before, after)
         for fence in after.fences.values():
             known = before.fences.get(fence.id)
             if known is None:
@@ -167,14 +183,25 @@ class History:
             elif fence.state == FenceState.PROVEN != known.state:
                 self._check_proof(after, fence.id)
 
-    def _check_move(self, before: Rows, after: Rows, vm_id: str) -> None:
+    def _check_vm(self, before: Rows, after: Rows, was: VmRow, vm: VmRow) -> None:
+        require(vm.generation >= was.generation, f"the generation of {vm.id} fell")
+        if vm.shall_run and not was.shall_run:
+            self.site.ledger.wanted(vm.id)
+        if was.node_id == vm.node_id:
+            return
+        self.kernel.note(f"{vm.id} is moved from {was.node_id} to {vm.node_id}")
+        require(not self.site.hosts[was.node_id].executes(vm.id), f"{vm.id} leaves {was.node_id}, but runs there")
+        require(after.free(vm.node_id) >= 0, f"more is claimed on {vm.node_id} than it has")
+        move = before.moves.get(vm.id)
+        if move is not None and move.target_id == vm.node_id:
+            self.outcome.migration_count += 1
+            return
         self.outcome.failover_count += 1
-        source, target = before.vms[vm_id].node_id, after.vms[vm_id].node_id
-        self.kernel.note(f"{vm_id} is moved from {source} to {target}")
-        fence = before.fence_of(source)
-        require(fence is not None and fence.proof is not None, f"{vm_id} leaves {source}, which is not proven dead")
-        require(not self.site.hosts[source].executes(vm_id), f"{vm_id} leaves {source}, but runs there")
-        require(after.free(target) >= 0, f"more is claimed on {target} than it has")
+        require(was.shall_run, f"{vm.id} is started elsewhere, although it shall be off")
+        fence = before.fence_of(was.node_id)
+        require(
+            fence is not None and fence.proof is not None, f"{vm.id} leaves {was.node_id}, which is not proven dead"
+        )
 
     def _check_opened(self, rows: Rows, fence_id: str) -> None:
         fence = rows.fences[fence_id]
@@ -186,7 +213,12 @@ class History:
         assert fence.proof is not None
         self.kernel.note(f"{fence_id} of {fence.node_id} is proven: {fence.proof.evidence}")
         require(fence.proof.epoch == rows.leadership.epoch, f"{fence_id} is proven by a leader of before")
-        if fence.proof.method != FENCE_METHOD_LEASE_EXPIRED:
+        is_by_lease = fence.proof.method == FENCE_METHOD_LEASE_EXPIRED
+        for vm in rows.vms.values():
+            if vm.node_id == fence.node_id and (vm.is_protected or not is_by_lease):
+                runs = self.site.hosts[fence.node_id].executes(vm.id)
+                require(not runs, f"{fence_id} is proven ({fence.proof.evidence}), but {vm.id} runs on {fence.node_id}")
+        if not is_by_lease or fence.is_by_operator:
             return
         opened_s = fence.opened_at.timestamp()
         for name, plane in self.planes.items():

@@ -7,12 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from controlplane.domain.ha_times import HaTimes
-from limiquantix.compute.v1.node_service_pb2 import UpdateHeartbeatRequest, UpdateHeartbeatResponse
+from controlplane.domain.migration_truth import Progress
+from limiquantix.compute.v1.node_service_pb2 import (
+    AnnounceShutdownRequest,
+    UpdateHeartbeatRequest,
+    UpdateHeartbeatResponse,
+)
 from limiquantix.errors import ApiError
 from nodedaemon.self_fencing.keeper import TEND_S, SelfFencing
 from nodedaemon.self_fencing.lease import Known
 from nodedaemon.self_fencing.orders import Orders
-from tests.simulation.cluster.kernel import Ask, Clock, Kernel, Network, Process
+from tests.simulation.cluster.commands import Commands
+from tests.simulation.cluster.kernel import Ask, Clock, Kernel, Network, Process, Resume
 from tests.simulation.cluster.rules import Rules
 
 if TYPE_CHECKING:
@@ -30,6 +36,9 @@ class Disk:
 
     known: Known = field(default_factory=Known)
     protected: frozenset[str] = frozenset()
+    generations: dict[str, int] = field(default_factory=dict)
+    """The newest that was taken, by VM."""
+    defined: set[str] = field(default_factory=set)
 
 
 class Memory:
@@ -78,7 +87,7 @@ class Processes:
 
     async def kill(self, vm_ids: Collection[str]) -> Collection[str]:
         await self._host.daemon.sleep(self._host.kill_delay_s())
-        killed = self._host.running & set(vm_ids)
+        killed = self._host.in_memory() & set(vm_ids)
         if self._host.rules.self_fences and self._host.fencing.lease.must_kill(self._host.clock.now_ns()):
             self._host.kill(killed, "the daemon")
             return killed
@@ -132,6 +141,8 @@ class Host:
     times: HaTimes
     planes: Collection[str]
     take: Take
+    hear_out: Callable[[str, AnnounceShutdownRequest, Callable[[Any], None]], bool]
+    """How it tells a control plane that it goes."""
     on_start: Callable[[Host, str], None]
     can_self_fence: bool = True
     clock: Clock = field(init=False)
@@ -140,27 +151,49 @@ class Host:
     disk: Disk = field(default_factory=Disk)
     orders: Orders | None = None
     running: set[str] = field(default_factory=set)
+    paused: set[str] = field(default_factory=set)
+    """Guests that stand still here, since the other host of their migration may have them."""
+    incoming: dict[str, int] = field(default_factory=dict)
+    """VMs that may arrive, by the keys of their migrations."""
+    arriving: set[str] = field(default_factory=set)
+    """Those of them that are being sent."""
+    sending: dict[str, tuple[int, Progress]] = field(default_factory=dict)
+    """How the last migration of each VM away from here goes, and its key."""
+    peers: dict[str, Host] = field(default_factory=dict)
+    commands: Commands = field(init=False)
     starting: set[object] = field(default_factory=set)
     """Marks of starts that are under way in the hypervisor."""
     boot_count: int = 0
     is_on: bool = False
+    is_closed: bool = False
+    """Whether no change of a VM is let in any more, since it goes down."""
+    is_mute: bool = False
+    """Whether its heartbeats say nothing of VMs, as while the hypervisor does not answer."""
+    is_unplugged: bool = False
+    """Whether somebody sees to it that it stays off."""
     frozen_until_s: float = 0.0
     fencing: SelfFencing = field(init=False)
     next_start_s: float = 0.0
     """How long the next start hangs; 0 for what is drawn then."""
+    holds_starts: bool = False
+    """Whether starts hang until `let_starts_go_on`."""
+    is_patient: bool = False
+    """Whether it always waits long for the answer to a heartbeat, and not by chance."""
     guard_rests_until_s: float = 0.0
+    held_starts: list[Resume] = field(default_factory=list)
     _due: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.kernel, self.times.clock_drift)
         self.daemon = Process(self.kernel, f"{self.id}.daemon", self.clock)
         self.guard = Process(self.kernel, f"{self.id}.guard", self.clock)
+        self.commands = Commands(self)
 
     # machine
 
     def boot(self) -> None:
         """Switch it on; nothing runs yet."""
-        if self.is_on:
+        if self.is_on or self.is_unplugged:
             return
         self.kernel.note(f"{self.id} boots")
         self.is_on = True
@@ -176,8 +209,16 @@ class Host:
             self.is_on = False
             self.daemon.die()
             self.guard.die()
-            self.running.clear()
+            for vm_id, (key, _) in self.sending.items():
+                for peer in self.peers.values():
+                    self._gives_up_later(peer, vm_id, key)
+            for gone in (self.running, self.paused, self.incoming, self.arriving, self.sending):
+                gone.clear()
             self.frozen_until_s = 0.0
+
+    def _gives_up_later(self, peer: Host, vm_id: str, key: int) -> None:
+        delay_s = self.kernel.random.uniform(0.1, 25.0)
+        self.kernel.after(delay_s, lambda: peer.commands.give_up_arrival(vm_id, key))
 
     def freeze(self, span_s: float) -> None:
         """Stop the whole machine, guests included; its clock goes on, and the guard is the first to go on after."""
@@ -204,7 +245,7 @@ class Host:
         orders = self.orders
         if orders is None or not orders.must_kill(self.clock.now_ns()) or not self.rules.self_fences:
             return
-        doomed = self.running & set(orders.vm_ids)
+        doomed = self.in_memory() & set(orders.vm_ids)
         if not doomed:
             return
         if self.kernel.now_s < self.frozen_until_s + 0.002 and self.frozen_until_s:
@@ -212,11 +253,11 @@ class Host:
             return
         if self._due[0] != orders.end_ns:
             self._due = (orders.end_ns, self.kernel.now_s + self.kill_delay_s())
-        self.guard.at(self._due[1], lambda: self._guard_kills(doomed))
+        self.guard.at(self._due[1], self._guard_kills)
 
-    def _guard_kills(self, doomed: set[str]) -> None:
+    def _guard_kills(self) -> None:
         if self.orders is not None and self.orders.must_kill(self.clock.now_ns()):
-            self.kill(doomed & self.running, "the guard")
+            self.kill(self.in_memory() & set(self.orders.vm_ids), "the guard")
 
     def kill_delay_s(self) -> float:
         """Draw how long killing takes, within what is promised, in true time."""
@@ -226,7 +267,29 @@ class Host:
         """End VMs."""
         if vm_ids:
             self.kernel.note(f"{self.id}: {who} kills {sorted(vm_ids)}")
-            self.running -= set(vm_ids)
+            self.end(vm_ids)
+
+    # VMs
+
+    def in_memory(self) -> set[str]:
+        """Return all VMs that have a process here."""
+        return self.running.union(self.paused, self.incoming)
+
+    def run(self, vm_id: str) -> None:
+        """Have a VM run, from now on."""
+        self.paused.discard(vm_id)
+        self.running.add(vm_id)
+        self.disk.defined.add(vm_id)
+        self.on_start(self, vm_id)
+        self.wind_guard()
+
+    def end(self, vm_ids: Collection[str]) -> None:
+        """End the processes of VMs."""
+        for vm_id in vm_ids:
+            self.running.discard(vm_id)
+            self.paused.discard(vm_id)
+            self.arriving.discard(vm_id)
+            self.incoming.pop(vm_id, None)
 
     # daemon
 
@@ -235,6 +298,7 @@ class Host:
         if not self.is_on or self.daemon.is_up:
             return
         self.daemon.begin()
+        self.is_closed = self.is_mute = False
         self.starting.clear()  # a start ends with the daemon that asked for it
         if not self.rules.remembers:
             self.disk.known = Known()
@@ -263,10 +327,11 @@ class Host:
         while True:
             request = UpdateHeartbeatRequest(node_id=self.id)
             self.fencing.describe(request)
-            request.running_vm_count = len(self.running)
+            request.running_vm_count = 0 if self.is_mute else len(self.running)
             sent_ns = self.clock.now_ns()
             message = Heartbeat(request, frozenset(self.running))
-            limit_s = HEARTBEAT_LIMIT_S if self.kernel.random.random() < 0.5 else 8.0
+            is_patient = self.is_patient or self.kernel.random.random() < 0.5
+            limit_s = HEARTBEAT_LIMIT_S * (4 if is_patient else 1)
             serve = lambda answer, message=message: self.take(plane, message, answer)  # noqa: E731
             try:
                 asked: Ask = self.network.call(self.daemon, self.id, plane, serve, limit_s)
@@ -279,48 +344,15 @@ class Host:
             left_s = interval_s - (self.clock.now_ns() - sent_ns) / 1e9
             await self.daemon.sleep(max(0.05, left_s))
 
-    # commands
+    def let_starts_go_on(self) -> None:
+        """End what `holds_starts` began."""
+        self.holds_starts = False
+        for resume in self.held_starts:
+            self.daemon.at(self.kernel.now_s, lambda resume=resume: resume(None, None))  # type: ignore[misc]
+        self.held_starts.clear()
 
-    def command(self, vm_id: str, epoch: int, token: int, protects: bool, answer: Callable[[Any], None]) -> bool:
-        """Take the command to start a VM; never answers at once."""
-        if not self.is_on or not self.daemon.is_up:
-            return False
-
-        def done(result: Any, error: BaseException | None) -> None:
-            answer(error if error is not None else result)
-
-        self.daemon.at(
-            self.kernel.now_s, lambda: self.daemon.spawn(self._start(vm_id, epoch, token, protects=protects), done)
-        )
-        return False
-
-    async def _start(self, vm_id: str, epoch: int, token: int, *, protects: bool) -> bool:
-        fencing = self.fencing
-        if self.rules.checks_token:
-            await fencing.take_told(epoch, token)
-        if protects and self.rules.protects_first:
-            await fencing.protect(vm_id, is_protected=True)
-        if vm_id in self.running:
-            return fencing.is_protected(vm_id)
-        if self.rules.checks_token:
-            fencing.require_newest(epoch, token)
-        fencing.require_lease(vm_id)
-        mark = object()
-        self.starting.add(mark)
-        await self.daemon.sleep(self._start_delay_s())  # it is there, but does nothing yet
-        self.starting.discard(mark)
-        if self.rules.rechecks_start:
-            if self.rules.checks_token:
-                fencing.require_newest(epoch, token)
-            fencing.require_lease(vm_id)
-        if vm_id not in self.running:
-            self.running.add(vm_id)
-            self.kernel.note(f"{self.id} runs {vm_id} (token {token})")
-            self.on_start(self, vm_id)
-            self.wind_guard()
-        return fencing.is_protected(vm_id) or (protects and not self.rules.protects_first)
-
-    def _start_delay_s(self) -> float:
+    def start_delay_s(self) -> float:
+        """Draw how long a start takes in the hypervisor."""
         draw = self.kernel.random
         if self.next_start_s:
             delay_s, self.next_start_s = self.next_start_s, 0.0

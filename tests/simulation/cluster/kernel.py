@@ -27,6 +27,18 @@ class Violation(AssertionError):
     """Something happened that never may."""
 
 
+class Pause:
+    """What a simulated coroutine awaits to go on after some true time: most of what happens, so the shortest way."""
+
+    __slots__ = ("_span_s",)
+
+    def __init__(self, span_s: float) -> None:
+        self._span_s = span_s
+
+    def __await__(self) -> Generator[float, Any, None]:
+        yield self._span_s
+
+
 class Ask:
     """What a simulated coroutine awaits: `begin` is called with the function that goes on with a result or an error."""
 
@@ -57,7 +69,8 @@ class Kernel:
 
     def after(self, delay_s: float, event: Event) -> None:
         """Have something happen after some true time."""
-        self.at(self.now_s + delay_s, event)
+        self._count += 1
+        heapq.heappush(self._queue, (self.now_s + delay_s, self._count, event))
 
     def run_until(self, end_s: float) -> None:
         """Have everything happen until then."""
@@ -173,13 +186,9 @@ class Process:
                 return
         event()
 
-    def sleep(self, span_s: float) -> Ask:
+    def sleep(self, span_s: float) -> Pause:
         """Wait for a span of this process's clock."""
-
-        def begin(resume: Resume) -> None:
-            self.at(self.kernel.now_s + self.clock.true_span(max(span_s, 1e-6)), lambda: resume(None, None))
-
-        return Ask(begin)
+        return Pause(self.clock.true_span(span_s if span_s > 1e-6 else 1e-6))
 
     async def sleep_for(self, span_s: float) -> None:
         """Wait; the same for those who want a coroutine function."""
@@ -187,7 +196,13 @@ class Process:
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], done: Resume = lambda result, error: None) -> None:
         """Run a coroutine in this life; `done` has its result or the error that it ended with."""
-        life = self.life
+        life, kernel = self.life, self.kernel
+
+        def wake() -> None:
+            self.happen(life, step)
+
+        def step() -> None:
+            go_on(None, None)
 
         def go_on(value: Any, error: BaseException | None) -> None:
             if self.life != life:
@@ -203,7 +218,9 @@ class Process:
             except Exception as failed:  # noqa: BLE001 - whoever waits for it has it
                 done(None, failed)
                 return
-            if isinstance(begin, asyncio.Future):
+            if type(begin) is float:
+                kernel.after(begin, wake)
+            elif isinstance(begin, asyncio.Future):
                 begin.add_done_callback(lambda future: self.at(self.kernel.now_s, lambda: go_on(None, None)))
             else:
                 begin(go_on)
@@ -230,6 +247,9 @@ class Network:
         self.slow_s = 0.0
         self.lag_s: dict[tuple[str, str], float] = {}
         """How much later what is sent over a link arrives; what was sent before, or is sent after, overtakes it."""
+        self.held: dict[tuple[str, str], list[Event]] = {}
+        """What was sent over a link since it was held, and arrives when it is released."""
+        self._kept: list[Event] = []
         self.straggle = 0.0
         self.is_calm = False
         self._random = kernel.random
@@ -240,6 +260,9 @@ class Network:
         if (self.cut and (source, target) in self.cut) or (self.loss and draw() < self.loss):
             if draw() < 0.2:  # held by some queue on the way, and sent again when nobody expects it
                 self.kernel.after(self._random.uniform(1.0, 40.0), deliver)
+            return False
+        if self.held and (source, target) in self.held:
+            self.held[source, target].append(deliver)
             return False
         delay_s = 0.001 + 0.01 * draw()
         if self.slow_s:
@@ -253,6 +276,22 @@ class Network:
             self.kernel.after(delay_s + self._random.expovariate(0.5), deliver)
         return delay_s < AT_ONCE_S
 
+    def hold(self, source: str, target: str) -> None:
+        """Keep what is sent over a link from arriving until `release`."""
+        self.held.setdefault((source, target), [])
+
+    def stop_holding(self) -> None:
+        """Have what is sent from now on arrive as usual; what was held still waits for `release`."""
+        for link in list(self.held):
+            self._kept += self.held.pop(link)
+
+    def release(self) -> None:
+        """Have everything arrive that was held."""
+        self.stop_holding()
+        for deliver in self._kept:
+            self.kernel.after(0.001 + 0.01 * self._random.random(), deliver)
+        self._kept.clear()
+
     def call(self, caller: Process, source: str, target: str, serve: Serve, limit_s: float) -> Ask:
         """Ask a site and wait for its answer.
 
@@ -261,10 +300,10 @@ class Network:
                 Returns whether it answered at once.
             limit_s: after which the caller gives up, with `Unavailable`; the call may be carried out all the same.
         """
-        return Ask(lambda resume: _Call(self, caller, source, target, serve, limit_s, resume).begin())
+        return _Call(self, caller, source, target, serve, limit_s)
 
 
-class _Call:
+class _Call(Ask):
     """One call on its way. Its limit is an event only if it may be reached, since most calls are answered at once."""
 
     def __init__(
@@ -275,15 +314,15 @@ class _Call:
         target: str,
         serve: Serve,
         limit_s: float,
-        resume: Resume,
     ) -> None:
         self._network, self._caller, self._life = network, caller, caller.life
         self._source, self._target, self._serve = source, target, serve
         self._limit_s = network.kernel.now_s + limit_s
-        self._resume = resume
         self._is_over = self._is_limited = False
+        super().__init__(self._send)
 
-    def begin(self) -> None:
+    def _send(self, resume: Resume) -> None:
+        self._resume = resume
         if not self._network.send(self._source, self._target, self._arrive):
             self._limit()
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from controlplane.domain.fencing import FenceState
+from controlplane.domain.fencing import FenceState, NodeGuard
 from controlplane.domain.ha_times import HaTimes
+from controlplane.domain.node_shutdown import NotedShutdown, shutdown_of, with_shutdown
 from controlplane.ha.model import Choice, CutPower, Effect, HaConfig, PowerResult
 from controlplane.operations.desk import Caller, Order
 from controlplane.services.ha_effects import Term
 from controlplane.services.ha_observe import Picture, PowerAttempt
 from limiquantix.errors import ApiError
-from tests.simulation.cluster.database import Database, Etcd, StartRow, Transaction, VmRow
+from tests.simulation.cluster.database import Database, Etcd, NodeRow, Rows, StartRow, Transaction, VmRow
 from tests.simulation.cluster.host import Host
 from tests.simulation.cluster.kernel import Kernel
+from tests.simulation.cluster.ledger import Ledger
 from tests.simulation.cluster.rules import Rules
 
 if TYPE_CHECKING:
+    from controlplane.domain.node import Node
     from tests.simulation.cluster.plane import Plane
 
 
@@ -34,6 +37,7 @@ class Site:
     times: HaTimes
     config: HaConfig
     power_agents: Collection[str]
+    ledger: Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +66,32 @@ class Observer:
         rows = tx.rows
         fences = {fence.node_id: fence for fence in rows.fences.values() if fence.is_current}
         self._plane.seen_vms = tuple(rows.vms.values())
+        rules = self._plane.site.rules
+        lost = [vm for vm in rows.vms.values() if vm.node_id in fences and (vm.shall_run or not rules.heeds_wishes)]
         return Picture(
             leadership=rows.leadership,
             settings=rows.settings,
-            nodes=cast("Any", {node.id: SeenNode(node) for node in rows.nodes.values()}),
+            nodes=cast("Any", {node.id: SeenNode(self._node(node)) for node in rows.nodes.values()}),
             fences=fences,
-            guards=dict(rows.guards) if fences else {},
-            vms=[cast("Any", _Vm.of(vm, self._plane.site.rules)) for vm in rows.vms.values() if vm.node_id in fences],
+            guards=self._guards(rows) if fences else {},
+            vms=[cast("Any", _Vm.of(vm, rules)) for vm in lost],
             failing_over=frozenset(vm_id for vm_id, start in rows.starts.items() if start.fence_id),
         )
+
+    def _node(self, node: NodeRow) -> NodeRow:
+        """Return a node as it is; without `minds_boots` with what it said in any boot taken for said in this one."""
+        noted = shutdown_of(node.annotations)
+        heard = self._plane.hearing.of(node.id)
+        if self._plane.site.rules.minds_boots or noted is None or heard is None:
+            return node
+        said = NotedShutdown(noted.kind, heard.boot_id, noted.all_vms_ended)
+        return cast("NodeRow", with_shutdown(cast("Node", node), said, self._plane.now()))
+
+    def _guards(self, rows: Rows) -> dict[str, NodeGuard]:
+        """Return what is recorded of guards; without `asks_version` as if all hosts knew the newest settings."""
+        if self._plane.site.rules.asks_version:
+            return dict(rows.guards)
+        return {node_id: replace(guard, ha_version=10**9) for node_id, guard in rows.guards.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +190,7 @@ class Desk:
 
     async def submit(self, order: Order, caller: Caller) -> StartRow:
         asked = order.parameters
-        row = StartRow(order.resource_id, str(asked["fence_id"]), str(asked["target_node_id"]))
+        row = StartRow(order.resource_id, str(asked["fence_id"]), target_id=str(asked["target_node_id"]))
 
         async def write(tx: Transaction) -> None:
             started = tx.rows.starts.get(row.vm_id)
@@ -183,16 +204,14 @@ class Desk:
 class Chooser:
     """A simple scheduler: the node with most room."""
 
-    def __init__(self, capacity: dict[str, int], vms: Sequence[VmRow]) -> None:
-        self._capacity = capacity
+    def __init__(self, rows: Rows, vms: Sequence[VmRow]) -> None:
+        self._rows = rows
         self._vms = vms
         self._free: dict[str, int] = {}
 
     def __call__(self, vm_id: str, excluded: frozenset[str]) -> Choice:
         if not self._free:
-            self._free = dict(self._capacity)
-            for vm in self._vms:
-                self._free[vm.node_id] -= vm.memory
+            self._free = {node_id: self._rows.free(node_id) for node_id in self._rows.capacity}
         memory = next(vm.memory for vm in self._vms if vm.id == vm_id)
         fitting = [node_id for node_id, left in self._free.items() if left >= memory and node_id not in excluded]
         if not fitting:

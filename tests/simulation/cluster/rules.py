@@ -28,6 +28,20 @@ class Rules:
         checks_proof: a VM is moved only upon a proof, not upon the intent.
         remembers: a daemon knows after a restart what it was told.
         rechecks_start: a start that took long looks again at lease and token before the guest does anything.
+        revokes: processes that grant leases read which nodes are fenced.
+        withholds_token: commands carry the token of their node's fence only once that is over.
+        asks_rebooted: that a host runs none of our VMs since it was booted counts only once it knows of its fence.
+        asks_version: a lease proves nothing of a host that may not have learnt that it is armed.
+        waits_for_objections: a person's word that a host is off counts only after others had time to object.
+        checks_generation: daemons refuse commands that newer ones about the same VM overtook.
+        heeds_wishes: a VM that shall be off is not started elsewhere.
+        ends_before_saying: a host that goes ends its VMs before it says that it did.
+        shuts_door: a host that goes has nothing started from when it ends its VMs.
+        minds_boots: what a host said before it went counts only in the boot in which it said it.
+        settles_moves: a VM is started elsewhere only once it is known where its last migration left it.
+        asks_both: a host of a migration that is silent may have the VM.
+        stops_source: a guest stands still where it was, from when it is handed over on.
+        unprotects_first: a VM is recorded as unprotected before it runs so.
         protects_first: a VM is noted as protected on its host before it is started there.
     """
 
@@ -50,3 +64,17 @@ class Rules:
     remembers: bool = True
     protects_first: bool = True
     rechecks_start: bool = True
+    revokes: bool = True
+    withholds_token: bool = True
+    asks_rebooted: bool = True
+    asks_version: bool = True
+    waits_for_objections: bool = True
+    checks_generation: bool = True
+    heeds_wishes: bool = True
+    ends_before_saying: bool = True
+    shuts_door: bool = True
+    minds_boots: bool = True
+    settles_moves: bool = True
+    asks_both: bool = True
+    stops_source: bool = True
+    unprotects_first: bool = True

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from tests.simulation.cluster.faults import Faults
+from controlplane.ha.model import OpenAFence
+from tests.simulation.cluster.faults import STORY_S
 from tests.simulation.cluster.plane import Plane
 from tests.simulation.cluster.plane_parts import Site
+from tests.simulation.cluster.tales import Tales
 
 
-class Stories(Faults):
+class Stories(Tales):
     """Faults, and stories made of several."""
 
     def __init__(self, site: Site, planes: dict[str, Plane]) -> None:
         super().__init__(site, planes)
         self.stories = [
             self._start_late,
-            self._start_late,
+            self._start_last,
             self._answer_late,
+            self._answer_last,
             self._write_late,
             self._die_unpublished,
             self._split,
             self._split,
             self._cut_and_stop,
             self._power_off,
+            self._start_under_fence,
+            self._stop_overtakes,
+            self._start_after_reboot,
+            self._mistake,
+            self._arm_unheard,
+            self._go_unheard,
+            self._start_as_it_goes,
+            self._die_twice,
+            self._die_migrating,
+            self._die_migrating,
         ]
 
     def _start_late(self, span_s: float) -> str:
@@ -46,6 +59,38 @@ class Stories(Faults):
             self._later(4.0 + cut_s - 0.1, lambda: self._cut_links(deaf, 16.0))
         return f"a guest of {host.id} crashes, is started {late_s:.1f} s later, and {host.id} cut off"
 
+    def _start_last(self, span_s: float) -> str:
+        """Have the start of a VM hang until its host was fenced and given back, and is without word of that fence.
+
+        It is heard by all then, but hears only a process that has lost the database, and has a lease of that.
+        """
+        host, draw, leader = self._doomed(), self.kernel.random, self.site.etcd.leader
+        if host is None or len(self.planes) < 2 or not leader:
+            return self._start_late(span_s)
+        kept = self._follower()
+        self._crash_guest_of(host)
+        host.holds_starts = draw.random() < 0.5
+        if not host.holds_starts:
+            for name in self.planes:
+                self.network.hold(name, host.id)
+        links = self._links(host)
+        deaf = {(name, host.id) for name in self.planes if name != kept}
+
+        def give_back() -> None:
+            self._cut_both([(kept, "db")], STORY_S)
+            self._cut_links(deaf, STORY_S)
+            self.network.cut -= links - deaf
+            self._when(lambda: not self._is_fenced(host), lambda: self._later(draw.uniform(1.0, 6.0), go_on))
+            self._later(12.0, go_on)
+
+        def go_on() -> None:
+            self.network.release()
+            host.let_starts_go_on()
+
+        self._later(4.0, lambda: self._cut_links(links, STORY_S))
+        self._when(lambda: self._is_moved_from(host), give_back)
+        return f"a guest of {host.id} crashes, is started once it is given back, and {host.id} cut off"
+
     def _cut_and_stop(self, span_s: float) -> str:
         """Cut a host off while its daemon is stopped or dead, so that its guard is alone."""
         host, draw = self._busy_host(), self.kernel.random
@@ -64,17 +109,51 @@ class Stories(Faults):
         pairs = [(host.id, name) for name in self.planes if name != kept] + [(kept, "db")]
         return f"answers to {host.id} are {late_s:.1f} s late, " + self._cut_both(pairs, 40.0)
 
-    def _write_late(self, span_s: float) -> str:
-        """Have what a leader writes arrive late, when another may have been elected; a host is cut off meanwhile."""
-        host, draw, leader = self._busy_host(), self.kernel.random, self.site.etcd.leader
-        if not leader:
-            return "nothing"
-        cut = self._cut_both([(host.id, name) for name in self.planes], draw.uniform(20.0, 35.0))
+    def _answer_last(self, span_s: float) -> str:
+        """Leave a host one control plane, without the database; as it is fenced, etcd is lost and answers get late.
 
-        late_s = draw.uniform(1.5, 2.8)
-        self._later(2.5, lambda: self._lag(leader, "db", late_s, 14.0))
-        self._later(draw.uniform(3.0, 10.0), lambda: self._depose(span_s))
-        return f"{leader} writes late and is deposed, {cut}"
+        So the last lease that may be granted is granted as late, and arrives as late, as can be.
+        """
+        host, draw = self._doomed(), self.kernel.random
+        if host is None or len(self.planes) < 2:
+            return self._answer_late(span_s)
+        kept, late_s = self._follower(), draw.uniform(6.0, 7.8)
+        host.is_patient = True
+
+        def part() -> None:
+            self._cut_both([(kept, "etcd")], STORY_S)
+            self._lag(kept, host.id, late_s, STORY_S)
+
+        self._when(lambda: self._is_fenced(host), part)
+        pairs = [(host.id, name) for name in self.planes if name != kept] + [(kept, "db")]
+        return f"answers to {host.id} will be {late_s:.1f} s late, " + self._cut_both(pairs, STORY_S)
+
+    def _write_late(self, span_s: float) -> str:
+        """Have a leader that alone does not hear a host be deposed while its word that it fences it is under way."""
+        host, draw, leader = self._busy_host(), self.kernel.random, self.site.etcd.leader
+        if not leader or len(self.planes) < 2:
+            return self._split(span_s)
+        cut = self._cut_both([(host.id, leader)], 30.0)
+
+        def is_late() -> bool:
+            heard = old.hearing.of(host.id)
+            return heard is not None and old.process.clock.now() - heard.at_s > 6.0
+
+        def is_opening() -> bool:
+            moment = old.manager.moment
+            return moment is not None and any(isinstance(effect, OpenAFence) for effect in moment.effects)
+
+        def depose() -> None:
+            new = self.planes[self._follower()]
+            self.site.etcd.leader = ""
+            self.site.etcd.campaign(new.process.name)
+            old.coordinator.believes_until_s = self.kernel.now_s + 8.0
+            new.process.spawn(new.coordinator.campaign(), lambda result, error: None)
+
+        old, late_s = self.planes[leader], draw.uniform(1.0, 1.6)
+        self._when(is_late, lambda: self._lag(leader, "db", late_s, 8.0))
+        self._when(is_opening, depose)
+        return f"{leader} writes late as it fences, and is deposed, {cut}"
 
     def _die_unpublished(self, span_s: float) -> str:
         """Cut a leader from etcd as it is about to fence a host that another one, without the database, still hears.

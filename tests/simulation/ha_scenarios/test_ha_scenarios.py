@@ -6,15 +6,18 @@ Those of the other manager are read where they are and never copied. Where our r
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.ha_scenarios.runner import Outcome, Runner
-from tests.support.ha_scenarios.scenario import Scenario, VmSetting, read_json, read_text
+from tests.support.ha_scenarios.commands import UnknownCommand
+from tests.support.ha_scenarios.other_suite import UnknownSetting, read_json
+from tests.support.ha_scenarios.runner import Runner
+from tests.support.ha_scenarios.scenario import Outcome, Scenario, VmSetting, read_text
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _OTHERS = Path(os.environ.get("LIMIQUANTIX_HA_SCENARIOS", _REPOSITORY.parent / "shared" / "ha-scenarios"))
@@ -53,9 +56,47 @@ def test_process_that_does_not_wait_for_the_lease_is_caught_running_a_vm_twice()
     vms = [VmSetting("vm:1", "c", "started")]
     scenario = Scenario("hasty", ["a", "b", "c"], vms, frozenset("abc"), script=[[], ["network c off"]])
     runner = Runner(scenario)
-    runner.config = replace(runner.config, proof_wait_s=0.0)
+    runner.config = replace(runner.config, suspect_after_s=20.0, proof_wait_s=0.0)
     with pytest.raises(AssertionError, match="run on more than one host"):
         runner.run()
+
+
+def test_what_the_runner_does_not_know_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    cluster = {"nodes": {"a": {}, "b": {}, "c": {}}, "vms": {"vm:1": {"node": "a"}}, "final": {}, "final_nodes": {}}
+
+    def refused(script: Sequence[Sequence[str]] = (), **more: object) -> None:
+        path = tmp_path / "scenario.json"
+        path.write_text(json.dumps({**cluster, "script": script, **more}))
+        with pytest.raises((UnknownCommand, UnknownSetting)):
+            Runner(read_json(path)).run()
+
+    for command in (
+        "explode a",
+        "power nobody on",
+        "cfs a rw maybe",
+        "crm a sing",
+        "service vm:1 dance",
+        "service x stop 0",
+    ):
+        refused([[command]])
+    refused(vms={"vm:1": {"node": "a", "colour": "red"}})
+    refused(rules_config="moon-affinity: one\n\tresources vm:1\n")
+    refused(rules_config="node-affinity: one\n\tresources vm:1\n\tnodes a\n\tmood good\n")
+    refused(groups="group: one\n\tnodes a\n\tmood good\n")
+    refused(**{"datacenter.cfg": json.dumps({"crs": {"ha": "static"}})})
+    refused(weather="rain")
+
+
+def test_groups_are_rules_about_nodes(tmp_path: Path) -> None:
+    nodes = {each: {"power": "on"} for each in "abc"}
+    groups = "group: one\n\tnodes b:2,c:1\n\tnofailback 1\n\ngroup: two\n\tnodes c\n\trestricted 1\n"
+    vms = {"vm:1": {"node": "a", "state": "started", "group": "one"}, "vm:2": {"node": "c", "group": "two"}}
+    script = [["service vm:2 started"], ["network c off"]]
+    path = tmp_path / "scenario.json"
+    parts = {"nodes": nodes, "vms": vms, "groups": groups, "script": script, "final": {}, "final_nodes": {}}
+    path.write_text(json.dumps(parts))
+
+    assert Runner(read_json(path)).run().vms == {"vm:1": ("a", "started"), "vm:2": ("c", "recovery")}
 
 
 def rendered(outcome: Outcome) -> str:

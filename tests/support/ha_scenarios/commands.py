@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from controlplane.ha.model import Shutdown
 from tests.support.ha_scenarios.scenario import VmSetting
-from tests.support.ha_scenarios.site import Guest, Site
+from tests.support.ha_scenarios.site import Guest, Host, Site
 
 
 class UnknownCommand(ValueError):
@@ -20,31 +20,50 @@ def obey(site: Site, command: str) -> float:
     match command.split():
         case ["delay", seconds]:
             return float(seconds)
-        case ["power", host_id, "on"]:
-            site.hosts[host_id].power_on()
-        case ["power", host_id, "off"]:
-            site.power_off(host_id)
-        case ["network", host_id, ("on" | "off") as turned]:
-            host = site.hosts[host_id]
-            host.has_network = turned == "on" and host.is_on
-        case [("shutdown" | "reboot") as what, host_id]:
-            if site.hosts[host_id].is_on:
-                site.hosts[host_id].shutdown = Shutdown.REBOOT if what == "reboot" else Shutdown.POWER_OFF
-        case ["crm", host_id, ("enable-node-maintenance" | "disable-node-maintenance") as what]:
-            host = site.hosts[host_id]
-            if host.is_reachable:
-                host.in_maintenance = what == "enable-node-maintenance"
-        case ["service", vm_id, *words]:
+        case ["skip-round", ("crm" | "lrm") as whose, *count]:
+            site.skipped_rounds[whose] += int(count[0]) if count else 1
+        case ["service", vm_id, *words] if words and (vm_id in site.guests or words[0] == "add"):
             _obey_for_vm(site, vm_id, words, command)
+        case [what, host_id, *words] if host_id in site.hosts:
+            _obey_for_host(site, site.hosts[host_id], [what, *words], command)
         case _:
             raise UnknownCommand(command)
     return 0.0
 
 
+def _obey_for_host(site: Site, host: Host, words: list[str], command: str) -> None:
+    match words:
+        case ["power", "on"]:
+            host.power_on()
+        case ["power", "off"]:
+            site.power_off(host.id)
+        case ["network", ("on" | "off") as turned]:
+            host.has_network = turned == "on" and host.is_on
+        case [("shutdown" | "reboot") as what]:
+            if host.is_on:
+                host.shutdown = Shutdown.REBOOT if what == "reboot" else Shutdown.POWER_OFF
+        case ["cfs", ("rw" | "update") as what, "fail"]:
+            host.store_faults.add(what)
+        case ["cfs", ("rw" | "update") as what, "work"]:
+            host.store_faults.discard(what)
+        case ["crm", ("start" | "stop") as what]:
+            host.may_decide = what == "start"
+        case ["crm", "enable-node-maintenance"]:
+            host.wants_maintenance |= host.is_reachable and host.fence is None
+        case ["crm", "disable-node-maintenance"]:
+            host.wants_maintenance = False
+        case ["restart-lrm"]:
+            pass  # A daemon that is back within its lease changes nothing.
+        case _:
+            raise UnknownCommand(command)
+
+
 def _obey_for_vm(site: Site, vm_id: str, words: list[str], command: str) -> None:
     if words[0] == "add":
-        state = words[2] if len(words) > 2 else "started"
-        site.guests[vm_id] = Guest.of(VmSetting(vm_id, words[1], "started" if state == "enabled" else state))
+        node_id, state, is_running = (*words[1:], *["started", "0"][len(words) - 2 :])
+        guest = Guest.of(VmSetting(vm_id, node_id, "started" if state == "enabled" else state))
+        guest.running_on = {node_id} if is_running != "0" else set()
+        site.guests[vm_id] = guest
         return
     guest = site.guests[vm_id]
     match words:
@@ -52,6 +71,8 @@ def _obey_for_vm(site: Site, vm_id: str, words: list[str], command: str) -> None
             del site.guests[vm_id]
         case [("started" | "enabled" | "stopped" | "disabled" | "ignored") as state]:
             _want(guest, "started" if state == "enabled" else state)
+        case ["stop", _]:
+            _want(guest, guest.state if guest.is_given_up else "stopped")
         case [("migrate" | "relocate") as how, target]:
             guest.command = (how == "migrate", target)
         case ["manual-migrate", target]:
@@ -59,8 +80,8 @@ def _obey_for_vm(site: Site, vm_id: str, words: list[str], command: str) -> None
             guest.node_id = target
         case ["lock", *kind]:
             guest.lock = kind[0] if kind else "backup"
-        case ["unlock", *_]:
-            guest.lock = ""
+        case ["unlock", *kind]:
+            guest.lock = guest.lock if kind and kind[0] != guest.lock else ""
         case _:
             raise UnknownCommand(command)
 
@@ -68,6 +89,6 @@ def _obey_for_vm(site: Site, vm_id: str, words: list[str], command: str) -> None
 def _want(guest: Guest, state: str) -> None:
     """Want something else; a VM that was given up is only taken up again by way of "disabled", or as if it were new."""
     if state == "disabled" or guest.state == "ignored":
-        guest.is_given_up = False
+        guest.is_given_up, guest.is_settling = False, guest.state == "ignored"
         guest.forget_failures()
     guest.state = state

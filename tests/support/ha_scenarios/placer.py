@@ -25,10 +25,21 @@ class Rules:
 
     @classmethod
     def of(cls, node_rules: Sequence[NodeRule], vm_rules: Sequence[VmRule], node_count: int) -> Rules:
-        """Work them out; rules that cannot be kept by any number of healthy nodes are left out."""
+        """Work them out; rules that cannot be kept by any number of healthy nodes are left out, and so are
+        those that contradict each other."""
         rules = cls()
-        apart = [rule for rule in vm_rules if not rule.is_together and len(rule.vm_ids) <= node_count]
-        together = [rule for rule in vm_rules if rule.is_together]
+        times = Counter(vm_id for rule in node_rules for vm_id in rule.vm_ids)
+        node_rules = [rule for rule in node_rules if all(times[vm_id] == 1 for vm_id in rule.vm_ids)]
+        apart = [
+            rule
+            for rule in vm_rules
+            if not rule.is_together and len(rule.vm_ids) <= node_count and _has_nodes(rule, node_rules)
+        ]
+        together = [
+            rule
+            for rule in vm_rules
+            if rule.is_together and sum(bool(rule.vm_ids & node_rule.vm_ids) for node_rule in node_rules) <= 1
+        ]
         clashing = [(one, two) for one in together for two in apart if len(one.vm_ids & two.vm_ids) > 1]
         for rule in together:
             if any(rule is one for one, _ in clashing):
@@ -52,6 +63,13 @@ class Rules:
             )
             for member in members:
                 self.avoids[member] = self.avoids.get(member, frozenset()) | (others - members)
+
+
+def _has_nodes(rule: VmRule, node_rules: Sequence[NodeRule]) -> bool:
+    """Whether those VMs of a rule that may only be on some nodes have enough of them to be apart."""
+    strict = [node_rule for node_rule in node_rules if node_rule.is_strict and node_rule.vm_ids & rule.vm_ids]
+    nodes = frozenset[str]().union(*(node_rule.priorities for node_rule in strict))
+    return sum(len(node_rule.vm_ids & rule.vm_ids) for node_rule in strict) <= len(nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +109,24 @@ class Placer:
     def fitting(self, vm_id: str, without: Collection[str] = ()) -> set[str]:
         """Return the preferred nodes that keep a VM from those it avoids, and with most of its company."""
         fit = self.preferred(vm_id) - set(without) - set(self._where(self.rules.avoids.get(vm_id, frozenset())))
-        company = self._where(self.rules.company.get(vm_id, frozenset()) - {vm_id})
+        company = self.companions(vm_id)
         most = max((company[node] for node in fit), default=0)
         return {node for node in fit if company[node] == most}
 
     def best(self, vm_id: str, without: Collection[str] = ()) -> str:
         """Return the fitting node with the fewest VMs, by name among equals; "" for none."""
         fit = self.fitting(vm_id, without)
-        usage = self._where([other for other, standing in self.standing.items() if standing.counts])
+        usage = self._where(self.standing)
         return min(fit, key=lambda node: (usage[node], node), default="")
 
+    def companions(self, vm_id: str) -> Counter[str]:
+        """Count, by node, the VMs that a VM belongs together with."""
+        return self._where(self.rules.company.get(vm_id, frozenset()) - {vm_id})
+
     def _where(self, vm_ids: Collection[str]) -> Counter[str]:
+        """Count, by node, those of some VMs that use one: a VM that is off is nobody's company, and in nobody's way."""
         places = Counter[str]()
         for vm_id in vm_ids:
-            places.update(self.standing[vm_id].nodes if vm_id in self.standing else ())
+            standing = self.standing.get(vm_id)
+            places.update(standing.nodes if standing is not None and standing.counts else ())
         return places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass, field, replace
 
 from controlplane.ha.model import (
@@ -33,8 +33,8 @@ from controlplane.ha.model import (
 from controlplane.ha.step import step
 from tests.support.ha_scenarios.commands import obey
 from tests.support.ha_scenarios.placer import Placer, Rules, Standing
-from tests.support.ha_scenarios.scenario import Scenario
-from tests.support.ha_scenarios.site import LEASE_S, Guest, Host, Site
+from tests.support.ha_scenarios.scenario import Outcome, Scenario
+from tests.support.ha_scenarios.site import Guest, Host, Site
 
 ROUND_S = 20.0
 ROUNDS_A_BATCH = 5
@@ -44,32 +44,17 @@ _MAX_TURNS = 12
 _WANTED = {"started": Wanted.STARTED, "stopped": Wanted.STOPPED, "disabled": Wanted.STOPPED, "ignored": Wanted.IGNORED}
 
 CONFIG = HaConfig(
-    suspect_after_s=30.0,
+    suspect_after_s=60.0,
     objection_s=0.0,
-    proof_wait_s=LEASE_S,
+    proof_wait_s=80.0,
     max_fencing_share=0.5,
     frozen_s=1e9,
     first_retry_s=ROUND_S,
 )
-"""The scenarios' site waits for a host that reboots for as long as it takes; fewer than half are ever fenced, since
-nothing is decided without a majority."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Where everything was when the site was quiet.
-
-    Attributes:
-        vms: node and state of each; `running` those that really run there.
-        proofs: by which methods each node was proven dead.
-        restarts: VMs that were started elsewhere after a proof, in order.
-    """
-
-    vms: Mapping[str, tuple[str, str]]
-    nodes: Mapping[str, str]
-    running: frozenset[str]
-    proofs: Mapping[str, Sequence[str]]
-    restarts: Sequence[str]
+"""The scenarios' site takes its time: what their scripts do meanwhile depends on it. It waits for a host that reboots
+for as long as it takes; fewer than half are ever fenced, since nothing is decided without a majority."""
+ELECTION_S = 140.0
+"""For how long nobody else decides after the elected host was last heard, unless it said that it goes."""
 
 
 @dataclass
@@ -81,6 +66,9 @@ class Runner:
     rules: Rules = field(init=False)
     config: HaConfig = field(init=False)
     leader_id: str = ""
+    led_s: float = 0.0
+    elected_s: float = -math.inf
+    proven: set[str] = field(default_factory=set)
     state: HaState = field(default_factory=lambda: HaState(0.0))
     fence_count: int = 0
     chosen: dict[str, str] = field(default_factory=dict)
@@ -111,18 +99,44 @@ class Runner:
     def round(self) -> None:
         """Let 20 s pass."""
         self.site.beat(self.leader_id)
-        reachable = sorted(host.id for host in self.site.reachable)
-        if self.leader_id not in reachable:
-            self.leader_id = reachable[0] if reachable else ""
-            self.state = HaState(self.site.now_s)
-        if self.leader_id:
+        skipped = self.site.skipped_rounds
+        if self._elects() and not skipped["crm"]:
             self._decide()
-        self.site.obey()
+        if not skipped["lrm"]:
+            self.site.obey()
+        skipped.subtract([whose for whose, count in skipped.items() if count > 0])
         for host in self.site.hosts.values():
             if host.is_on and host.shutdown is not None and not self._is_emptied_first(host):
                 self.site.go_down(host)
+                host.is_left_empty = self._is_left(host)
+                if host.id == self.leader_id and (not host.is_on or host.shutdown is None):
+                    self.leader_id = ""
+                    self._elects()
         twice = {guest.id: guest.running_on for guest in self.site.guests.values() if len(guest.running_on) > 1}
         assert not twice, f"at {self.site.now_s:g} s these run on more than one host: {twice}"
+
+    def _elects(self) -> bool:
+        """Whether somebody decides in this round; who does so for the first time knows nothing of before."""
+        now_s = self.site.now_s
+        if self.leader_id and not self.site.hosts[self.leader_id].may_decide:
+            self.leader_id = ""
+        reachable = sorted(host.id for host in self.site.reachable if host.may_decide)
+        if self.leader_id in reachable:
+            if now_s - self.led_s > ROUND_S:
+                self.state = HaState(now_s)
+        elif reachable and (not self.leader_id or now_s - self.led_s >= ELECTION_S):
+            if self.leader_id:
+                self.elected_s = now_s
+            self.leader_id, self.state = reachable[0], HaState(now_s)
+        else:
+            return False
+        self.led_s = now_s
+        return True
+
+    def _config_now(self) -> HaConfig:
+        """Whoever is elected after one that died has waited for longer than leases last, and does not wait again."""
+        is_new = self.site.now_s - self.elected_s <= self.config.suspect_after_s
+        return replace(self.config, proof_wait_s=0.0) if is_new else self.config
 
     def outcome(self) -> Outcome:
         """Say where everything is."""
@@ -145,8 +159,10 @@ class Runner:
         for _ in range(_MAX_TURNS):
             is_moved = self._move_vms()
             self.chosen.clear()
-            self.state, effects = step(self.config, self.state, self._observed(), self.site.now_s)
+            self.proven = {host.id for host in self.site.hosts.values() if host.fence and host.fence.is_proven}
+            self.state, effects = step(self._config_now(), self.state, self._observed(), self.site.now_s)
             done = [self._carry_out(effect) for effect in effects]
+            is_moved |= self._take_over_stopped()
             if not is_moved and not any(done):
                 return
 
@@ -159,7 +175,8 @@ class Runner:
                     takes_part=not host.in_maintenance,
                     fence=host.fence,
                     lease_proves=True,
-                    has_ended_vms=host.has_ended_vms,
+                    is_rebooted=self._is_rebooted(host),
+                    has_ended_vms=host.has_ended_vms or not self.site.is_in_use(host),
                     shutdown=host.shutdown,
                 )
                 for host in self.site.hosts.values()
@@ -167,6 +184,9 @@ class Runner:
             [self._vm_seen(guest) for guest in self.site.guests.values()],
             choose=self._choose,
         )
+
+    def _is_rebooted(self, host: Host) -> bool:
+        return host.is_reachable and host.boot_count > host.fenced_boot_count
 
     def _vm_seen(self, guest: Guest) -> VmSeen:
         fence = self.site.hosts[guest.node_id].fence
@@ -186,9 +206,13 @@ class Runner:
         )
 
     def _choose(self, vm_id: str, excluded: frozenset[str]) -> Choice:
-        without = excluded.union(self.site.guests[vm_id].failed_nodes)
+        self._take_over_stopped(before=vm_id)
+        guest = self.site.guests[vm_id]
+        is_alive = self.site.hosts[guest.node_id].fence is None
+        without = excluded.union(guest.failed_nodes if is_alive else ())
         self.chosen.pop(vm_id, None)
-        target = self._placer().best(vm_id, without)
+        placer = self._placer()
+        target = guest.home_id if guest.home_id in placer.fitting(vm_id, without) else placer.best(vm_id, without)
         if target:
             self.chosen[vm_id] = target
         return Choice(target, "no node that its rules allow is up")
@@ -222,6 +246,7 @@ class Runner:
             case OpenAFence():
                 self.fence_count += 1
                 host.fence = OpenFence(f"fence-{self.fence_count}")
+                host.fenced_boot_count = host.boot_count
             case ProveFence():
                 host.fence = OpenFence(effect.fence_id, is_proven=True)
                 host.proofs.append(effect.method.name.lower().replace("_", " "))
@@ -242,7 +267,7 @@ class Runner:
     def _standing(self, guest: Guest) -> Standing:
         host = self.site.hosts[guest.node_id]
         is_lost = host.fence is not None or not host.is_reachable
-        counts = guest.state == "started" or guest.runs or guest.is_given_up
+        counts = guest.state == "started" or guest.runs or guest.is_given_up or guest.is_settling
         nodes = {guest.moving_to, self.chosen.get(guest.id, ""), "" if is_lost else guest.node_id}
         return Standing(frozenset(nodes - {""}), counts)
 
@@ -250,21 +275,31 @@ class Runner:
         is_moved = False
         for vm_id in sorted(self.site.guests):
             guest = self.site.guests[vm_id]
-            if guest.moving_to or guest.is_given_up or guest.state == "ignored":
+            if guest.is_given_up or guest.state == "ignored":
+                guest.command = None
+                continue
+            if guest.moving_to:
                 continue
             host = self.site.hosts[guest.node_id]
-            if host.fence is not None and host.fence.is_proven:
-                is_moved |= self._take_over_stopped(guest)
-            elif host in self.site.reachable and host.fence is None:
+            if host in self.site.reachable and host.fence is None:
                 is_moved |= self._move(guest, host)
         return is_moved
 
-    def _take_over_stopped(self, guest: Guest) -> bool:
-        """Have a VM that is off, and that somebody counts on, belong to a node that lives."""
-        target = self._placer().best(guest.id) if guest.state == "stopped" else ""
-        if target:
-            guest.start_elsewhere(target)
-        return bool(target)
+    def _take_over_stopped(self, before: str = "") -> bool:
+        """Have VMs that are off, and that somebody counts on, belong to a node that lives.
+
+        `before` leaves those alone that come later: each VM is given a node in its turn, those that run like others.
+        """
+        is_moved = False
+        for vm_id in sorted(self.site.guests):
+            guest = self.site.guests[vm_id]
+            host = self.site.hosts[guest.node_id]
+            if guest.state != "stopped" or guest.is_given_up or host.is_left_empty or (before and vm_id >= before):
+                continue
+            if host.id in self.proven and (target := self._placer().best(vm_id)):
+                guest.start_elsewhere(target)
+                is_moved = True
+        return is_moved
 
     def _move(self, guest: Guest, host: Host) -> bool:
         placer = self._placer()
@@ -272,9 +307,9 @@ class Runner:
             return self._obey_command(guest, placer)
         if guest.state != "started" or guest.failed_start_count:
             return False
-        if host.in_maintenance or (host.shutdown is not None and self._policy(host) is ShutdownPolicy.MIGRATE):
+        if host.in_maintenance or self._is_left(host):
             if target := placer.best(guest.id):
-                guest.home_id = guest.home_id or guest.node_id
+                guest.home_id = guest.node_id
                 guest.begin_move(target, live=guest.id.startswith("vm:"))
             return bool(target)
         if host.shutdown is not None:
@@ -286,16 +321,18 @@ class Runner:
 
     @staticmethod
     def _better_place(guest: Guest, placer: Placer) -> str:
+        if not guest.setting.is_failback and placer.is_allowed(guest.id, guest.node_id):
+            companions = placer.companions(guest.id)
+            if not companions or guest.node_id in companions:
+                return ""
         fitting = placer.fitting(guest.id)
         if guest.home_id in fitting:
             home, guest.home_id = guest.home_id, ""
             return home if home != guest.node_id else ""
-        if guest.node_id in fitting:
-            return ""
-        has_company = len(placer.rules.company.get(guest.id, ())) > 1
-        if not guest.setting.is_failback and not has_company and placer.is_allowed(guest.id, guest.node_id):
-            return ""
-        return placer.best(guest.id)
+        target = "" if guest.node_id in fitting else placer.best(guest.id)
+        if target and guest.home_id != guest.node_id:
+            guest.home_id = ""
+        return target
 
     def _obey_command(self, guest: Guest, placer: Placer) -> bool:
         """Move a VM, and its company with it, if rules allow that; otherwise the command is dropped."""
@@ -315,8 +352,12 @@ class Runner:
             return self.config.shutdown_policy
         return ShutdownPolicy.FREEZE if host.shutdown is Shutdown.REBOOT else ShutdownPolicy.FAILOVER
 
+    def _is_left(self, host: Host) -> bool:
+        """Whether what runs on a host moves away because it is shut down."""
+        return host.shutdown is not None and self._policy(host) is ShutdownPolicy.MIGRATE
+
     def _is_emptied_first(self, host: Host) -> bool:
-        if self._policy(host) is not ShutdownPolicy.MIGRATE or host.has_ended_vms:
+        if not self._is_left(host) or host.has_ended_vms:
             return False
         return any(guest.runs and guest.state == "started" for guest in self.site.guests_of(host.id))
 
@@ -326,16 +367,16 @@ class Runner:
             return "error"
         if host.shutdown is not None and self._policy(host) is ShutdownPolicy.FREEZE:
             return "freeze"
-        if guest.state == "disabled" and not guest.runs:
+        if guest.state == "disabled":
             return "stopped"
-        if host.fence is not None:
+        if host.fence is not None and (guest.state == "started" or not host.is_left_empty):
             return "recovery" if host.fence.is_proven else "fence"
         if guest.state == "started":
             return "migrate" if guest.moving_to else "started"
         return "request_stop" if guest.runs else "stopped"
 
     def _node_state(self, host: Host) -> str:
-        if host not in self.site.reachable:
+        if host not in self.site.members:
             return "unknown"
         known = self.state.nodes.get(host.id)
         if known is not None and known.health is NodeHealth.MAINTENANCE:

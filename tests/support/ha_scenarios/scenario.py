@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ class VmSetting:
     is_failback: bool = True
     priority: int = 0
     starts_after: Sequence[str] = ()
+    lock: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,8 @@ class Scenario:
 
     Attributes:
         on: nodes that are powered on, with network, at the beginning.
-        errors: VMs that an earlier manager gave up.
+        errors: VMs that an earlier manager gave up; `homes` the nodes that VMs left for their maintenance.
+        in_maintenance: nodes that are in maintenance at the beginning.
         script: batches of commands, one each 100 s.
         final: node and state of each VM; `final_nodes` the state of each node.
     """
@@ -61,64 +61,28 @@ class Scenario:
     vm_rules: Sequence[VmRule] = ()
     shutdown_policy: ShutdownPolicy = ShutdownPolicy.CONDITIONAL
     errors: frozenset[str] = frozenset()
+    homes: Mapping[str, str] = field(default_factory=dict)
+    in_maintenance: frozenset[str] = frozenset()
     script: Sequence[Sequence[str]] = ()
     final: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     final_nodes: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_json(path: Path) -> Scenario:
-    """Read a scenario as the other suite's data has it, see the README beside it."""
-    data = json.loads(path.read_text())
-    node_rules, vm_rules = rules_of(data.get("rules_config", ""))
-    policy = json.loads(data.get("datacenter.cfg") or "{}").get("ha", {}).get("shutdown_policy", "conditional")
-    earlier = json.loads(data.get("manager_status") or "{}").get("service_status", {})
-    return Scenario(
-        name=data.get("name", path.stem),
-        node_ids=sorted(data["nodes"]),
-        vms=[_setting(vm_id, facts) for vm_id, facts in sorted(data.get("vms", {}).items())],
-        on=frozenset(node for node, facts in data["nodes"].items() if facts.get("power") == "on"),
-        node_rules=node_rules,
-        vm_rules=vm_rules,
-        shutdown_policy=ShutdownPolicy(policy),
-        errors=frozenset(vm_id for vm_id, facts in earlier.items() if facts.get("state") == "error"),
-        script=data["script"],
-        final={vm_id: (facts["node"], facts["state"]) for vm_id, facts in data["final"].items()},
-        final_nodes=data["final_nodes"],
-    )
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where everything was when the site was quiet.
 
+    Attributes:
+        vms: node and state of each; `running` those that really run there.
+        proofs: by which methods each node was proven dead.
+        restarts: VMs that were started elsewhere after a proof, in order.
+    """
 
-def _setting(vm_id: str, facts: Mapping[str, str | int]) -> VmSetting:
-    state = str(facts.get("state", "disabled"))
-    return VmSetting(
-        id=vm_id,
-        node_id=str(facts["node"]),
-        state="started" if state == "enabled" else state,
-        max_restarts=int(facts.get("max_restart", 1)),
-        max_relocations=int(facts.get("max_relocate", 1)),
-        is_failback=bool(int(facts.get("failback", 1))),
-    )
-
-
-def rules_of(text: str) -> tuple[Sequence[NodeRule], Sequence[VmRule]]:
-    """Read rules: a line `kind: name`, then indented lines of a word and its value."""
-    node_rules, vm_rules = list[NodeRule](), list[VmRule]()
-    for block in re.split(r"\n(?=\S)", text.strip()):
-        head, *lines = block.splitlines() or [""]
-        facts = dict(line.split(None, 1) for line in lines if len(line.split(None, 1)) > 1)
-        if not facts or "disable" in facts:
-            continue
-        vm_ids = frozenset(_listed(facts["resources"]))
-        if head.startswith("node-affinity:"):
-            nodes = [each.partition(":") for each in _listed(facts["nodes"])]
-            priorities = {node: int(priority or 0) for node, _, priority in nodes}
-            node_rules.append(NodeRule(vm_ids, priorities, facts.get("strict", "0").strip() == "1"))
-        elif head.startswith("resource-affinity:"):
-            vm_rules.append(VmRule(vm_ids, is_together=facts["affinity"].strip() == "positive"))
-    return node_rules, vm_rules
-
-
-def _listed(text: str) -> list[str]:
-    return [each for each in re.split(r"[,;\s]+", text.strip()) if each]
+    vms: Mapping[str, tuple[str, str]]
+    nodes: Mapping[str, str]
+    running: frozenset[str]
+    proofs: Mapping[str, Sequence[str]]
+    restarts: Sequence[str]
 
 
 def read_text(path: Path) -> tuple[Scenario, str]:

@@ -6,6 +6,7 @@ runs there any more; that it takes longer to be started elsewhere is what the sc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,29 +20,51 @@ _REMOVABLE_LOCKS = frozenset({"backup", "mounted"})
 
 @dataclass(slots=True)
 class Host:
-    """A host. `contact_s` is when a majority last heard it, `leased_s` the same in this boot."""
+    """A host. `contact_s` is when a majority last heard it, `leased_s` the same in this boot.
+
+    Attributes:
+        may_decide: False while its part in deciding is stopped.
+        store_faults: what fails of the store that hosts share; without it, it is in the majority and has no lease.
+        wants_maintenance: somebody asked for it; it is `in_maintenance` once it heard of that.
+        boot_count: how often it was switched on; `fenced_boot_count` how often that was when its fence was opened.
+        is_left_empty: it went down after what ran there moved away; what is off waits for its return.
+    """
 
     id: str
     is_on: bool = False
     has_network: bool = False
     contact_s: float | None = None
     leased_s: float | None = None
+    wants_maintenance: bool = False
     in_maintenance: bool = False
     shutdown: Shutdown | None = None
     has_ended_vms: bool = False
     fence: OpenFence | None = None
+    may_decide: bool = True
+    store_faults: set[str] = field(default_factory=set)
+    boot_count: int = 0
+    fenced_boot_count: int = 0
+    is_left_empty: bool = False
     proofs: list[str] = field(default_factory=list)
 
     @property
-    def is_reachable(self) -> bool:
+    def is_member(self) -> bool:
         """Whether it is up and has network."""
         return self.is_on and self.has_network
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it is up, has network, and can read and write what all share."""
+        return self.is_member and not self.store_faults
+
     def power_on(self) -> None:
-        """Boot, with network; nothing that was said before counts any more."""
+        """Boot, if it is off, and have network; nothing that was said before a boot counts any more."""
+        self.has_network = True
         if not self.is_on:
-            self.is_on = self.has_network = True
+            self.is_on = True
+            self.boot_count += 1
             self.leased_s, self.shutdown, self.has_ended_vms = None, None, False
+            self.may_decide, self.store_faults = True, set()
 
 
 @dataclass(slots=True)
@@ -53,6 +76,7 @@ class Guest:
         moving_to: target of a move under way; "" for none.
         home_id: node that it left because of maintenance, and goes back to.
         failed_nodes: where it did not start, in this series.
+        is_settling: it is new on its node, and counts there until that one has seen whether it is off.
     """
 
     id: str
@@ -70,13 +94,14 @@ class Guest:
     relocation_count: int = 0
     failed_nodes: list[str] = field(default_factory=list)
     asked: str = ""
+    is_settling: bool = True
     _start_tries: int = 0
     _move_tries: int = 0
 
     @classmethod
     def of(cls, setting: VmSetting) -> Guest:
         """Make one that does not run yet."""
-        return cls(setting.id, setting.node_id, setting.state, setting)
+        return cls(setting.id, setting.node_id, setting.state, setting, lock=setting.lock)
 
     @property
     def runs(self) -> bool:
@@ -110,25 +135,22 @@ class Guest:
         self.running_on.add(self.node_id)
         self.forget_failures()
 
-    def stop(self) -> bool:
-        """Try to stop; one that does not is given up."""
-        if self.runs and self._fault(3):
-            self.is_given_up = True
-            return False
+    def stop(self) -> None:
+        """Try to stop; one that does not is given up, unless nothing but being off was ever wanted of it."""
+        if self.runs and (self.lock or self._fault(3)):
+            self.is_given_up = self.state != "disabled"
+            return
         self.running_on.discard(self.node_id)
-        return True
 
     def move(self, *, target_is_up: bool) -> None:
         """Carry out a move: live, or by stopping it here; then it is started there."""
         target, self.moving_to = self.moving_to, ""
         if self.lock or not target_is_up or self._move_tries < self._fault(2):
             self._move_tries += 1
+            self.failed_start_count = 0
             return
         self._move_tries = 0
-        if self.moves_live and self.runs:
-            self.running_on = {target}
-        elif not self.stop():
-            return
+        self.running_on = {target} if self.moves_live and self.runs else set()
         self.node_id, self.failed_start_count = target, 0
 
     def begin_move(self, target: str, *, live: bool) -> None:
@@ -137,18 +159,20 @@ class Guest:
 
     def start_elsewhere(self, target: str) -> None:
         """Belong to another node after its own died."""
-        self.node_id, self.moving_to, self.failed_start_count = target, "", 0
+        self.node_id, self.moving_to, self.command, self.failed_start_count = target, "", None, 0
+        self.is_settling = True
         if self.lock in _REMOVABLE_LOCKS:
             self.lock = ""
 
 
 @dataclass(slots=True)
 class Site:
-    """All hosts and guests, at one moment."""
+    """All hosts and guests, at one moment. `skipped_rounds` are those in which nobody decides, or no host obeys."""
 
     hosts: dict[str, Host]
     guests: dict[str, Guest]
     now_s: float = 0.0
+    skipped_rounds: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, scenario: Scenario) -> Site:
@@ -156,15 +180,23 @@ class Site:
         site = cls({each: Host(each) for each in scenario.node_ids}, {vm.id: Guest.of(vm) for vm in scenario.vms})
         for guest in site.guests.values():
             guest.is_given_up = guest.id in scenario.errors
+            guest.home_id = scenario.homes.get(guest.id, "")
+        for host_id in scenario.in_maintenance:
+            site.hosts[host_id].wants_maintenance = site.hosts[host_id].in_maintenance = True
         for host_id in scenario.on:
             site.hosts[host_id].power_on()
         return site
 
     @property
-    def reachable(self) -> Sequence[Host]:
+    def members(self) -> Sequence[Host]:
         """Hosts that are up and have network, if they are more than half of all; none otherwise."""
-        found = [host for host in self.hosts.values() if host.is_reachable]
+        found = [host for host in self.hosts.values() if host.is_member]
         return found if 2 * len(found) > len(self.hosts) else []
+
+    @property
+    def reachable(self) -> Sequence[Host]:
+        """Those of them that hear and are heard."""
+        return [host for host in self.members if host.is_reachable]
 
     def guests_of(self, host_id: str) -> Sequence[Guest]:
         """VMs that belong to a host."""
@@ -183,22 +215,29 @@ class Site:
         """Have hosts hear from the majority, and end those that did not for too long."""
         for host in self.reachable:
             host.contact_s = host.leased_s = self.now_s
+            host.is_left_empty = host.is_left_empty and host.fence is not None
         for host in self.hosts.values():
             is_cut_off = host.is_on and host.leased_s is not None and self.now_s - host.leased_s >= LEASE_S
-            is_in_use = host.id == leader_id or any(
-                host.id in guest.running_on or (guest.node_id == host.id and guest.state == "started")
-                for guest in self.guests.values()
-            )
-            if is_cut_off and is_in_use:
+            if is_cut_off and (host.id == leader_id or self.is_in_use(host)):
                 self.power_off(host.id)
+
+    def is_in_use(self, host: Host) -> bool:
+        """Whether a VM runs on a host, or shall; others need no lease."""
+        return any(
+            host.id in guest.running_on or (guest.node_id == host.id and guest.state == "started")
+            for guest in self.guests.values()
+        )
 
     def obey(self) -> None:
         """Have hosts do what they were asked for, then what follows from being shut down."""
         reachable = {host.id for host in self.reachable}
+        for host_id in reachable:
+            self.hosts[host_id].in_maintenance = self.hosts[host_id].wants_maintenance
         for guest in [self.guests[vm_id] for vm_id in sorted(self.guests)]:
             if guest.node_id not in reachable:
                 continue
             asked, guest.asked = guest.asked, ""
+            guest.is_settling = False
             if guest.moving_to:
                 guest.move(target_is_up=guest.moving_to in reachable)
             elif asked == "start":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,12 +20,17 @@ def api() -> FakeApi:
 
 
 @pytest.fixture
-def run(api: FakeApi) -> Run:
+def run(api: FakeApi, tmp_path: Path) -> Run:
     """Run the command with arguments; standard input, if given, is `input`."""
 
     def invoke(*arguments: str, **options: Any) -> Result:
         session = Session(transport=httpx.MockTransport(api.handle), pause=api.pauses_s.append)
-        environment = {"LIMIQUANTIX_SERVER": None, "LIMIQUANTIX_OUTPUT": None}
+        environment = {
+            "LIMIQUANTIX_SERVER": None,
+            "LIMIQUANTIX_OUTPUT": None,
+            "LIMIQUANTIX_TOKEN": None,
+            "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        }
         result = CliRunner(env=environment).invoke(cli, list(arguments), obj=session, **options)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception

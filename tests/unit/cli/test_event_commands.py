@@ -10,7 +10,7 @@ from controlplane.cli.event_commands import SEARCHED_COUNT
 from controlplane.cli.event_views import SEVERITIES, TYPES
 from controlplane.domain.event import EventType
 from controlplane.events.messages import VM_SEVERITIES
-from limiquantix.errors import InvalidArgument, OutOfRange, Reason
+from limiquantix.errors import InvalidArgument, OutOfRange, Reason, Unauthenticated
 from tests.support.fake_http_api import NODE_ID, Document, FakeApi, Run, node, uuid_of, vm
 
 CTRL_C = KeyboardInterrupt()
@@ -171,6 +171,31 @@ def test_follow_prints_what_happens_and_loses_nothing_when_the_connection_breaks
     assert [line.split("  ")[-1] for line in result.stdout.splitlines()] == ["VM web-41 runs", "VM web-42 runs"]
     begins = [request["fromRevision"] for request in api.requests_of("StreamEvents")]
     assert begins == ["40", "40", "41", "41"]
+
+
+EXPIRED = Unauthenticated(Reason.CREDENTIAL_EXPIRED, "the access token has expired; get a new one")
+
+
+def test_follow_goes_on_unnoticed_when_the_token_of_its_stream_ends(api: FakeApi, run: Run) -> None:
+    _newest(api, 40)
+    api.answers["WhoAmI"] = lambda _: {"name": "ann"}
+    api.scenes["StreamEvents"] = [[_event(41), EXPIRED], [EXPIRED], [_event(42), CTRL_C]]
+    result = run("events", "--follow")
+    assert [line.split("  ")[-1] for line in result.stdout.splitlines()] == ["VM web-41 runs", "VM web-42 runs"]
+    assert result.stderr == ""
+    assert [request["fromRevision"] for request in api.requests_of("StreamEvents")] == ["40", "41", "41"]
+
+
+def test_follow_ends_with_its_session(api: FakeApi, run: Run) -> None:
+    def over(_: Document) -> Document:
+        raise Unauthenticated(Reason.SESSION_ENDED, "the session has ended; log in again")
+
+    _newest(api, 40)
+    api.answers["WhoAmI"] = over
+    api.scenes["StreamEvents"] = [[_event(41), EXPIRED]]
+    result = run("events", "--follow")
+    assert result.exit_code != 0
+    assert "the session has ended; log in again" in result.stderr
 
 
 def test_follow_filters_what_is_streamed(api: FakeApi, run: Run) -> None:

@@ -59,6 +59,7 @@ def _status() -> Document:
         "reason": "silent for 8 s",
         "selfFencingObstacle": "no /dev/watchdog",
     }
+    first["settingsVersion"] = "1"
     return {
         "settings": {"isArmed": True, "version": "1"},
         "leaderId": uuid_of(60),
@@ -92,9 +93,10 @@ def cluster(api: FakeApi) -> FakeApi:
 
 def test_status_shows_the_cluster_every_node_and_what_waits(cluster: FakeApi, run: Run) -> None:
     lines = run("ha", "status").stdout.splitlines()
-    fields = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines[:6]}
+    fields = {line.partition(":")[0]: line.partition(":")[2].strip() for line in lines[:7]}
     assert fields == {
         "Armed": "yes",
+        "Known to": "1 of 2 nodes, not yet: host-2",
         "Decides": f"cp-1 ({uuid_of(60)}), epoch 3",
         "Obstacle": "etcd does not answer",
         "Room kept": "room for 1 failed node",

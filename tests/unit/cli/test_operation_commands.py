@@ -276,5 +276,5 @@ def test_completion_of_an_operation_offers_the_newest_ids(api: FakeApi) -> None:
         uuid_of(70),
         uuid_of(71),
     ]
-    assert [item.value for item in completer.get_completions(["operation", "list", "--kind"], "vm.sta")] == ["vm.start"]
+    assert [item.value for item in completer.get_completions(["operation", "list", "--kind"], "vm.sto")] == ["vm.stop"]
     assert "operation" in [item.value for item in completer.get_completions([], "o")]

@@ -70,7 +70,7 @@ def test_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
         ("scheduler: {strategy: best}", "scheduler.strategy"),
         ("nodes: {heartbeat_interval_s: 0}", "nodes.heartbeat_interval_s"),
         ("nodes: {tls: {enabled: true}}", "nodes.tls"),
-        ("grpc: {tls: {cert_path: /no/such/file}}", "grpc.tls.cert_path"),
+        ("security: {authority_cert_path: /no/such/file}", "security.authority_cert_path"),
         ("log: {level: loud}", "log.level"),
         ("log: {style: fancy}", "log.style"),
         ("http: 7", "http"),
@@ -186,7 +186,7 @@ def test_migration_twice_is_fine(tmp_path: Path) -> None:
 
 def test_command_with_tls_files_that_are_missing_says_so(tmp_path: Path) -> None:
     url = fresh_sqlite(tmp_path)
-    text = "grpc: {listen_address: '127.0.0.1:0', tls: {enabled: true, cert_path: /no/cert, key_path: /no/key}}\n"
+    text = "security: {authority_cert_path: /no/cert, authority_key_path: /no/key}\n"
     path = write(tmp_path, text + f"http: {{listen_address: '127.0.0.1:0'}}\ndatabase: {{url: '{url}'}}\n")
 
     assert_plain_error(run("--config", str(path)), "/no/")

@@ -36,7 +36,7 @@ from limiquantix.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tests.support.builders import GIB, make_id
+from tests.support.builders import GIB, make_id, make_project
 from tests.support.control_plane_world import World, create_request
 from tests.support.fake_daemons import STOPPED, Gate, unreachable
 
@@ -280,8 +280,10 @@ async def test_name_taken_is_refused_and_the_claim_returned(world: World) -> Non
 async def test_name_is_free_in_another_project_and_after_deletion(world: World) -> None:
     await world.add_node()
     first = await world.create("same")
+    project = make_project()
+    await world.store.run(lambda tx: tx.insert_project(project))
 
-    await world.vms.create(create_request("same", project_id=make_id()))
+    await world.vms.create(create_request("same", project_id=project.id))
     await world.vms.delete(_delete(first.id))
     await world.create("same")
 

@@ -11,7 +11,8 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from controlplane.daemons.grpc_pool import EPOCH_KEY, TOKEN_KEY, CallTimeouts, GrpcDaemonPool
+from controlplane.daemons.grpc_calls import EPOCH_KEY, TOKEN_KEY, CallTimeouts
+from controlplane.daemons.grpc_pool import GrpcDaemonPool
 from controlplane.domain.node import Node
 from limiquantix.errors import DeadlineExceeded, FailedPrecondition, Internal, Reason, Unavailable
 from limiquantix.node.v1.node_daemon_pb2 import CreateVMOnNodeRequest, ReconfigureVMRequest, VMIdRequest, VMSpec

@@ -12,7 +12,7 @@ from tests.support.config_fields import default_secrets, default_settings
 
 def test_fault_11_every_default_listener_of_the_control_plane_is_loopback() -> None:
     listeners = {name: value for name, value in default_settings(ControlPlaneConfig) if "listen" in name}
-    assert set(listeners) == {"http.listen_address", "grpc.listen_address"}
+    assert set(listeners) == {"http.listen_address", "grpc.listen_address", "security.hosts_listen_address"}
     assert all(is_loopback(address) for address in listeners.values())
 
 

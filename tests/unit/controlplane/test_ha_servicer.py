@@ -89,7 +89,7 @@ async def test_person_is_the_caller(store: Store, stub: HaServiceAsyncStub) -> N
     node = make_node(hostname="rack3-12")
     await add(store, node)
     fence = await stub.FenceNode(api.FenceNodeRequest(node_id=node.id, reason="its disk clicks"))
-    assert fence.reason == "operator:anonymous: its disk clicks"
+    assert fence.reason == "anonymous asked for it: its disk clicks"
     confirmation = api.ConfirmNodeDeadRequest(node_id=node.id, hostname="rack3-12", statement="pulled both cords")
     confirmed = await stub.ConfirmNodeDead(confirmation)
     assert (confirmed.id, confirmed.proof.witness) == (fence.id, "anonymous")

@@ -82,6 +82,8 @@ async def test_many_nodes_share_a_budget_of_readings(world: World) -> None:
 
     assert site.store.run_count == 0
     assert site.store.read_count == 20  # of 750 heartbeats at one moment
+    await site.heartbeats.refresh()
+    assert site.store.read_count == 22, "versions of nodes, and one batch of digests"
 
 
 async def test_node_that_changed_or_is_gone_is_known_within_moments(site: LeaseSite, node_id: str) -> None:
@@ -127,8 +129,11 @@ async def test_digest_that_changed_is_looked_at_at_once_and_one_that_stays_later
     site.now_s += 2
     await site.heartbeats.refresh()
     site.store.forget_counts()
-    await site.beat(node_id, state_hash=NOTHING)
-    assert site.store.read_count == 1
+    assert not (await site.beat(node_id, state_hash=NOTHING)).request_full_sync
+    assert site.store.read_count == 0, "the answer waited for what will hardly change it"
+    await site.database.run(lambda tx: tx.insert_vm(make_vm(node_id=node_id)))
+    await site.heartbeats.refresh()
+    assert (await site.beat(node_id, state_hash=NOTHING)).request_full_sync
 
 
 async def test_nodes_are_shown_as_they_were_heard_here(world: World, site: LeaseSite, node_id: str) -> None:

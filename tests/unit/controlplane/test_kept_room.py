@@ -14,7 +14,7 @@ from controlplane.ha.admission import HostRoom, ProtectedVm, room_of, survives
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.kept_room import SHARED_BY, RoomKeeper, Turn
 from controlplane.services.seen import SeenVms
-from controlplane.state.schema import PLACEMENT_TURN_COUNT
+from controlplane.state.schema_base import PLACEMENT_TURN_COUNT
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, VmSpec
 from tests.support.builders import GIB, make_node, make_vm
 

@@ -215,3 +215,16 @@ def test_fence_is_seen_when_its_reading_ends_and_anew_with_each_token() -> None:
     scene.do("end")
     scene.read_all()
     assert scene.marks.first_seen(NODE) is None
+
+
+def test_place_that_only_this_process_writes_keeps_no_lease_going() -> None:
+    scene = Scene()
+    scene.marks.has_second_place = False
+    scene.read_all()
+    assert scene.marks.may_grant(NODE)
+
+    scene.do("db-away")
+    scene.do("wait 60")
+    scene.read_all()
+
+    assert not scene.marks.may_grant(NODE)  # another process may have recorded a fence

@@ -127,6 +127,18 @@ async def test_what_a_host_says_of_its_guard_is_recorded_once(site: LeaseSite, n
     assert site.store.run_count == 0
 
 
+async def test_host_that_has_begun_to_fence_itself_is_asked_for_everything_once(site: LeaseSite, node_id: str) -> None:
+    """Its VMs that are there already are protected upon that."""
+    await site.look()
+    for can_self_fence, wanted in ((False, False), (True, True), (True, False), (False, False), (True, True)):
+        obstacle = "" if can_self_fence else "no guard runs"
+        said = {"can_self_fence": can_self_fence, "self_fencing_obstacle": obstacle}
+        await site.beat(node_id, **said)
+        await site.look()  # it is on record now
+        assert (await site.beat(node_id, **said)).request_full_sync is wanted
+        assert not (await site.beat(node_id, **said)).request_full_sync
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [

@@ -13,7 +13,7 @@ EVERYTHING = [
     for source, target, progress in itertools.product(Sight, Sight, Progress)
     for ran in (True, False)
 ]
-AT_TARGET = {Whereabouts.TARGET, Whereabouts.TARGET_UNCONFIRMED}
+AT_TARGET = {Whereabouts.TARGET, Whereabouts.TARGET_UNCONFIRMED, Whereabouts.ENDED_AT_TARGET}
 DECIDED = [(views, ran) for views, ran in EVERYTHING if views.progress is not Progress.UNDER_WAY]
 
 
@@ -40,6 +40,11 @@ DECIDED = [(views, ran) for views, ran in EVERYTHING if views.progress is not Pr
     (Sight.PAUSED, Sight.RUNNING, Progress.TORN, True, Whereabouts.TARGET_UNCONFIRMED),
     (Sight.PAUSED, Sight.PAUSED, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
     (Sight.PAUSED, Sight.SILENT, Progress.UNKNOWN, True, Whereabouts.UNKNOWN),
+    # It came over and ended there: one on its way that does not come over is not kept there, off.
+    (Sight.PAUSED, Sight.OFF, Progress.UNKNOWN, True, Whereabouts.ENDED_AT_TARGET),
+    (Sight.PAUSED, Sight.OFF, Progress.TORN, True, Whereabouts.ENDED_AT_TARGET),
+    (Sight.PAUSED, Sight.OFF, Progress.FAILED, True, Whereabouts.SOURCE),
+    (Sight.PAUSED, Sight.OFF, Progress.UNKNOWN, False, Whereabouts.UNKNOWN),
     (Sight.OFF, Sight.RUNNING, Progress.COMPLETE, True, Whereabouts.TARGET),
     (Sight.OFF, Sight.ABSENT, Progress.FAILED, True, Whereabouts.SOURCE),
     (Sight.OFF, Sight.SILENT, Progress.UNKNOWN, False, Whereabouts.SOURCE),
@@ -67,6 +72,18 @@ def test_whereabouts_as_the_table_says(
     source: Sight, target: Sight, progress: Progress, ran: bool, place: Whereabouts
 ) -> None:
     assert whereabouts(Views(source, target, progress), ran=ran) is place
+
+
+def test_guest_that_is_off_at_both_is_where_it_was_if_both_have_its_disks() -> None:
+    both_off = Views(Sight.OFF, Sight.OFF, Progress.UNKNOWN)
+    assert whereabouts(both_off, ran=True, shares_disks=True) is Whereabouts.SOURCE
+    assert whereabouts(both_off, ran=True, shares_disks=False) is Whereabouts.UNKNOWN, "one copy may be a part"
+    changed = [
+        views
+        for views, ran in EVERYTHING
+        if whereabouts(views, ran=ran, shares_disks=True) is not whereabouts(views, ran=ran, shares_disks=False)
+    ]
+    assert changed == [both_off]
 
 
 @pytest.mark.parametrize(("views", "ran"), EVERYTHING)

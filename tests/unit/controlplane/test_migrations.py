@@ -74,7 +74,7 @@ async def test_vm_of_a_host_that_is_proven_dead_is_not_moved_by_people_who_are_t
     cluster = await cluster_of(world, start=False)
     await written(world.store, proven(await opened(world.store, cluster.source.id)))
     operation = await cluster.migrate(live=False)
-    assert_fault(operation, Reason.NODE_FENCED, "can be used again once it is back")
+    assert_fault(operation, Reason.NODE_FENCED, "others when you start them")
     assert await cluster.claims() == (SIZE, NOTHING)
     assert cluster.there.calls == []
 

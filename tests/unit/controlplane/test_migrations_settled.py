@@ -12,6 +12,7 @@ from controlplane.operations.steps import Outcome, OwnershipLost, Run
 from controlplane.operations.vm_migration import HandOverStep, PrepareStep
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.errors import ApiError, Reason
+from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from tests.support.control_plane_world import HASTY, World
 from tests.support.fake_daemons import FakeDaemon, unreachable
 from tests.support.migration_cluster import (
@@ -22,6 +23,8 @@ from tests.support.migration_cluster import (
     cluster_of,
     until,
 )
+
+RUNNING, UNSETTLED = node_v1.POWER_STATE_RUNNING, node_v1.MIGRATION_PHASE_UNSETTLED
 
 
 @pytest.fixture
@@ -76,6 +79,32 @@ async def test_unsettled_vm_that_stayed_is_put_back_when_the_hosts_are_back(clus
     await heal(cluster, cluster.target.id)
     await cluster.assert_at_source(operation)
     assert (await cluster.stored()).error_message == ""
+
+
+async def test_guest_that_ended_where_it_came_to_is_not_left_waiting_for_a_person(cluster: Cluster) -> None:
+    cluster.here.hold("switch")
+    operation = await cluster.begin()
+    await until(lambda: cluster.vm.id in cluster.there.vms and cluster.there.vms[cluster.vm.id].state == RUNNING)
+    cluster.here.sending[cluster.vm.id].phase = UNSETTLED  # the connection broke; it stands still, and knows no more
+    cluster.there.set_state(cluster.vm.id, node_v1.POWER_STATE_CRASHED)
+    await cluster.ended(operation)
+    vm = await cluster.stored()
+    assert (vm.node_id, vm.power_state) == (cluster.target.id, PowerState.CRASHED)
+    assert cluster.vm.id not in cluster.here.vms
+
+
+async def test_guest_that_ended_where_it_came_to_is_settled_when_the_hosts_are_back(cluster: Cluster) -> None:
+    await unsettled(cluster)
+    cluster.here.hold("switch")
+    cluster.here.hold("transfer").release()
+    await until(lambda: cluster.vm.id in cluster.there.vms and cluster.there.vms[cluster.vm.id].state == RUNNING)
+    cluster.here.sending[cluster.vm.id].phase = UNSETTLED
+    cluster.there.set_state(cluster.vm.id, node_v1.POWER_STATE_CRASHED)
+    await heal(cluster)
+    vm = await cluster.stored()
+    assert (vm.node_id, vm.power_state) == (cluster.target.id, PowerState.CRASHED)
+    assert cluster.vm.id not in cluster.here.vms
+    assert await cluster.left() is None
 
 
 async def test_unsettled_vm_that_neither_host_has_is_lost(cluster: Cluster) -> None:

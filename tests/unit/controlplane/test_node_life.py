@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from controlplane.domain import node_life
 from controlplane.domain.event import EventFilter, EventType
+from controlplane.domain.machines import MachineRecord
 from controlplane.domain.migration import Migration
 from controlplane.domain.node import Capacity, CapacityPolicy, Node, Phase
 from controlplane.domain.node_conditions import CORDON_REASON, conditions_of
@@ -280,6 +281,16 @@ async def test_empty_node_is_forgotten(world: World) -> None:
         await world.nodes.get(node.id)
     assert (await events_of(world, node.id))[-1] == "node.removed"
     assert (await world.nodes.register(register_request())).id != node.id
+
+
+async def test_certificates_of_a_node_that_was_forgotten_are_good_no_more(world: World) -> None:
+    node = await world.nodes.register(register_request())
+    machine = MachineRecord(node.id, node.hostname, START_OF_TIME, START_OF_TIME, LATER)
+    await world.store.run(lambda tx: tx.put_machine(machine))
+
+    await world.life.decommission(api.DecommissionNodeRequest(id=node.id))
+
+    assert await world.store.read(lambda tx: tx.machines()) == []
 
 
 async def test_node_that_vms_are_on_their_way_to_is_not_forgotten(world: World) -> None:

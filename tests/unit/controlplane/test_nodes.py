@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import pytest
 
+from controlplane.domain.machines import MachineRecord
 from controlplane.domain.node import Capacity, CapacityPolicy, Phase
 from controlplane.services.heartbeats import MISSED_BEFORE_NOT_READY
 from limiquantix.compute.v1 import node_service_pb2 as api
 from limiquantix.compute.v1.node_pb2 import CpuInfo, MemoryInfo, NodeRole, StorageDomain, Taint
-from limiquantix.errors import NotFound, Reason, ResourceExhausted
+from limiquantix.errors import NotFound, PermissionDenied, Reason, ResourceExhausted
 from tests.support.builders import GIB, make_id
 from tests.support.control_plane_world import HEARTBEAT_INTERVAL_S, World, register_request
 from tests.support.fences import opened
@@ -52,6 +53,27 @@ async def test_node_without_endpoint_is_called_on_the_documented_port(world: Wor
     assert four.agent_endpoint == "192.0.2.7:9090"
     assert six.agent_endpoint == "[2001:db8::7]:9090"
     assert own.agent_endpoint == "h.example:1234"
+
+
+async def test_node_has_the_id_of_its_hosts_certificate_and_no_other_host_has_its_name(world: World) -> None:
+    node_id = make_id()
+    for _ in range(2):
+        assert (await world.nodes.register(register_request(), node_id)).id == node_id
+
+    with pytest.raises(PermissionDenied) as refused:
+        await world.nodes.register(register_request(), make_id())
+
+    assert refused.value.reason == Reason.NOT_OF_THIS_NODE
+
+
+async def test_labels_of_the_join_token_win_over_what_the_host_says_of_itself(world: World) -> None:
+    now = world.clock.at
+    machine = MachineRecord(make_id(), "host-a", now, now, now, {"zone": "a"})
+    await world.store.run(lambda tx: tx.put_machine(machine))
+
+    node = await world.nodes.register(register_request(labels={"zone": "b", "disk": "ssd"}), machine.node_id)
+
+    assert node.labels == {"zone": "a", "disk": "ssd"}
 
 
 async def test_known_host_name_is_the_same_node_with_new_facts(world: World) -> None:

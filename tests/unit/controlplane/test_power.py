@@ -11,6 +11,7 @@ import pytest
 from controlplane.domain.vm import ALLOWED_FROM, PowerOperation, PowerState, Vm, require_state
 from controlplane.operations.desk import MAX_QUEUED_PER_RESOURCE
 from limiquantix.compute.v1 import vm_service_pb2 as api
+from limiquantix.compute.v1.vm_pb2 import CpuConfig, HaPolicy, MemoryConfig, VmSpec
 from limiquantix.errors import (
     ApiError,
     DeadlineExceeded,
@@ -124,6 +125,24 @@ async def test_operation_in_every_state_acts_or_leaves_the_host_alone(world: Wor
             assert after_refusal is not None
             assert (after_refusal.power_state, after_refusal.error_message) == (state, "earlier trouble")
             assert host.calls == []
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["asked", "by force"])
+@pytest.mark.parametrize("state", [PowerState.STOPPED, PowerState.CRASHED], ids=PowerState.Name)
+async def test_vm_that_would_be_started_again_is_stopped_so_that_it_is_not(
+    world: World, state: PowerState.ValueType, force: bool
+) -> None:
+    node = await world.add_node()
+    spec = VmSpec(cpu=CpuConfig(cores=1), memory=MemoryConfig(size_mib=128), ha_policy=HaPolicy(auto_restart=True))
+    vm = await world.create(start=True, spec=spec)
+    world.daemons.of(node.id).vms[vm.id].state = STOPPED
+    await put_into(world, vm, state)
+
+    after = await world.vms.stop(api.StopVMRequest(id=vm.id, force=force))
+
+    assert (after.power_state, after.wanted_state) == (PowerState.STOPPED, PowerState.STOPPED)
+    with pytest.raises(FailedPrecondition, match="STOPPED"):
+        await world.vms.stop(api.StopVMRequest(id=vm.id, force=force))
 
 
 FAILURES: list[ApiError] = [

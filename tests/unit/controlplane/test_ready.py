@@ -10,7 +10,11 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from controlplane.api.http.endpoints import routes
+from controlplane.api.http.insiders import Insiders
 from limiquantix.errors import Reason, Unavailable
+from limiquantix.rpc.pipeline import CallPipeline
+from telemetry.metrics import RpcMetrics, build_registry
+from tests.support.access_scene import ClosedToAll
 from tests.support.builders import START_OF_TIME
 
 
@@ -27,6 +31,15 @@ def says(words: str) -> Callable[[], Awaitable[str]]:
         return words
 
     return problem
+
+
+async def asked(probe: Callable[[], Awaitable[None]], advice: str, address: str) -> httpx.Response:
+    insiders = Insiders(CallPipeline({}, RpcMetrics(build_registry()), ClosedToAll()))
+    advisory = {"coordination": says(advice)}
+    routed = routes({"database": probe}, CollectorRegistry(), START_OF_TIME, [], insiders, advisory)
+    transport = httpx.ASGITransport(Starlette(routes=routed), client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as client:
+        return await client.get("/ready")
 
 
 @pytest.mark.parametrize(
@@ -56,10 +69,14 @@ def says(words: str) -> Callable[[], Awaitable[str]]:
 async def test_ready_fails_for_what_is_needed_only(
     probe: Callable[[], Awaitable[None]], advice: str, status: int, components: dict[str, dict[str, str]]
 ) -> None:
-    advisory = {"coordination": says(advice)}
-    application = Starlette(routes=routes({"database": probe}, CollectorRegistry(), START_OF_TIME, [], advisory))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://plane") as client:
-        answer = await client.get("/ready")
+    answer = await asked(probe, advice, "127.0.0.1")
 
     assert (answer.status_code, answer.json()["components"]) == (status, components)
     assert answer.json()["status"] == ("ready" if status == 200 else "not_ready")
+
+
+async def test_ready_tells_strangers_what_does_not_work_and_not_why() -> None:
+    answer = await asked(fails, "etcd at 10.0.0.3 does not answer", "192.0.2.7")
+
+    assert answer.status_code == 503
+    assert answer.json()["components"] == {"database": {"status": "unhealthy"}, "coordination": {"status": "degraded"}}

@@ -129,6 +129,19 @@ async def test_shutdown_that_is_called_off_is_forgotten(world: World, node_id: s
     assert await noted(world, node_id) is None
 
 
+async def test_shutdown_of_another_boot_is_not_called_off(world: World, node_id: str) -> None:
+    hearing = Hearing(0.0)
+    service = service_of(world, ShutdownPolicy.FAILOVER, hearing)
+    await service.announce(says(node_id, ShutdownKind.REBOOT, ended=True))
+    late = says(node_id, ShutdownKind.CANCELLED)
+    late.boot_id = "boot-2"
+
+    await service.announce(late)
+
+    assert hearing.announced(node_id) is not None
+    assert await noted(world, node_id) == NotedShutdown(ShutdownKind.REBOOT, BOOT, all_vms_ended=True)
+
+
 async def test_node_that_is_heard_in_another_boot_is_back(world: World, node_id: str) -> None:
     site = LeaseSite(world.store)
     service = service_of(world, ShutdownPolicy.FREEZE, site.hearing)
@@ -161,6 +174,18 @@ async def test_vms_are_moved_away_and_what_cannot_be_is_not_waited_for(world: Wo
     answer = await service.announce(says(node_id, ShutdownKind.POWER_OFF))
     assert (list(answer.vm_ids_left), answer.ask_again_ms) == ([], 0)
     assert {len(ids) for ids in movers.request_ids.values()} == {1}  # asked for once, however often it asks
+
+
+async def test_vm_that_is_on_its_way_is_waited_for_whoever_moves_it(world: World, node_id: str) -> None:
+    service = service_of(world, ShutdownPolicy.MIGRATE)
+    movers = service.moves
+    assert isinstance(movers, Movers)
+    moving = await add_vm(world, node_id, "moving", PowerState.MIGRATING)
+
+    answer = await service.announce(says(node_id, ShutdownKind.POWER_OFF))
+
+    assert (list(answer.vm_ids_left), answer.ask_again_ms > 0) == ([moving], True)
+    assert movers.request_ids == {}
 
 
 async def test_unknown_node_is_not_found(world: World) -> None:

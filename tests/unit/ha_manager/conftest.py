@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from controlplane.domain.node import Node
 from controlplane.domain.operation import Json
 from tests.support.control_plane_world import World
-from tests.support.ha_plane import FakeFailover, HaPlane
+from tests.support.ha_plane import FakeFailover, HaPlane, already_set
 from tests.support.ha_scene import add_node
 
 
@@ -26,9 +27,15 @@ def asked() -> dict[str, Json]:
 
 
 @pytest.fixture
-async def plane(world: World, asked: dict[str, Json]) -> AsyncIterator[HaPlane]:
+def may_end() -> asyncio.Event:
+    """Failovers wait for it; it is set."""
+    return already_set()
+
+
+@pytest.fixture
+async def plane(world: World, asked: dict[str, Json], may_end: asyncio.Event) -> AsyncIterator[HaPlane]:
     """A process that decides, whose operations do nothing."""
-    world.other_workflows = (FakeFailover(asked),)
+    world.other_workflows = (FakeFailover(asked, may_end),)
     world.restart()
     await world.worker.register()
     plane = HaPlane(world)

@@ -17,10 +17,11 @@ from controlplane.ha.model import (
     ProveFence,
     WithdrawFence,
 )
-from controlplane.services.ha_manager import SWEEP_S
+from controlplane.services.ha_manager import OPENING_S, SWEEP_S
 from limiquantix.compute.v1.ha_service_pb2 import FENCE_METHOD_LEASE_EXPIRED
+from tests.support.control_plane_world import World
 from tests.support.dying_store import DyingStore
-from tests.support.ha_plane import HaPlane
+from tests.support.ha_plane import FakeCoordinator, HaPlane
 from tests.support.ha_scene import (
     event_types,
     fenced,
@@ -169,3 +170,28 @@ async def _story(plane: HaPlane, node_id: str) -> None:
             await plane.round(ProveFence(node_id, fences[0].id, ProofMethod.LEASE_EXPIRED, "it was long enough"))
         else:
             await plane.round(EndFence(node_id, fences[0].id))
+
+
+async def test_mark_of_a_time_that_the_database_lost_is_swept_and_hosts_are_commanded_again(
+    plane: HaPlane, nodes: list[Node]
+) -> None:
+    plane.coordinator.marks[nodes[0].id] = 50  # of a fence that ended after the backup was made
+    plane.now_s += SWEEP_S
+    await plane.round()
+    assert (await plane.world.node(nodes[0].id)).fence_token == 50
+    assert plane.coordinator.marks == {nodes[0].id: 50}
+
+    plane.now_s += SWEEP_S
+    await plane.round()
+
+    assert plane.coordinator.marks == {}
+    assert EventType.HA_COUNTERS_RAISED in await event_types(plane)
+
+
+async def test_fences_are_opened_only_for_a_while_upon_one_decision(world: World, nodes: list[Node]) -> None:
+    coordinator = FakeCoordinator()
+    plane = HaPlane(world, coordinator, clock_s=lambda: 1000.0 + 2 * OPENING_S * len(coordinator.marks))
+
+    await plane.round(*(OpenAFence(node.id, "it was silent") for node in nodes))
+
+    assert [fence.node_id for fence in await plane.fences()] == [nodes[0].id]

@@ -77,6 +77,19 @@ async def test_host_heard_in_another_boot_without_vms_is_seen_as_rebooted(plane:
     assert rebooted == [False, False, True]
 
 
+async def test_process_that_leads_since_the_host_came_back_sees_it_as_rebooted_too(
+    world: World, plane: HaPlane, nodes: list[Node]
+) -> None:
+    guard = NodeGuard(nodes[0].id, 1, True, "", "boot-1", plane.now())
+    await note_guards(plane, guard)
+    await fenced(plane, nodes[0].id)
+    await note_guards(plane, replace(guard, boot_id="boot-2", noted_at=plane.now() + timedelta(seconds=1)))
+    successor = HaPlane(world, plane.coordinator, name="replica-2", now_s=plane.now_s + 10)
+    successor.hear(nodes[0].id, boot_id="boot-2", running_vm_count=0)
+
+    assert seen_node(await successor.round(), nodes[0].id).is_rebooted
+
+
 async def test_vms_of_a_fenced_node_are_seen_and_choices_take_each_other_into_account(
     plane: HaPlane, world: World
 ) -> None:
@@ -135,9 +148,20 @@ async def test_alerts_follow_what_is_wrong(plane: HaPlane, nodes: list[Node]) ->
     assert await plane.open_alerts("ha.node_lost") == []
 
 
+async def test_process_that_just_began_marks_no_node_for_silence_that_nobody_could_break(plane: HaPlane) -> None:
+    silent = await add_node(plane.world, last_heartbeat_at=plane.now() - timedelta(days=1))
+    await plane.round()
+    assert (await plane.world.node(silent.id)).phase == Phase.READY
+
+    plane.now_s += 70
+    await plane.round()
+    assert (await plane.world.node(silent.id)).phase == Phase.NOT_READY
+
+
 async def test_without_a_leader_it_is_said_and_nodes_silent_for_long_take_no_vms(
     plane: HaPlane, nodes: list[Node]
 ) -> None:
+    plane.now_s += 70
     silent = await add_node(plane.world, last_heartbeat_at=plane.now() - timedelta(seconds=70))
     plane.election.is_elected, plane.election.obstacle = False, "etcd does not answer"
     await plane.manager.round()

@@ -48,6 +48,17 @@ async def test_process_that_is_not_elected_decides_nothing(plane: HaPlane) -> No
     assert plane.manager.moment is None
 
 
+async def test_listening_counts_from_before_the_election_but_not_from_before_a_gap(plane: HaPlane) -> None:
+    plane.election.is_elected = False
+    for now_s in (1000.0, 1003.0, 1010.0, 1011.0):  # 7 s are more than half of the silence that makes a node suspect
+        plane.now_s = now_s
+        await plane.manager.round()
+    plane.election.is_elected = True
+    await plane.round()
+
+    assert [(state.began_s, state.listening_s) for state, _ in plane.script.given] == [(1011.0, 1010.0)]
+
+
 async def test_process_deposed_between_rounds_stops_and_begins_no_epoch_at_once(
     plane: HaPlane, nodes: list[Node]
 ) -> None:

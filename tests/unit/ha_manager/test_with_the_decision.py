@@ -136,7 +136,10 @@ async def test_controller_that_died_with_its_host_does_not_delay_the_lease(real:
     assert waited_s <= real.config.proof_wait_s + 3 * ROUND_S
 
 
-async def test_host_that_comes_back_is_given_back_once_its_vms_are_elsewhere(real: HaPlane, nodes: list[Node]) -> None:
+async def test_host_that_comes_back_is_given_back_once_its_vms_are_elsewhere(
+    real: HaPlane, nodes: list[Node], may_end: asyncio.Event
+) -> None:
+    may_end.clear()
     vm = await add_vm(real.world, nodes[0].id)
     fence, _ = await until_fence(real, FenceState.OPEN, 10, heard=nodes[1:])
     await until_fence(real, FenceState.PROVEN, 20, heard=nodes[1:])
@@ -147,6 +150,7 @@ async def test_host_that_comes_back_is_given_back_once_its_vms_are_elsewhere(rea
     assert moved is not None
     elsewhere = replace(moved, node_id=nodes[1].id, power_state=PowerState.RUNNING)
     await real.world.store.run(lambda tx: tx.update_vm(elsewhere))
+    may_end.set()
     await passes(real, 3 * ROUND_S, heard=nodes)
 
     assert (await real.fence(fence.id)).state == FenceState.ENDED

@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from nodedaemon.console_entries import ConsoleEntries, ConsoleEntry
 from tests.support.rfb_client import NotLetIn, RfbClient
 
 VM = "11111111-1111-4111-8111-111111111111"
+OTHER_VM = "22222222-2222-4222-8222-222222222222"
 DEADLINE_S = 5.0
 
 
@@ -219,6 +221,50 @@ async def test_secret_is_of_its_entry_alone_and_shown_nowhere() -> None:
         assert one.port != other.port
         with pytest.raises(NotLetIn):
             await (await RfbClient.dial(one.host, one.port)).log_in(other.secret)
+
+
+@pytest.mark.parametrize("kind", [ConsoleKind.VNC, ConsoleKind.SERIAL])
+async def test_secret_of_a_vm_that_is_gone_opens_nothing_on_the_port_that_another_vm_got(
+    kind: ConsoleKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consoles, given, start_server = Consoles(), [0], asyncio.start_server
+
+    async def on_the_same_port(knock: Any, host: str, port: int, **options: Any) -> asyncio.Server:
+        server = await start_server(knock, host, given[0], reuse_address=True, **options)
+        given[0] = server.sockets[0].getsockname()[1]
+        return server
+
+    monkeypatch.setattr(asyncio, "start_server", on_the_same_port)
+    async with entries_to(consoles) as entries:
+        old = await entries.make(VM, kind)
+        reader, writer = await asyncio.open_connection(old.host, old.port)
+        entries.revoke(VM)
+        async with asyncio.timeout(DEADLINE_S):
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()  # hung up on, though it was there in time
+        writer.close()
+        new = await entries.make(OTHER_VM, kind)
+        assert (new.port, new.secret == old.secret) == (old.port, False)
+        if kind is ConsoleKind.VNC:
+            with pytest.raises(NotLetIn, match="the password is wrong"):
+                await (await RfbClient.dial(new.host, new.port)).log_in(old.secret)
+        else:
+            reader, _ = await serial_client(new, f"{old.secret}\n".encode())
+            assert (await reader.readline()).startswith(b"ERROR: ")
+        assert consoles.opened == []
+
+
+async def test_entries_of_other_vms_and_sessions_stay_when_those_of_one_are_revoked() -> None:
+    consoles = Consoles()
+    async with entries_to(consoles) as entries:
+        one, other = await entries.make(VM, ConsoleKind.SERIAL), await entries.make(OTHER_VM, ConsoleKind.SERIAL)
+        reader, writer = await serial_client(one, f"{one.secret}\n".encode())
+        assert await reader.readline() == b"OK\n"
+        entries.revoke(VM)
+        writer.write(b"on")
+        assert await asyncio.get_running_loop().sock_recv(await consoles.connected(), 100) == b"on"
+        reader, _ = await serial_client(other, f"{other.secret}\n".encode())
+        assert await reader.readline() == b"OK\n"
 
 
 async def test_more_entries_than_a_host_takes_are_refused() -> None:

@@ -15,6 +15,7 @@ from limiquantix.compute.v1 import node_service_pb2 as pb
 from limiquantix.errors import NotFound, Unavailable
 from nodedaemon.control_plane import GrpcControlPlane
 from tests.support.fake_control_plane import FakeControlPlane, fake_control_plane
+from tests.support.own_cluster import node_credentials
 
 BEAT = pb.UpdateHeartbeatRequest(node_id=str(uuid.uuid4()))
 
@@ -34,7 +35,7 @@ class Plane:
         self._stack = stack
 
     async def of(self, *addresses: str) -> GrpcControlPlane:
-        client = GrpcControlPlane(addresses, None)
+        client = GrpcControlPlane(addresses, node_credentials())
         self._stack.push_async_callback(client.close)
         return client
 

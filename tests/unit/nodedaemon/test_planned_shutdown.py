@@ -55,8 +55,13 @@ async def carried_out(
     await hypervisor.open()
     vm_id = await running_vm(hypervisor)
     plane = Scripted(iter(answers))
+
+    async def beat() -> None:
+        running = [vm for vm in await hypervisor.list() if vm.state is PowerState.RUNNING]
+        plane.log.append(f"beat: {len(running)} running")
+
     shutdown = PlannedShutdown(
-        hypervisor, plane, lambda: NODE_ID, "boot-1", stop_s=0.01, migrate_s=10, sleep=plane.sleep
+        hypervisor, plane, lambda: NODE_ID, "boot-1", stop_s=0.01, migrate_s=10, beat=beat, sleep=plane.sleep
     )
     await shutdown.carry_out(kind)
     state = (await hypervisor.status(vm_id)).state
@@ -64,20 +69,29 @@ async def carried_out(
     return plane.log, state
 
 
+async def test_daemon_that_runs_takes_back_what_was_said_in_its_boot() -> None:
+    hypervisor, plane = MockHypervisor(), Scripted(iter([None]))
+    shutdown = PlannedShutdown(
+        hypervisor, plane, lambda: NODE_ID, "boot-1", stop_s=0.01, migrate_s=10, sleep=plane.sleep
+    )
+    await shutdown.call_off()
+    assert plane.log == ["CANCELLED", "1s", "CANCELLED"]
+
+
 async def test_vms_are_ended_and_that_is_told_last() -> None:
     log, state = await carried_out(FREEZE, kind=Kind.REBOOT)
-    assert (log, state) == (["REBOOT", "REBOOT ended"], PowerState.STOPPED)
+    assert (log, state) == (["REBOOT", "beat: 0 running", "REBOOT ended"], PowerState.STOPPED)
 
 
 async def test_plug_of_a_guest_that_does_not_shut_down_is_pulled() -> None:
     log, state = await carried_out(AnnounceShutdownResponse(policy=Policy.FAILOVER), deaf=True, kind=Kind.POWER_OFF)
-    assert (log, state) == (["POWER_OFF", "POWER_OFF ended"], PowerState.STOPPED)
+    assert (log, state) == (["POWER_OFF", "beat: 0 running", "POWER_OFF ended"], PowerState.STOPPED)
 
 
 async def test_vms_are_moved_for_as_long_as_the_control_plane_says() -> None:
     left = AnnounceShutdownResponse(policy=Policy.MIGRATE, vm_ids_left=[NODE_ID], ask_again_ms=2000)
     log, _ = await carried_out(left, left, AnnounceShutdownResponse(policy=Policy.MIGRATE), kind=Kind.REBOOT)
-    assert log == ["REBOOT", "2s", "REBOOT", "2s", "REBOOT", "REBOOT ended"]
+    assert log == ["REBOOT", "2s", "REBOOT", "2s", "REBOOT", "beat: 0 running", "REBOOT ended"]
 
 
 async def test_move_that_takes_too_long_is_not_waited_for() -> None:
@@ -89,8 +103,38 @@ async def test_move_that_takes_too_long_is_not_waited_for() -> None:
 
 async def test_control_plane_that_is_away_keeps_no_host_from_going_down() -> None:
     log, state = await carried_out(*[None] * 9, kind=Kind.POWER_OFF)
-    assert log == ["POWER_OFF", "1s", "POWER_OFF", "POWER_OFF ended", "1s", "POWER_OFF ended"]
+    assert log == ["POWER_OFF", "1s", "POWER_OFF", "beat: 0 running", "POWER_OFF ended", "1s", "POWER_OFF ended"]
     assert state is PowerState.STOPPED
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_start_that_is_under_way_is_waited_for_and_ended_before_it_is_told_that_all_ended(ends: bool) -> None:
+    hypervisor = MockHypervisor(MockSettings(shutdown_s=0))
+    await hypervisor.open()
+    plane, changes, started = Scripted(iter(())), {object()}, list[str]()
+
+    async def sleep(duration_s: float) -> None:
+        if not started:
+            started.append(await running_vm(hypervisor))
+        if ends:
+            changes.clear()
+
+    shutdown = PlannedShutdown(
+        hypervisor,
+        plane,
+        lambda: NODE_ID,
+        "boot-1",
+        stop_s=1.0,
+        migrate_s=10,
+        close=lambda: plane.log.append("closed"),
+        under_way=lambda: changes,
+        sleep=sleep,
+    )
+    await shutdown.carry_out(Kind.POWER_OFF)
+
+    assert plane.log == ["POWER_OFF", "closed", *(["POWER_OFF ended"] if ends else [])]
+    assert (await hypervisor.status(started[0])).state is PowerState.STOPPED
+    await hypervisor.close()
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,24 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from hypervisor.mock.backend import MockHypervisor
 from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
-from hypervisor.types import Capabilities
+from hypervisor.types import Capabilities, VmStatus
 from limiquantix.compute.v1 import node_pb2
 from limiquantix.compute.v1 import node_service_pb2 as pb
 from limiquantix.errors import ApiError, NotFound, Reason, Unavailable
 from limiquantix.rpc.validation import violations_of
+from nodedaemon import host_report
 from nodedaemon.change_count import StateChanges
+from nodedaemon.host_meter import HostMeter
 from nodedaemon.host_report import HostReport
 from nodedaemon.observer import VmObserver
 from nodedaemon.registration import (
@@ -33,7 +36,7 @@ from nodedaemon.reporter import Reporter
 from nodedaemon.self_fencing.keeper import SelfFencing
 from nodedaemon.self_fencing.lease import boottime_ns
 from nodedaemon.self_fencing.memory import open_memory
-from telemetry.host import UsageSampler
+from telemetry.host import read_host_facts
 
 DOWN = Unavailable(Reason.NODE_UNREACHABLE, "down")
 FORGOTTEN = NotFound(Reason.NODE_NOT_FOUND, "who?")
@@ -98,17 +101,28 @@ async def told(
     jitter: float = 0.5,
     listen: str = "127.0.0.1:0",
     pause_s: float = 0.0,
+    on_revocation: Callable[[datetime], None] = lambda at: None,
 ) -> ScriptedControlPlane:
     """Run a registration through the script."""
     hypervisor = MockHypervisor()
     await hypervisor.open()
     prepare(hypervisor)
     observer = VmObserver(hypervisor, StateChanges(1))
-    report = HostReport(hypervisor, observer, UsageSampler(tmp_path), hostname="h1", labels={"rack": "r1"}, node_id="")
+    report = HostReport(
+        hypervisor, observer, HostMeter(hypervisor, tmp_path), hostname="h1", labels={"rack": "r1"}, node_id=""
+    )
     report.serve_at(listen, 9090, "")
     control_plane = ScriptedControlPlane(iter(registrations), iter(heartbeats), pause_s=pause_s)
     reporter = Reporter(observer, control_plane, report.full_state)
-    registration = Registration(control_plane, report, reporter, 30.0, sleep=control_plane.sleep, jitter=lambda: jitter)
+    registration = Registration(
+        control_plane,
+        report,
+        reporter,
+        30.0,
+        on_revocation=on_revocation,
+        sleep=control_plane.sleep,
+        jitter=lambda: jitter,
+    )
     with pytest.raises(EndOfStory):
         async with asyncio.timeout(30):
             await registration.run()
@@ -121,6 +135,17 @@ async def test_first_heartbeat_follows_registration_at_once_and_others_every_int
     beat = control_plane.requests[1]
     assert isinstance(beat, pb.UpdateHeartbeatRequest)
     assert beat.node_id == NODE_ID
+
+
+async def test_revocation_that_an_answer_tells_of_is_passed_on(tmp_path: Path) -> None:
+    revoked_at = datetime(2026, 1, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+    answer = ok()
+    answer.newest_revocation.FromDatetime(revoked_at)
+    heard: list[datetime] = []
+
+    await told(tmp_path, [None], [ok(), answer], on_revocation=heard.append)
+
+    assert heard == [revoked_at]
 
 
 async def test_failed_registration_is_retried_doubling_up_to_five_seconds(tmp_path: Path) -> None:
@@ -178,7 +203,7 @@ async def test_heartbeats_keep_their_interval_while_the_clock_of_the_host_jumps(
     hypervisor = MockHypervisor()
     await hypervisor.open()
     observer = VmObserver(hypervisor, StateChanges(1))
-    report = HostReport(hypervisor, observer, UsageSampler(tmp_path), hostname="h1", labels={}, node_id="")
+    report = HostReport(hypervisor, observer, HostMeter(hypervisor, tmp_path), hostname="h1", labels={}, node_id="")
     report.serve_at("127.0.0.1:0", 9090, "")
     control_plane = ScriptedControlPlane(iter([None]), iter([ok()] * 10))
     reporter = Reporter(observer, control_plane, report.full_state)
@@ -190,7 +215,11 @@ async def test_heartbeats_keep_their_interval_while_the_clock_of_the_host_jumps(
     assert time.monotonic() - began_s >= 10 * 0.05
 
 
-async def test_host_that_changed_registers_again_after_some_heartbeats(tmp_path: Path) -> None:
+async def test_host_that_changed_registers_again_after_some_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = read_host_facts()  # this machine itself changes: other tests make bridges and cards
+    monkeypatch.setattr(host_report, "read_host_facts", lambda: facts)
     networks = iter([("default",), *[("default", "dmz")] * 9999])
     beats: list[ApiError | pb.UpdateHeartbeatResponse] = [ok()] * 400
     control_plane = await told(
@@ -276,11 +305,13 @@ class Instance:
 
 
 @asynccontextmanager
-async def registered(directory: Path, *instances: Instance) -> AsyncIterator[SelfFencing]:
-    hypervisor = MockHypervisor()
+async def registered(
+    directory: Path, *instances: Instance, hypervisor: MockHypervisor | None = None
+) -> AsyncIterator[SelfFencing]:
+    hypervisor = hypervisor or MockHypervisor()
     await hypervisor.open()
     observer = VmObserver(hypervisor, StateChanges(1))
-    report = HostReport(hypervisor, observer, UsageSampler(directory), hostname="h1", labels={}, node_id="")
+    report = HostReport(hypervisor, observer, HostMeter(hypervisor, directory), hostname="h1", labels={}, node_id="")
     report.serve_at("127.0.0.1:0", 9090, "")
     reporter = Reporter(observer, instances[0], report.full_state)
     memory = open_memory(directory)
@@ -293,6 +324,57 @@ async def registered(directory: Path, *instances: Instance) -> AsyncIterator[Sel
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         memory.close()
+
+
+async def test_what_follows_the_first_registration_holds_up_no_heartbeat(tmp_path: Path) -> None:
+    hypervisor, called = MockHypervisor(), []
+    await hypervisor.open()
+    report = HostReport(
+        hypervisor, VmObserver(hypervisor, StateChanges(1)), HostMeter(hypervisor, tmp_path), hostname="h1", labels={},
+        node_id="",
+    )  # fmt: skip
+    report.serve_at("127.0.0.1:0", 9090, "")
+    control_plane = ScriptedControlPlane(iter([None, None]), iter([ok(), FORGOTTEN, ok()]))
+    reporter = Reporter(VmObserver(hypervisor, StateChanges(1)), control_plane, report.full_state)
+
+    async def hang() -> None:
+        called.append(report.node_id)
+        await asyncio.Event().wait()
+
+    registration = Registration(
+        control_plane, report, reporter, 30.0, sleep=control_plane.sleep, jitter=lambda: 0.5, once_registered=hang
+    )
+    with pytest.raises(EndOfStory):
+        await registration.run()
+    assert called == [NODE_ID]
+    assert control_plane.log.count("beat") == 4
+    assert control_plane.log.count("register") == 2
+
+
+class Looked(MockHypervisor):
+    """Does something whenever its VMs are listed."""
+
+    on_list: Callable[[], Awaitable[None]] | None = None
+
+    async def list(self) -> Sequence[VmStatus]:
+        if self.on_list is not None:
+            await self.on_list()
+        return await super().list()
+
+
+async def test_fence_that_is_learnt_while_the_host_is_looked_at_is_told_with_the_next_look(tmp_path: Path) -> None:
+    hypervisor, instance = Looked(), Instance(pb.UpdateHeartbeatResponse(acknowledged=True))
+    async with registered(tmp_path, instance, hypervisor=hypervisor) as fencing:
+
+        async def learn() -> None:
+            if instance.registration_count:
+                await fencing.take_told(1, 7)
+
+        hypervisor.on_list = learn
+        await instance.has_heard(2)
+
+    told = [beat.known_fence_token for beat in instance.beats[:2]]
+    assert told == [0, 7], "VMs that were started before are counted only by a look that began after"
 
 
 def leased(duration_ms: int) -> pb.UpdateHeartbeatResponse:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import stat
 import struct
 from pathlib import Path
 
 import pytest
 
 from hypervisor.types import DiskFormat
+from nodedaemon.image_inspector import SourceFormat
 from nodedaemon.qcow2_header import NotQcow2, read_header
 from nodedaemon.storage_paths import MAX_CHAIN_LENGTH, PathRefused, StoragePaths
 
@@ -81,6 +85,40 @@ def test_symbolic_link_loop_and_pipe_are_refused(paths: StoragePaths, root: Path
     for text in ("loop", "pipe"):
         with pytest.raises(PathRefused):
             paths.resolve_file(text, VM_ID)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting_for_it(paths: StoragePaths, root: Path) -> None:
+    (root / "iso").mkdir()
+    os.mkfifo(root / "iso" / "pipe.raw")
+    (root / "iso" / "directory.raw").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(root / "iso"):
+        listener.bind("socket.raw")  # a socket's path must be short
+    names = ["pipe.raw", "directory.raw", "socket.raw"]
+    with contextlib.suppress(PermissionError):  # only root makes devices
+        os.mknod(root / "iso" / "device.raw", stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero, which never ends
+        names.append("device.raw")
+    for name in names:
+        for use in (
+            lambda text: paths.resolve_file(text, VM_ID),
+            lambda text: paths.resolve_disk(text, VM_ID, DiskFormat.RAW, readonly=True),
+            lambda text: paths.resolve_source(text, VM_ID, SourceFormat.RAW),
+        ):
+            with pytest.raises(PathRefused, match="must name an existing regular file"):
+                use(f"iso/{name}")
+
+
+def test_disk_that_has_a_second_name_is_not_written_to(paths: StoragePaths, root: Path) -> None:
+    for name in (OTHER_ID, "iso"):
+        (root / name).mkdir()
+    theirs = root / OTHER_ID / "d.raw"
+    theirs.touch()
+    os.link(theirs, root / "iso" / "d.raw")
+    with pytest.raises(PathRefused, match="hard link"):
+        paths.resolve_disk("iso/d.raw", VM_ID, DiskFormat.RAW, readonly=False)
+    with pytest.raises(PathRefused, match="another VM"):
+        paths.resolve_disk(f"{OTHER_ID}/d.raw", VM_ID, DiskFormat.RAW, readonly=True)
+    theirs.unlink()
+    assert paths.resolve_disk("iso/d.raw", VM_ID, DiskFormat.RAW, readonly=False).name == "d.raw"
 
 
 def test_file_of_another_vm_is_refused_and_an_own_one_is_not(paths: StoragePaths, root: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hypervisor.errors import MigrationFailed
+from hypervisor.migration import MigrationOptions, MigrationProgress
 from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
 from hypervisor.mock.host import MockSettings
 from limiquantix.errors import Aborted, ApiError, FailedPrecondition, InvalidArgument, NotFound
@@ -460,6 +462,54 @@ async def test_the_end_is_refused_where_the_vm_is_alive(shared: tuple[NodeDaemon
         assert (await fast.send(await admitted(fast)))[-1].phase == pb.MIGRATION_PHASE_COMPLETE
         assert (await refusal(fast.end_at_target(moved=False))).reason == "VM_STATE_FORBIDS"
         assert await state_at(shared[1], fast.vm_id) == pb.POWER_STATE_RUNNING
+
+
+async def broken_after_the_switch(move: Move, monkeypatch: pytest.MonkeyPatch) -> Sequence[pb.MigrationProgress]:
+    """Send, have the connection break when the guest was handed over, and have the hypervisor say that it failed."""
+    source = move.source
+    assert isinstance(source, NodeDaemonParts)
+    migration = source.hypervisor.migration
+    assert migration is not None
+
+    async def send(vm_id: str, options: MigrationOptions) -> MigrationProgress:
+        await source.hypervisor.pause(vm_id)
+        raise MigrationFailed("the connection was lost")
+
+    monkeypatch.setattr(migration, "send", send)
+    return await move.send(await admitted(move))
+
+
+async def test_a_guest_that_stands_still_after_it_is_not_said_to_have_stayed(
+    shared: tuple[NodeDaemonParts, NodeDaemonParts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = await move_of(shared)
+    last = (await broken_after_the_switch(move, monkeypatch))[-1]
+    assert (last.phase, last.error) == (pb.MIGRATION_PHASE_UNSETTLED, "the connection was lost")
+    assert (await move.get()).phase == pb.MIGRATION_PHASE_UNSETTLED
+
+    await move.end_at_source(moved=True)
+    assert await state_at(shared[0], move.vm_id) is None
+    assert images_of(shared[0], move.vm_id), "the disks are shared"
+
+
+async def test_a_guest_that_stands_still_and_has_not_moved_is_left(
+    shared: tuple[NodeDaemonParts, NodeDaemonParts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = await move_of(shared)
+    await broken_after_the_switch(move, monkeypatch)
+    await move.end(moved=False)
+    assert await state_at(shared[0], move.vm_id) == pb.POWER_STATE_PAUSED
+
+
+async def test_a_guest_that_was_asked_to_stand_still_failed_to_move_like_others(
+    shared: tuple[NodeDaemonParts, NodeDaemonParts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = await move_of(shared)
+    await shared[0].hypervisor.pause(move.vm_id)
+    last = (await broken_after_the_switch(move, monkeypatch))[-1]
+    assert last.phase == pb.MIGRATION_PHASE_FAILED
+    assert (await refusal(move.end_at_source(moved=True))).reason == "VM_STATE_FORBIDS"
+    assert await state_at(shared[0], move.vm_id) == pb.POWER_STATE_PAUSED
 
 
 async def test_a_template_stays(shared: tuple[NodeDaemonParts, NodeDaemonParts]) -> None:

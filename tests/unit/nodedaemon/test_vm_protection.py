@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hypervisor.mock.faults import Failure, Fault, MockFaults, Operation
-from hypervisor.types import PowerState
+from hypervisor.types import PowerState, VmNotes
 from limiquantix.compute.v1 import node_service_pb2 as node_service
 from limiquantix.errors import ApiError, FailedPrecondition, NotFound, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as pb
@@ -31,6 +31,11 @@ async def lose_lease(daemon: NodeDaemonParts) -> None:
     await daemon.fencing.take_answer(boottime_ns() - 10**9, answer)
 
 
+async def is_noted(daemon: NodeDaemonParts, vm_id: str) -> bool:
+    """Whether it is kept with the VM, too, and would outlive the daemon's files."""
+    return (await daemon.hypervisor.status(vm_id)).notes.is_protected
+
+
 async def test_protection_is_noted_told_to_the_guard_and_taken_back(tmp_path: Path) -> None:
     async with node_daemon_parts(tmp_path) as daemon:
         vm_id = await daemon.create()
@@ -40,6 +45,7 @@ async def test_protection_is_noted_told_to_the_guard_and_taken_back(tmp_path: Pa
                 pb.SetVMProtectionRequest(vm_id=vm_id, is_protected=is_protected), None
             )
             assert daemon.fencing.is_protected(vm_id) is is_protected
+            assert await is_noted(daemon, vm_id) is is_protected
 
 
 async def test_protection_of_a_vm_that_is_not_here_is_refused(tmp_path: Path) -> None:
@@ -55,6 +61,7 @@ async def test_vm_is_protected_from_its_creation_until_it_is_deleted(tmp_path: P
         vm_id = str(uuid.uuid4())
         await daemon.servicer.CreateVM(definition(vm_id), None)
         assert daemon.fencing.is_protected(vm_id)
+        assert await is_noted(daemon, vm_id)
         await daemon.servicer.DeleteVM(pb.VMIdRequest(vm_id=vm_id), None)
         assert not daemon.fencing.is_protected(vm_id)
 
@@ -145,6 +152,19 @@ async def test_definition_that_is_left_of_an_earlier_time_makes_way_for_the_adop
         newer.spec.memory_mib = 128
         await daemon.servicer.AdoptVM(newer, None)
         assert (await daemon.hypervisor.status(vm_id)).memory_mib == 128
+        assert await is_noted(daemon, vm_id)
+
+
+async def test_reverting_to_a_snapshot_brings_no_older_note_back(tmp_path: Path) -> None:
+    async with node_daemon_parts(tmp_path) as daemon:
+        vm_id, snapshot_id = str(uuid.uuid4()), str(uuid.uuid4())
+        await daemon.servicer.CreateVM(definition(vm_id), None)
+        await daemon.servicer.CreateSnapshot(
+            pb.CreateSnapshotRequest(vm_id=vm_id, snapshot_id=snapshot_id, name="before"), None
+        )
+        await daemon.hypervisor.set_notes(vm_id, VmNotes())  # as the snapshot's definition has it
+        await daemon.servicer.RevertSnapshot(pb.RevertSnapshotRequest(vm_id=vm_id, snapshot_id=snapshot_id), None)
+        assert await is_noted(daemon, vm_id)
 
 
 async def test_released_vm_is_undefined_and_its_disk_stays(tmp_path: Path) -> None:

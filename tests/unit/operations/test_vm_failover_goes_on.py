@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from controlplane.domain.fencing import proves_dead
 from controlplane.domain.node import Capacity, Node
 from controlplane.domain.operation import OperationState
 from controlplane.domain.vm import PowerState
-from controlplane.operations.vm_failover import FailoverVm, RelocateVm
+from controlplane.operations.desk import Order
+from controlplane.operations.vm_failover import FailoverVm, FinishFailover
+from controlplane.operations.vm_relocate import RelocateVm
 from controlplane.scheduler.plan import SchedulerConfig
 from controlplane.services.placement import NodeMemory
 from controlplane.services.targets import failover_chooser
 from controlplane.state.factory import create_store
+from limiquantix.compute.v1.vm_service_pb2 import DeleteVMRequest
 from limiquantix.errors import FailedPrecondition, Reason
 from tests.support.control_plane_world import World
 from tests.support.databases import fresh_sqlite
@@ -131,3 +135,25 @@ async def test_vm_that_ran_meanwhile_is_not_moved_again(scene: FailoverScene, th
     vm = await scene.stored()
     assert (vm.node_id, vm.power_state) == (scene.other.id, PowerState.RUNNING)
     assert await scene.world.allocated(third.id) == NOTHING
+
+
+async def test_finishing_the_failover_of_a_vm_that_was_deleted_before_it_began_ends(scene: FailoverScene) -> None:
+    world = scene.world
+    fence = await scene.die()
+    scene.there.fail("adopt_vm", unreachable())
+    await scene.fail_over(fence.id)
+    scene.there.heal()
+    gate = scene.there.hold("delete_vm")
+    deleting = asyncio.ensure_future(world.vms.delete(DeleteVMRequest(id=scene.vm.id, force=True)))
+    await gate.entered.wait()
+
+    finishing = await world.desk.submit(Order(FinishFailover.kind, scene.vm.id, parameters={"restart_count": 1}))
+    assert finishing.state == OperationState.QUEUED
+    gate.release()
+    await deleting
+
+    ended = await world.desk.ended(finishing.id, 10)
+    assert ended.state == OperationState.FAILED
+    assert ended.fault is not None
+    assert ended.fault.reason == Reason.VM_NOT_FOUND
+    assert await world.allocated(scene.other.id) == NOTHING

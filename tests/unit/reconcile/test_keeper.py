@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from controlplane.domain.back_off import MAX_BACK_OFF_S
 from controlplane.domain.fencing import FenceState
 from controlplane.domain.node import Phase
-from controlplane.domain.operation import OperationFilter
+from controlplane.domain.node_shutdown import NotedShutdown, ShutdownKind
+from controlplane.domain.operation import OperationFilter, OperationState
 from controlplane.domain.vm import PowerState, Vm
-from controlplane.reconcile.keeper import MAX_BACK_OFF_S, restart_of
+from controlplane.reconcile.keeper import restart_of
+from controlplane.services.shutdowns import note
 from limiquantix.compute.v1 import node_service_pb2 as node_api
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, HaPolicy, MemoryConfig, VmSpec, VmStatus
@@ -19,6 +23,7 @@ from limiquantix.errors import FailedPrecondition, Reason
 from limiquantix.node.v1 import node_daemon_pb2 as node_v1
 from tests.support.builders import make_vm
 from tests.support.control_plane_world import World
+from tests.support.fake_daemons import unreachable
 from tests.support.fences import opened, written
 
 ALWAYS, ON_FAILURE, NEVER = HaPolicy.ALWAYS, HaPolicy.ON_FAILURE, HaPolicy.NEVER
@@ -107,6 +112,66 @@ async def test_crashed_vm_that_shall_run_is_started_again(world: World) -> None:
     assert operation.principal == "system:reconcile"
 
 
+async def test_restart_that_was_cancelled_is_asked_for_anew(world: World) -> None:
+    """A forced stop ends a start that is under way, and is refused itself since the VM is off: it shall run still."""
+    vm = await running(world, condition=ON_FAILURE)
+    host = world.host_of(vm)
+    host.fail("start_vm", unreachable())
+    await stops_by_itself(world, vm, node_api.VM_POWER_STATE_CRASHED)
+    await world.keeper.look()
+    restart = (await world.desk.list(OperationFilter(kinds=frozenset({"vm.start"})), None, 10)).items[0]
+    await world.desk.cancel(restart.id, "somebody")
+    await world.settle()
+    assert (await world.desk.get(restart.id)).state == OperationState.CANCELLED
+    host.heal()
+
+    await world.keeper.look()
+    await world.settle()
+
+    after = await world.vms.get(vm.id)
+    assert (after.power_state, after.restart_count) == (PowerState.RUNNING, 1)
+
+
+async def test_restart_that_waits_behind_a_stop_is_not_made(world: World) -> None:
+    """The VM died while a stop was under way, so it looked as if it should run still."""
+    vm = await running(world, condition=ON_FAILURE)
+    gate = world.host_of(vm).hold("force_stop_vm")
+    stopping = asyncio.create_task(world.vms.stop(vm_api.StopVMRequest(id=vm.id, force=True)))
+    await gate.entered.wait()
+    await stops_by_itself(world, vm, node_api.VM_POWER_STATE_CRASHED)
+    await world.keeper.look()
+    gate.release()
+    await stopping
+    await world.settle()
+
+    restart = (await world.desk.list(OperationFilter(kinds=frozenset({"vm.start"})), None, 10)).items[0]
+    after = await world.vms.get(vm.id)
+    assert restart.state == OperationState.SUCCEEDED
+    assert (after.power_state, after.wanted_state) == (PowerState.STOPPED, PowerState.STOPPED)
+    assert world.host_of(vm).methods(vm.id).count("start_vm") == 1
+
+
+async def test_vm_of_a_node_that_said_it_goes_down_is_left_to_its_return(world: World) -> None:
+    vm = await running(world)
+    await stops_by_itself(world, vm, node_api.VM_POWER_STATE_CRASHED)
+    goes = NotedShutdown(ShutdownKind.REBOOT, "boot-1", all_vms_ended=True)
+    await world.store.run(lambda tx: note(tx, vm.node_id, goes, world.clock()))
+    world.clock.advance(60)
+
+    await world.keeper.look()
+    await world.settle()
+    stored = await world.stored(vm.id)
+    assert stored is not None
+    assert (stored.power_state, stored.restart_count) == (PowerState.CRASHED, 0)
+
+    await world.store.run(lambda tx: note(tx, vm.node_id, None, world.clock()))
+    await world.keeper.look()
+    await world.settle()
+    stored = await world.stored(vm.id)
+    assert stored is not None
+    assert stored.power_state == PowerState.RUNNING
+
+
 @pytest.mark.parametrize("is_fenced", [True, False])
 async def test_vm_of_a_fenced_or_silent_node_is_not_started_there_until_it_is_back(
     world: World, is_fenced: bool
@@ -176,8 +241,9 @@ async def test_restarts_that_fail_count_and_end_with_the_policys_number(world: W
         await world.settle()
 
     after = await world.vms.get(vm.id)
-    assert (after.power_state, after.restart_count) == (PowerState.STOPPED, 3)
-    assert after.error_message == "no memory"
+    # And once on another node, of which there is none.
+    assert (after.power_state, after.restart_count) == (PowerState.STOPPED, 3 + 1)
+    assert after.error_message.startswith("no memory; on other nodes: ")
     assert world.host_of(vm).methods(vm.id).count("start_vm") == 4
 
 

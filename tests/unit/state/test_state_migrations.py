@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 import migrations
 from controlplane.state.factory import create_store, migrate, migration_engine
 from controlplane.state.interface import SchemaMismatch
-from controlplane.state.schema import REVISION
+from controlplane.state.schema_base import REVISION
 from limiquantix.compute.v1.vm_pb2 import PlacementPolicy, VmAffinityRule, VmSpec
 from limiquantix.errors import Reason, Unavailable
 from tests.support.databases import alembic_config, fresh_sqlite, sqlite_url

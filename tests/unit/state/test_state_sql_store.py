@@ -17,7 +17,7 @@ from controlplane.domain.node import Capacity
 from controlplane.state.engine import Progress, Session, SessionPool, SessionPools, StoreLimits
 from controlplane.state.factory import create_store
 from controlplane.state.interface import Transaction
-from controlplane.state.schema import REVISION
+from controlplane.state.schema_base import REVISION
 from controlplane.state.sql import SqlStore
 from controlplane.state.sqlite import SqliteDatabase
 from controlplane.state.threads import drive

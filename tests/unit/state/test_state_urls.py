@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from controlplane.state.factory import create_store, migrate
 from controlplane.state.postgresql import database_at
-from controlplane.state.schema import REVISION
+from controlplane.state.schema_base import REVISION
 
 
 @pytest.mark.parametrize(

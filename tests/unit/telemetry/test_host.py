@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import psutil
 import pytest
 
 from telemetry.host import UsageSampler, management_ip, nearest_existing, read_bridges, read_host_facts
@@ -60,3 +62,16 @@ def test_bridges_are_the_interfaces_with_a_bridge_directory(tmp_path: Path) -> N
         (tmp_path / name / "bridge").mkdir()
     assert read_bridges(tmp_path) == ("br0", "br1")
     assert read_bridges(tmp_path / "absent") == ()
+
+
+def test_disk_that_fails_has_what_it_had_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    sampler = UsageSampler(tmp_path)
+    before = sampler.sample()
+    monkeypatch.setattr(psutil, "disk_usage", fail)
+    after = sampler.sample()
+    assert (after.disk_total_bytes, after.disk_used_bytes) == (before.disk_total_bytes, before.disk_used_bytes)
+    assert after.memory_total_bytes == before.memory_total_bytes
+    assert UsageSampler(tmp_path).sample().disk_total_bytes == 0

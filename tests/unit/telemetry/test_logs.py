@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from google.protobuf.duration_pb2 import Duration
 
 from telemetry.logs import LogFormat, configure_logging
 
@@ -76,3 +77,31 @@ def test_hostile_text_begins_no_line_of_its_own_on_the_console() -> None:
     logging.getLogger("b").warning("refused %s", "x\n2026 forged\x1b[2J")
     assert len(stream.getvalue().splitlines()) == 2
     assert "\x1b" not in stream.getvalue()
+
+
+def test_facts_that_are_secret_by_name_and_messages_are_not_written() -> None:
+    stream = io.StringIO()
+    configure_logging("info", LogFormat.JSON, stream)
+    facts = {"vnc_password": "hush", "token": "hush", "request": Duration(seconds=4711), "headers": {"Cookie": "hush"}}
+    structlog.get_logger("a").info("asked", user="ann", fence_token=7, **facts)
+    logging.getLogger("b").info("asked", extra={"user_data": "hush"})
+    assert "hush" not in stream.getvalue()
+    assert "4711" not in stream.getvalue()
+    first, _ = lines(stream)
+    assert (first["user"], first["token"], first["request"]) == ("ann", "[secret]", "<google.protobuf.Duration>")
+    assert first["fence_token"] == 7, "a number is no secret"
+
+
+def test_traceback_for_people_has_no_values_of_variables() -> None:
+    stream = io.StringIO()
+    configure_logging("info", LogFormat.CONSOLE, stream)
+
+    def fail(secret: str) -> None:
+        raise ValueError(len(secret))
+
+    try:
+        fail("hush" + "-hush")
+    except ValueError:
+        structlog.get_logger("a").exception("failed")
+    assert "ValueError: 9" in stream.getvalue()
+    assert "hush-hush" not in stream.getvalue()

@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from limiquantix.compute.v1 import folder_pb2 as limiquantix_dot_compute_dot_v1_dot_folder__pb2
+from limiquantix.compute.v1 import vm_pb2 as limiquantix_dot_compute_dot_v1_dot_vm__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+limiquantix/compute/v1/folder_service.proto\x12\x16limiquantix.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a#limiquantix/compute/v1/folder.proto\"\x99\x03\n\x13\x43reateFolderRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x10\x01\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x12\x1e\n\tparent_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1f\n\nproject_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\"\n\x04type\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18 2\x0b^[^\\p{C}]*$\x12)\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80 2\n^[^\\x00]*$\x12\x9b\x01\n\x06labels\x18\x06 \x03(\x0b\x32\x37.limiquantix.compute.v1.CreateFolderRequest.LabelsEntryBR\xbaHO\x9a\x01L\x10@\"4r2\x10\x01\x18\x80\x01\x32+^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$*\x12r\x10\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x10GetFolderRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xb3\x01\n\x12ListFoldersRequest\x12\x1f\n\nproject_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1e\n\tparent_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\"\n\x04type\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18 2\x0b^[^\\p{C}]*$\x12\x1a\n\tpage_size\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"t\n\x13ListFoldersResponse\x12/\n\x07\x66olders\x18\x01 \x03(\x0b\x32\x1e.limiquantix.compute.v1.Folder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x05\"\xe8\x02\n\x13UpdateFolderRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x04name\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x12\x1e\n\tparent_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12)\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80 2\n^[^\\x00]*$\x12\x9b\x01\n\x06labels\x18\x05 \x03(\x0b\x32\x37.limiquantix.compute.v1.UpdateFolderRequest.LabelsEntryBR\xbaHO\x9a\x01L\x10@\"4r2\x10\x01\x18\x80\x01\x32+^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$*\x12r\x10\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x13\x44\x65leteFolderRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12 \n\x0bmove_vms_to\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\x93\x01\n\x14GetFolderTreeRequest\x12\x1c\n\x07root_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1f\n\nproject_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\"\n\x04type\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18 2\x0b^[^\\p{C}]*$\x12\x18\n\x05\x64\x65pth\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00\x32\xc0\x04\n\rFolderService\x12[\n\x0c\x43reateFolder\x12+.limiquantix.compute.v1.CreateFolderRequest\x1a\x1e.limiquantix.compute.v1.Folder\x12U\n\tGetFolder\x12(.limiquantix.compute.v1.GetFolderRequest\x1a\x1e.limiquantix.compute.v1.Folder\x12\x66\n\x0bListFolders\x12*.limiquantix.compute.v1.ListFoldersRequest\x1a+.limiquantix.compute.v1.ListFoldersResponse\x12[\n\x0cUpdateFolder\x12+.limiquantix.compute.v1.UpdateFolderRequest\x1a\x1e.limiquantix.compute.v1.Folder\x12S\n\x0c\x44\x65leteFolder\x12+.limiquantix.compute.v1.DeleteFolderRequest\x1a\x16.google.protobuf.Empty\x12\x61\n\rGetFolderTree\x12,.limiquantix.compute.v1.GetFolderTreeRequest\x1a\".limiquantix.compute.v1.FolderTreeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+limiquantix/compute/v1/folder_service.proto\x12\x16limiquantix.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a#limiquantix/compute/v1/folder.proto\x1a\x1flimiquantix/compute/v1/vm.proto\"\x99\x03\n\x13\x43reateFolderRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xbaH\x14r\x12\x10\x01\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x12\x1e\n\tparent_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1f\n\nproject_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\"\n\x04type\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18 2\x0b^[^\\p{C}]*$\x12)\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80 2\n^[^\\x00]*$\x12\x9b\x01\n\x06labels\x18\x06 \x03(\x0b\x32\x37.limiquantix.compute.v1.CreateFolderRequest.LabelsEntryBR\xbaHO\x9a\x01L\x10@\"4r2\x10\x01\x18\x80\x01\x32+^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$*\x12r\x10\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x10GetFolderRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xb3\x01\n\x12ListFoldersRequest\x12\x1f\n\nproject_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1e\n\tparent_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\"\n\x04type\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18 2\x0b^[^\\p{C}]*$\x12\x1a\n\tpage_size\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"t\n\x13ListFoldersResponse\x12/\n\x07\x66olders\x18\x01 \x03(\x0b\x32\x1e.limiquantix.compute.v1.Folder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x05\"\xe8\x02\n\x13UpdateFolderRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x04name\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x12\x1e\n\tparent_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12)\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x14\xbaH\x11r\x0f\x18\x80 2\n^[^\\x00]*$\x12\x9b\x01\n\x06labels\x18\x05 \x03(\x0b\x32\x37.limiquantix.compute.v1.UpdateFolderRequest.LabelsEntryBR\xbaHO\x9a\x01L\x10@\"4r2\x10\x01\x18\x80\x01\x32+^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$*\x12r\x10\x18\xff\x01\x32\x0b^[^\\p{C}]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\\\n\x13\x44\x65leteFolderRequest\x12\x14\n\x02id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12 \n\x0bmove_vms_to\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\x93\x01\n\x14GetFolderTreeRequest\x12\x1c\n\x07root_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1f\n\nproject_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\"\n\x04type\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f\x18 2\x0b^[^\\p{C}]*$\x12\x18\n\x05\x64\x65pth\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00\"H\n\rMoveVMRequest\x12\x17\n\x05vm_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\tfolder_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x32\x99\x05\n\rFolderService\x12[\n\x0c\x43reateFolder\x12+.limiquantix.compute.v1.CreateFolderRequest\x1a\x1e.limiquantix.compute.v1.Folder\x12U\n\tGetFolder\x12(.limiquantix.compute.v1.GetFolderRequest\x1a\x1e.limiquantix.compute.v1.Folder\x12\x66\n\x0bListFolders\x12*.limiquantix.compute.v1.ListFoldersRequest\x1a+.limiquantix.compute.v1.ListFoldersResponse\x12[\n\x0cUpdateFolder\x12+.limiquantix.compute.v1.UpdateFolderRequest\x1a\x1e.limiquantix.compute.v1.Folder\x12S\n\x0c\x44\x65leteFolder\x12+.limiquantix.compute.v1.DeleteFolderRequest\x1a\x16.google.protobuf.Empty\x12\x61\n\rGetFolderTree\x12,.limiquantix.compute.v1.GetFolderTreeRequest\x1a\".limiquantix.compute.v1.FolderTree\x12W\n\x06MoveVM\x12%.limiquantix.compute.v1.MoveVMRequest\x1a&.limiquantix.compute.v1.VirtualMachineb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -84,24 +85,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFOLDERTREEREQUEST'].fields_by_name['type']._serialized_options = b'\272H\021r\017\030 2\013^[^\\p{C}]*$'
   _globals['_GETFOLDERTREEREQUEST'].fields_by_name['depth']._loaded_options = None
   _globals['_GETFOLDERTREEREQUEST'].fields_by_name['depth']._serialized_options = b'\272H\006\032\004\030@(\000'
-  _globals['_CREATEFOLDERREQUEST']._serialized_start=167
-  _globals['_CREATEFOLDERREQUEST']._serialized_end=576
-  _globals['_CREATEFOLDERREQUEST_LABELSENTRY']._serialized_start=531
-  _globals['_CREATEFOLDERREQUEST_LABELSENTRY']._serialized_end=576
-  _globals['_GETFOLDERREQUEST']._serialized_start=578
-  _globals['_GETFOLDERREQUEST']._serialized_end=618
-  _globals['_LISTFOLDERSREQUEST']._serialized_start=621
-  _globals['_LISTFOLDERSREQUEST']._serialized_end=800
-  _globals['_LISTFOLDERSRESPONSE']._serialized_start=802
-  _globals['_LISTFOLDERSRESPONSE']._serialized_end=918
-  _globals['_UPDATEFOLDERREQUEST']._serialized_start=921
-  _globals['_UPDATEFOLDERREQUEST']._serialized_end=1281
-  _globals['_UPDATEFOLDERREQUEST_LABELSENTRY']._serialized_start=531
-  _globals['_UPDATEFOLDERREQUEST_LABELSENTRY']._serialized_end=576
-  _globals['_DELETEFOLDERREQUEST']._serialized_start=1283
-  _globals['_DELETEFOLDERREQUEST']._serialized_end=1375
-  _globals['_GETFOLDERTREEREQUEST']._serialized_start=1378
-  _globals['_GETFOLDERTREEREQUEST']._serialized_end=1525
-  _globals['_FOLDERSERVICE']._serialized_start=1528
-  _globals['_FOLDERSERVICE']._serialized_end=2104
+  _globals['_MOVEVMREQUEST'].fields_by_name['vm_id']._loaded_options = None
+  _globals['_MOVEVMREQUEST'].fields_by_name['vm_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_MOVEVMREQUEST'].fields_by_name['folder_id']._loaded_options = None
+  _globals['_MOVEVMREQUEST'].fields_by_name['folder_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_CREATEFOLDERREQUEST']._serialized_start=200
+  _globals['_CREATEFOLDERREQUEST']._serialized_end=609
+  _globals['_CREATEFOLDERREQUEST_LABELSENTRY']._serialized_start=564
+  _globals['_CREATEFOLDERREQUEST_LABELSENTRY']._serialized_end=609
+  _globals['_GETFOLDERREQUEST']._serialized_start=611
+  _globals['_GETFOLDERREQUEST']._serialized_end=651
+  _globals['_LISTFOLDERSREQUEST']._serialized_start=654
+  _globals['_LISTFOLDERSREQUEST']._serialized_end=833
+  _globals['_LISTFOLDERSRESPONSE']._serialized_start=835
+  _globals['_LISTFOLDERSRESPONSE']._serialized_end=951
+  _globals['_UPDATEFOLDERREQUEST']._serialized_start=954
+  _globals['_UPDATEFOLDERREQUEST']._serialized_end=1314
+  _globals['_UPDATEFOLDERREQUEST_LABELSENTRY']._serialized_start=564
+  _globals['_UPDATEFOLDERREQUEST_LABELSENTRY']._serialized_end=609
+  _globals['_DELETEFOLDERREQUEST']._serialized_start=1316
+  _globals['_DELETEFOLDERREQUEST']._serialized_end=1408
+  _globals['_GETFOLDERTREEREQUEST']._serialized_start=1411
+  _globals['_GETFOLDERTREEREQUEST']._serialized_end=1558
+  _globals['_MOVEVMREQUEST']._serialized_start=1560
+  _globals['_MOVEVMREQUEST']._serialized_end=1632
+  _globals['_FOLDERSERVICE']._serialized_start=1635
+  _globals['_FOLDERSERVICE']._serialized_end=2300
 # @@protoc_insertion_point(module_scope)

@@ -280,3 +280,28 @@ class GetFolderTreeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFolderTreeRequest: _TypeAlias = GetFolderTreeRequest  # noqa: Y015
+
+@_typing.final
+class MoveVMRequest(_message.Message):
+    """Which VM, and where to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    FOLDER_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    folder_id: _builtins.str
+    """UUID; empty means the root of the project."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        folder_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder_id", b"folder_id", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveVMRequest: _TypeAlias = MoveVMRequest  # noqa: Y015

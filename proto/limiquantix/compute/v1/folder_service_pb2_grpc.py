@@ -6,6 +6,7 @@ import warnings
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from limiquantix.compute.v1 import folder_pb2 as limiquantix_dot_compute_dot_v1_dot_folder__pb2
 from limiquantix.compute.v1 import folder_service_pb2 as limiquantix_dot_compute_dot_v1_dot_folder__service__pb2
+from limiquantix.compute.v1 import vm_pb2 as limiquantix_dot_compute_dot_v1_dot_vm__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
@@ -71,6 +72,11 @@ class FolderServiceStub(object):
                 request_serializer=limiquantix_dot_compute_dot_v1_dot_folder__service__pb2.GetFolderTreeRequest.SerializeToString,
                 response_deserializer=limiquantix_dot_compute_dot_v1_dot_folder__pb2.FolderTree.FromString,
                 _registered_method=True)
+        self.MoveVM = channel.unary_unary(
+                '/limiquantix.compute.v1.FolderService/MoveVM',
+                request_serializer=limiquantix_dot_compute_dot_v1_dot_folder__service__pb2.MoveVMRequest.SerializeToString,
+                response_deserializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
+                _registered_method=True)
 
 
 class FolderServiceServicer(object):
@@ -124,6 +130,13 @@ class FolderServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveVM(self, request, context):
+        """Show a VM in another folder of its project. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FolderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +169,11 @@ def add_FolderServiceServicer_to_server(servicer, server):
                     servicer.GetFolderTree,
                     request_deserializer=limiquantix_dot_compute_dot_v1_dot_folder__service__pb2.GetFolderTreeRequest.FromString,
                     response_serializer=limiquantix_dot_compute_dot_v1_dot_folder__pb2.FolderTree.SerializeToString,
+            ),
+            'MoveVM': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveVM,
+                    request_deserializer=limiquantix_dot_compute_dot_v1_dot_folder__service__pb2.MoveVMRequest.FromString,
+                    response_serializer=limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -325,6 +343,33 @@ class FolderService(object):
             '/limiquantix.compute.v1.FolderService/GetFolderTree',
             limiquantix_dot_compute_dot_v1_dot_folder__service__pb2.GetFolderTreeRequest.SerializeToString,
             limiquantix_dot_compute_dot_v1_dot_folder__pb2.FolderTree.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveVM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/limiquantix.compute.v1.FolderService/MoveVM',
+            limiquantix_dot_compute_dot_v1_dot_folder__service__pb2.MoveVMRequest.SerializeToString,
+            limiquantix_dot_compute_dot_v1_dot_vm__pb2.VirtualMachine.FromString,
             options,
             channel_credentials,
             insecure,

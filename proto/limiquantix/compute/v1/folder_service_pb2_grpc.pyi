@@ -8,6 +8,7 @@ from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from limiquantix.compute.v1 import folder_pb2 as _folder_pb2
 from limiquantix.compute.v1 import folder_service_pb2 as _folder_service_pb2
+from limiquantix.compute.v1 import vm_pb2 as _vm_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -54,6 +55,8 @@ class FolderServiceStub:
     """Delete a folder. FAILED_PRECONDITION if it is not empty, unless `force`."""
     GetFolderTree: _grpc.UnaryUnaryMultiCallable[_folder_service_pb2.GetFolderTreeRequest, _folder_pb2.FolderTree]
     """Read a folder with all that is below it."""
+    MoveVM: _grpc.UnaryUnaryMultiCallable[_folder_service_pb2.MoveVMRequest, _vm_pb2.VirtualMachine]
+    """Show a VM in another folder of its project. Idempotent."""
 
 @_typing.type_check_only
 class FolderServiceAsyncStub(FolderServiceStub):
@@ -79,6 +82,8 @@ class FolderServiceAsyncStub(FolderServiceStub):
     """Delete a folder. FAILED_PRECONDITION if it is not empty, unless `force`."""
     GetFolderTree: _aio.UnaryUnaryMultiCallable[_folder_service_pb2.GetFolderTreeRequest, _folder_pb2.FolderTree]  # type: ignore[assignment]
     """Read a folder with all that is below it."""
+    MoveVM: _aio.UnaryUnaryMultiCallable[_folder_service_pb2.MoveVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
+    """Show a VM in another folder of its project. Idempotent."""
 
 class FolderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Folders of a project.
@@ -137,5 +142,13 @@ class FolderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_folder_pb2.FolderTree, _abc.Awaitable[_folder_pb2.FolderTree]]:
         """Read a folder with all that is below it."""
+
+    @_abc_1.abstractmethod
+    def MoveVM(
+        self,
+        request: _folder_service_pb2.MoveVMRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
+        """Show a VM in another folder of its project. Idempotent."""
 
 def add_FolderServiceServicer_to_server(servicer: FolderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

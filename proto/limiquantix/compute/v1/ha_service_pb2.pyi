@@ -408,6 +408,7 @@ class NodeHaStatus(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     PROTECTED_VM_COUNT_FIELD_NUMBER: _builtins.int
     FORECAST_FIELD_NUMBER: _builtins.int
+    SETTINGS_VERSION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     hostname: _builtins.str
     health: Global___NodeHealth.ValueType
@@ -421,6 +422,8 @@ class NodeHaStatus(_message.Message):
     """Kind of its power controller, such as "redfish"; empty for none."""
     protected_vm_count: _builtins.int
     """VMs here that would be restarted elsewhere."""
+    settings_version: _builtins.int
+    """Newest `HaSettings.version` that it told it knows. One that knows less still does what was set before."""
     @_builtins.property
     def last_heard_at(self) -> _timestamp_pb2.Timestamp:
         """Not given if it was not heard by the process that answers."""
@@ -447,10 +450,11 @@ class NodeHaStatus(_message.Message):
         fence: Global___Fence | None = ...,
         protected_vm_count: _builtins.int = ...,
         forecast: _abc.Iterable[Global___ForecastVm] | None = ...,
+        settings_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "last_heard_at", b"last_heard_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "forecast", b"forecast", "health", b"health", "hostname", b"hostname", "is_self_fencing", b"is_self_fencing", "last_heard_at", b"last_heard_at", "node_id", b"node_id", "power_agent", b"power_agent", "protected_vm_count", b"protected_vm_count", "reason", b"reason", "self_fencing_obstacle", b"self_fencing_obstacle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "forecast", b"forecast", "health", b"health", "hostname", b"hostname", "is_self_fencing", b"is_self_fencing", "last_heard_at", b"last_heard_at", "node_id", b"node_id", "power_agent", b"power_agent", "protected_vm_count", b"protected_vm_count", "reason", b"reason", "self_fencing_obstacle", b"self_fencing_obstacle", "settings_version", b"settings_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

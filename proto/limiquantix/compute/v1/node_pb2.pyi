@@ -144,8 +144,11 @@ class NodeSpec(_message.Message):
     BRIDGES_FIELD_NUMBER: _builtins.int
     HOST_NETWORKS_FIELD_NUMBER: _builtins.int
     SUPPORTS_LIVE_MIGRATION_FIELD_NUMBER: _builtins.int
+    MIGRATION_ADDRESS_FIELD_NUMBER: _builtins.int
     supports_live_migration: _builtins.bool
     """Whether VMs can be moved to and from it while they run."""
+    migration_address: _builtins.str
+    """Host name or IP address at which hypervisors of other hosts reach its own; empty if they do not."""
     @_builtins.property
     def cpu(self) -> Global___CpuInfo: ...
     @_builtins.property
@@ -199,10 +202,11 @@ class NodeSpec(_message.Message):
         bridges: _abc.Iterable[_builtins.str] | None = ...,
         host_networks: _abc.Iterable[_builtins.str] | None = ...,
         supports_live_migration: _builtins.bool = ...,
+        migration_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "cpu", b"cpu", "machine", b"machine", "memory", b"memory", "role", b"role", "scheduling", b"scheduling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "bridges", b"bridges", "cpu", b"cpu", "devices", b"devices", "gpus", b"gpus", "host_networks", b"host_networks", "machine", b"machine", "memory", b"memory", "network", b"network", "role", b"role", "scheduling", b"scheduling", "storage", b"storage", "storage_domains", b"storage_domains", "supports_live_migration", b"supports_live_migration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "bridges", b"bridges", "cpu", b"cpu", "devices", b"devices", "gpus", b"gpus", "host_networks", b"host_networks", "machine", b"machine", "memory", b"memory", "migration_address", b"migration_address", "network", b"network", "role", b"role", "scheduling", b"scheduling", "storage", b"storage", "storage_domains", b"storage_domains", "supports_live_migration", b"supports_live_migration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,6 +140,7 @@ class RegisterNodeRequest(_message.Message):
     BRIDGES_FIELD_NUMBER: _builtins.int
     HOST_NETWORKS_FIELD_NUMBER: _builtins.int
     SUPPORTS_LIVE_MIGRATION_FIELD_NUMBER: _builtins.int
+    MIGRATION_ADDRESS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Identifies the host."""
     management_ip: _builtins.str
@@ -147,6 +148,8 @@ class RegisterNodeRequest(_message.Message):
     agent_endpoint: _builtins.str
     """"host:port" at which the control plane reaches the daemon; empty means port 9090 of `management_ip`."""
     supports_live_migration: _builtins.bool
+    migration_address: _builtins.str
+    """See `NodeSpec.migration_address`."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64; limits as in `CreateVMRequest.labels`."""
@@ -209,10 +212,11 @@ class RegisterNodeRequest(_message.Message):
         bridges: _abc.Iterable[_builtins.str] | None = ...,
         host_networks: _abc.Iterable[_builtins.str] | None = ...,
         supports_live_migration: _builtins.bool = ...,
+        migration_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cpu_info", b"cpu_info", "machine", b"machine", "memory_info", b"memory_info", "role", b"role", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoint", b"agent_endpoint", "bridges", b"bridges", "cpu_info", b"cpu_info", "devices", b"devices", "host_networks", b"host_networks", "hostname", b"hostname", "labels", b"labels", "machine", b"machine", "management_ip", b"management_ip", "memory_info", b"memory_info", "network_devices", b"network_devices", "role", b"role", "storage_devices", b"storage_devices", "storage_domains", b"storage_domains", "supports_live_migration", b"supports_live_migration", "system", b"system", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_endpoint", b"agent_endpoint", "bridges", b"bridges", "cpu_info", b"cpu_info", "devices", b"devices", "host_networks", b"host_networks", "hostname", b"hostname", "labels", b"labels", "machine", b"machine", "management_ip", b"management_ip", "memory_info", b"memory_info", "migration_address", b"migration_address", "network_devices", b"network_devices", "role", b"role", "storage_devices", b"storage_devices", "storage_domains", b"storage_domains", "supports_live_migration", b"supports_live_migration", "system", b"system", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -817,6 +821,7 @@ class UpdateHeartbeatResponse(_message.Message):
     HA_VERSION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     FENCE_TOKEN_FIELD_NUMBER: _builtins.int
+    NEWEST_REVOCATION_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.bool
     server_time_unix: _builtins.int
     """Unix time in seconds, to notice clocks that differ."""
@@ -838,6 +843,10 @@ class UpdateHeartbeatResponse(_message.Message):
     def lease(self) -> Global___NodeLease:
         """Not given if none is granted."""
 
+    @_builtins.property
+    def newest_revocation(self) -> _timestamp_pb2.Timestamp:
+        """When certificates of a node were last revoked, whichever; hosts that know of none so new ask whom not to let in any more."""
+
     def __init__(
         self,
         *,
@@ -851,10 +860,11 @@ class UpdateHeartbeatResponse(_message.Message):
         ha_version: _builtins.int = ...,
         epoch: _builtins.int = ...,
         fence_token: _builtins.int = ...,
+        newest_revocation: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "newest_revocation", b"newest_revocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assigned_pool_ids", b"assigned_pool_ids", "epoch", b"epoch", "fence_token", b"fence_token", "ha_is_armed", b"ha_is_armed", "ha_version", b"ha_version", "heartbeat_interval_secs", b"heartbeat_interval_secs", "lease", b"lease", "request_full_sync", b"request_full_sync", "server_time_unix", b"server_time_unix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assigned_pool_ids", b"assigned_pool_ids", "epoch", b"epoch", "fence_token", b"fence_token", "ha_is_armed", b"ha_is_armed", "ha_version", b"ha_version", "heartbeat_interval_secs", b"heartbeat_interval_secs", "lease", b"lease", "newest_revocation", b"newest_revocation", "request_full_sync", b"request_full_sync", "server_time_unix", b"server_time_unix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,7 @@ class CreateVMRequest(_message.Message):
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FOLDER_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique within the project. Used as it is on the host too, which is why some characters are refused."""
     project_id: _builtins.str
@@ -72,6 +73,10 @@ class CreateVMRequest(_message.Message):
     """UUID of the node to use, if it fits; empty lets the scheduler choose."""
     validate_only: _builtins.bool
     """Do everything but make the VM: the answer is the VM as it would be, with the node that it would be on."""
+    folder_id: _builtins.str
+    """UUID of the folder of its project that shows it; empty means the root of the project, or the folder of the
+    template if that is of the same project.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64. Keys: letters, digits and ._/- inside, at most 128 characters. Values: at most 255 printable
@@ -94,10 +99,11 @@ class CreateVMRequest(_message.Message):
         template_id: _builtins.str = ...,
         node_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        folder_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "labels", b"labels", "name", b"name", "node_id", b"node_id", "project_id", b"project_id", "spec", b"spec", "start_on_create", b"start_on_create", "template_id", b"template_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "folder_id", b"folder_id", "labels", b"labels", "name", b"name", "node_id", b"node_id", "project_id", b"project_id", "spec", b"spec", "start_on_create", b"start_on_create", "template_id", b"template_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -843,12 +849,17 @@ class CloneVMRequest(_message.Message):
     CLONE_TYPE_FIELD_NUMBER: _builtins.int
     START_ON_CREATE_FIELD_NUMBER: _builtins.int
     PROVISIONING_FIELD_NUMBER: _builtins.int
+    FOLDER_ID_FIELD_NUMBER: _builtins.int
     source_vm_id: _builtins.str
     name: _builtins.str
     project_id: _builtins.str
     """UUID; empty means the source's project."""
     clone_type: _vm_pb2.TemplateConfig.CloneType.ValueType
     start_on_create: _builtins.bool
+    folder_id: _builtins.str
+    """UUID of the folder of its project that shows it; empty means the root of the project, or the source's folder
+    if that is of the same project.
+    """
     @_builtins.property
     def provisioning(self) -> _vm_pb2.ProvisioningConfig:
         """First-boot configuration of the clone; absent keeps the source's."""
@@ -862,10 +873,11 @@ class CloneVMRequest(_message.Message):
         clone_type: _vm_pb2.TemplateConfig.CloneType.ValueType = ...,
         start_on_create: _builtins.bool = ...,
         provisioning: _vm_pb2.ProvisioningConfig | None = ...,
+        folder_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provisioning", b"provisioning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_type", b"clone_type", "name", b"name", "project_id", b"project_id", "provisioning", b"provisioning", "source_vm_id", b"source_vm_id", "start_on_create", b"start_on_create"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clone_type", b"clone_type", "folder_id", b"folder_id", "name", b"name", "project_id", b"project_id", "provisioning", b"provisioning", "source_vm_id", b"source_vm_id", "start_on_create", b"start_on_create"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

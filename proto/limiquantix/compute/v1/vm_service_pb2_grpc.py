@@ -350,7 +350,8 @@ class VMServiceServicer(object):
     def StopVM(self, request, context):
         """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
         fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
-        VM: what was saved of its memory is dropped.
+        VM: what was saved of its memory is dropped. One that is off by itself and that its `ha_policy` would have started
+        again stays off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

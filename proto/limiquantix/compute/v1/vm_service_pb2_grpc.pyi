@@ -74,7 +74,8 @@ class VMServiceStub:
     StopVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.StopVMRequest, _vm_pb2.VirtualMachine]
     """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
     fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
-    VM: what was saved of its memory is dropped.
+    VM: what was saved of its memory is dropped. One that is off by itself and that its `ha_policy` would have started
+    again stays off.
     """
     RebootVM: _grpc.UnaryUnaryMultiCallable[_vm_service_pb2.RebootVMRequest, _vm_pb2.VirtualMachine]
     """Restart the guest, from RUNNING."""
@@ -230,7 +231,8 @@ class VMServiceAsyncStub(VMServiceStub):
     StopVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.StopVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
     fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
-    VM: what was saved of its memory is dropped.
+    VM: what was saved of its memory is dropped. One that is off by itself and that its `ha_policy` would have started
+    again stays off.
     """
     RebootVM: _aio.UnaryUnaryMultiCallable[_vm_service_pb2.RebootVMRequest, _vm_pb2.VirtualMachine]  # type: ignore[assignment]
     """Restart the guest, from RUNNING."""
@@ -425,7 +427,8 @@ class VMServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vm_pb2.VirtualMachine, _abc.Awaitable[_vm_pb2.VirtualMachine]]:
         """Power off, from RUNNING or PAUSED: the guest is asked to shut down, and if it has not within the time, the call
         fails with the reason GUEST_DID_NOT_STOP and the VM runs on, unless `force` is set. `force` also stops a SUSPENDED
-        VM: what was saved of its memory is dropped.
+        VM: what was saved of its memory is dropped. One that is off by itself and that its `ha_policy` would have started
+        again stays off.
         """
 
     @_abc_1.abstractmethod

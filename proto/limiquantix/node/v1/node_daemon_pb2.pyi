@@ -235,6 +235,10 @@ class _MigrationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Migrat
     MIGRATION_PHASE_SWITCHING: _MigrationPhase.ValueType  # 2
     MIGRATION_PHASE_COMPLETE: _MigrationPhase.ValueType  # 3
     MIGRATION_PHASE_FAILED: _MigrationPhase.ValueType  # 4
+    MIGRATION_PHASE_UNSETTLED: _MigrationPhase.ValueType  # 100
+    """It is over, and the source cannot say how: its guest ran before and stands still here now, so it may have been handed
+    over and run at the target.
+    """
 
 class MigrationPhase(_MigrationPhase, metaclass=_MigrationPhaseEnumTypeWrapper):
     """Step of a migration."""
@@ -244,6 +248,10 @@ MIGRATION_PHASE_TRANSFERRING: MigrationPhase.ValueType  # 1
 MIGRATION_PHASE_SWITCHING: MigrationPhase.ValueType  # 2
 MIGRATION_PHASE_COMPLETE: MigrationPhase.ValueType  # 3
 MIGRATION_PHASE_FAILED: MigrationPhase.ValueType  # 4
+MIGRATION_PHASE_UNSETTLED: MigrationPhase.ValueType  # 100
+"""It is over, and the source cannot say how: its guest ran before and stands still here now, so it may have been handed
+over and run at the target.
+"""
 Global___MigrationPhase: _TypeAlias = MigrationPhase  # noqa: Y015
 
 class _EventType:
@@ -2378,7 +2386,8 @@ class EndMigrationRequest(_message.Message):
     role: Global___MigrationRole.ValueType
     moved: _builtins.bool
     """Whether the VM is on the target now. The source removes its copies of the disks then, if they were copied; the
-    target, if not, what it prepared. A host that finds the VM alive where it should not be refuses and removes nothing.
+    target, if not, what it prepared. A host that finds the VM alive where it should not be refuses and removes nothing; a
+    guest that stands still on the source, where the migration ended unsettled, is older than the target's and goes.
     """
     storage: _builtins.bool
     """Whether the disks were copied."""

@@ -15,6 +15,7 @@ from controlplane.ha.model import (
     HaState,
     NodeHealth,
     NodeSeen,
+    Observed,
     OpenAFence,
     OpenFence,
     PowerResult,
@@ -24,6 +25,7 @@ from controlplane.ha.model import (
     ShutdownPolicy,
     WithdrawFence,
 )
+from controlplane.ha.step import step
 from tests.support.ha_core import CONFIG, OPEN, PROVEN, Core, alerts, of_kind, silent
 
 SUSPECT_S, OBJECTION_S, PROOF_S = CONFIG.suspect_after_s, CONFIG.objection_s, CONFIG.proof_wait_s
@@ -42,6 +44,55 @@ def test_silence_counts_from_when_this_process_began_to_decide() -> None:
     assert core.at(100.0, silent(heard_s=10.0)) == []
     assert core.health() is NodeHealth.UNKNOWN
     assert of_kind(core.at(100 + SUSPECT_S, silent(heard_s=10.0)), OpenAFence)
+
+
+def test_silence_counts_from_before_the_process_decided_if_it_listened_already() -> None:
+    core = Core(state=HaState(began_s=100.0, listening_s=50.0))
+    assert core.at(100.0, silent(heard_s=100.1 - SUSPECT_S)) == []
+    assert of_kind(core.at(100.1, silent(heard_s=100.1 - SUSPECT_S)), OpenAFence)
+
+
+def test_silence_from_before_a_gap_in_listening_counts_from_its_end() -> None:
+    core = Core(state=HaState(began_s=100.0, listening_s=98.0))
+    assert core.at(98 + SUSPECT_S - 0.1, silent(heard_s=10.0)) == []
+    assert of_kind(core.at(98 + SUSPECT_S, silent(heard_s=10.0)), OpenAFence)
+
+
+def test_node_never_heard_has_time_to_be_heard_however_long_the_process_listened() -> None:
+    core = Core(state=HaState(began_s=100.0, listening_s=50.0))
+    assert core.at(100 + SUSPECT_S - 0.1, NodeSeen("n1")) == []
+    assert of_kind(core.at(100 + SUSPECT_S, NodeSeen("n1")), OpenAFence)
+
+
+@pytest.mark.parametrize(("second_heard_s", "is_fenced"), [(99.9, True), (None, False)])
+def test_node_never_heard_counts_for_the_brake_of_who_listened_long(
+    second_heard_s: float | None, is_fenced: bool
+) -> None:
+    others = [NodeSeen(f"n{number}", heard_s=99.9) for number in (3, 4)]
+    nodes = [silent(heard_s=80.0), NodeSeen("n2", heard_s=second_heard_s), *others]
+    _, effects = step(CONFIG, HaState(began_s=100.0, listening_s=50.0), Observed(nodes), 100.0)
+    assert bool(of_kind(effects, OpenAFence)) is is_fenced
+
+
+def test_wait_for_the_lease_begins_anew_with_who_decides_however_long_it_listened() -> None:
+    core = Core(state=HaState(began_s=10.0, listening_s=0.0))
+    node = silent(fence=OPEN, lease_proves=True)
+    core.at(10.0, node)
+    assert not of_kind(core.at(10 + PROOF_S - 0.1, node), ProveFence)
+    assert of_kind(core.at(10 + PROOF_S, node), ProveFence)
+
+
+def test_node_that_takes_part_again_has_time_to_be_heard_however_long_it_was_silent() -> None:
+    core = Core()
+    away, back = silent(heard_s=0.5, takes_part=False), silent(heard_s=0.5)
+    assert core.at(1.0, silent(heard_s=0.5)) == []
+    for now_s in (5.0, 50.0, 100.0):
+        assert core.at(now_s, away) == []
+        assert core.health() is NodeHealth.MAINTENANCE
+    assert core.at(101.0, back) == []
+    assert core.health() is NodeHealth.UNKNOWN
+    assert core.at(100 + SUSPECT_S - 0.1, back) == []
+    assert of_kind(core.at(100 + SUSPECT_S, back), OpenAFence)
 
 
 def test_node_that_registers_later_has_time_to_be_heard() -> None:
@@ -218,6 +269,15 @@ def test_host_heard_in_another_boot_without_vms_is_proven_by_that() -> None:
     effects = core.at(12.0, objected)
     assert of_kind(effects, WithdrawFence), "an objection came first, and the proof would be refused"
     assert not of_kind(effects, ProveFence)
+
+
+def test_host_in_another_boot_proves_nothing_until_it_knows_of_its_fence() -> None:
+    core = Core()
+    heard = replace(fencing(core), heard_s=11.0, is_rebooted=True)
+    unaware = core.at(11.0, replace(heard, knows_fence=False))
+    assert not of_kind(unaware, ProveFence), "a command of before the fence may still start a VM there"
+    assert not of_kind(unaware, WithdrawFence)
+    assert of_kind(core.at(11.5, heard), ProveFence)
 
 
 def test_disarming_withdraws_open_fences_and_cuts_no_power() -> None:

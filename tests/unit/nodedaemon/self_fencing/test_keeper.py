@@ -14,7 +14,7 @@ import pytest
 from hypervisor.mock.backend import MockHypervisor
 from hypervisor.types import CpuTopology, PowerState, VmConfig
 from limiquantix.compute.v1 import node_service_pb2 as pb
-from limiquantix.errors import Aborted, FailedPrecondition, Reason
+from limiquantix.errors import Aborted, FailedPrecondition, Reason, Unavailable
 from limiquantix.rpc.validation import violations_of
 from nodedaemon.fence_gate import EPOCH_KEY, TOKEN_KEY, FenceGate
 from nodedaemon.self_fencing.guard_link import GuardLink
@@ -192,6 +192,20 @@ async def test_command_from_before_a_fence_is_refused_also_by_the_next_daemon(tm
                     await FenceGate(fencing).admit("/x/StartVM", metadata)
                 assert refused.value.reason == reason
             await FenceGate(fencing).admit("/x/StartVM", ())
+
+
+async def test_host_that_goes_down_lets_in_no_change_and_none_go_on(tmp_path: Path) -> None:
+    async with host(tmp_path) as node:
+        gate = FenceGate(node.fencing)
+        await gate.admit("/x/StartVM", ())
+        told = gate.told()
+        gate.close()
+        with pytest.raises(Unavailable) as refused:
+            await gate.admit("/x/StartVM", ())
+        assert refused.value.reason == Reason.STOPPING
+        with pytest.raises(Unavailable):
+            gate.require_newest(told)
+        await gate.admit("/x/GetVMStatus", ())
 
 
 async def test_command_that_waited_is_looked_at_again(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What a request names, of what there is: for the record of a call, also of one that was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from google.protobuf.message import Message
+
+from controlplane.access.memory import AccessMemory
+from controlplane.access.methods import MethodRule, Need, Target
+from controlplane.access.tree import AccessTree
+from controlplane.domain.access import THE_CLUSTER, Place, place_of_new
+from controlplane.domain.vm import DEFAULT_PROJECT_ID
+from limiquantix.errors import Unavailable
+
+_WORDS: Final[Mapping[Target, str]] = {
+    Target.VM: "vm",
+    Target.PROJECT_OF_VM: "vm",
+    Target.NODE: "node",
+    Target.PROJECT: "project",
+    Target.FOLDER: "folder",
+    Target.PROJECT_OF_FOLDER: "folder",
+    Target.OPERATION: "operation",
+    Target.BINDING: "binding",
+}
+
+
+def named_by(memory: AccessMemory, rule: MethodRule, request: Message) -> str:
+    """List what a request names and is known in memory, and the projects of it: "vm/<id>,project/<id>"."""
+    things: dict[str, None] = {}
+    projects: dict[str, None] = {}
+    for need in rule.needs:
+        for word, thing_id in _things(memory, need, request):
+            place = _place(memory, word, thing_id)
+            if place is None:
+                continue
+            if word != "project":
+                things[f"{word}/{thing_id}"] = None
+            if place.project_id:
+                projects[f"project/{place.project_id}"] = None
+    return ",".join([*things, *projects])
+
+
+def _things(memory: AccessMemory, need: Need, request: Message) -> Iterator[tuple[str, str]]:
+    """Yield what may be named, by kind and id; "" where nothing is."""
+    if need.target is Target.NEW_VM:
+        source_id = str(getattr(request, need.field))
+        yield "vm", source_id
+        source = memory.known_place(source_id) or Place(DEFAULT_PROJECT_ID)
+        new = place_of_new(request.project_id, request.folder_id, source)  # type: ignore[attr-defined]
+        yield from (("folder", new.folder_id), ("project", new.project_id))
+    elif need.target is Target.PLACE:
+        yield from (("folder", request.folder_id), ("project", request.project_id))  # type: ignore[attr-defined]
+    elif need.target in _WORDS:
+        default = DEFAULT_PROJECT_ID if need.target is Target.PROJECT else ""
+        yield _WORDS[need.target], str(getattr(request, need.field)) or default
+
+
+def _place(memory: AccessMemory, word: str, thing_id: str) -> Place | None:
+    """Say where a thing is; None if that is not known. Asks nobody: what decided about the call has just asked."""
+    if not thing_id:
+        return None
+    if word in ("node", "operation"):
+        return THE_CLUSTER
+    if word == "vm":
+        return memory.known_place(thing_id)
+    try:
+        return _place_in(memory.latest, word, thing_id)
+    except Unavailable:
+        return None
+
+
+def _place_in(tree: AccessTree, word: str, thing_id: str) -> Place | None:
+    if word == "folder":
+        return tree.folder(thing_id)
+    if word == "project":
+        return Place(thing_id) if tree.has_project(thing_id) else None
+    binding = tree.binding(thing_id)
+    return None if binding is None else binding.place
