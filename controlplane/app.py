@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from controlplane.api.http.endpoints import version
 from controlplane.api.http.tls import CertificateUnusable
+from controlplane.audit.machine import recorded
 from controlplane.authority.certificates import AuthorityUnusable
 from controlplane.composition.api import served_of, servers_of
 from controlplane.composition.balancing import balancing_of
@@ -27,6 +28,7 @@ from controlplane.composition.core import core_of
 from controlplane.composition.ha import high_availability_of
 from controlplane.composition.listening import listening_of
 from controlplane.composition.rules import utc_now
+from controlplane.composition.schema import MigrationUnrecorded, bring_up_to_date
 from controlplane.composition.security import Security, open_security
 from controlplane.config import (
     ConfigFileUnusable,
@@ -47,7 +49,7 @@ from controlplane.secrets.keyring import Keyring, seal_everything
 from controlplane.secrets.wrapping import KeysUnusable
 from controlplane.services.metrics_feeds import MetricsFeeds
 from controlplane.state.engine import SWITCH_INTERVAL_S, StoreLimits
-from controlplane.state.factory import create_store, migrate
+from controlplane.state.factory import create_store
 from controlplane.state.faults import unavailability
 from controlplane.state.interface import SchemaMismatch, Store
 from controlplane.state.seals import NO_SEALS, Seals
@@ -117,6 +119,8 @@ class ControlPlane:
         await self._core.worker.register()
         await self._learn_nodes()
         grpc_port = await self._servers.rpc.start(self._config.grpc.listen_address)
+        if self._security is not None:
+            self._security.floods.port = grpc_port
         http_port = await self._servers.http.start(self._config.http.listen_address)
         hosts = ""
         if self._servers.hosts is not None:
@@ -284,7 +288,7 @@ def main(
     if context.invoked_subcommand is None:
         configure_logging(config.log.level, LogFormat(config.log.style))
         if migrate_first:
-            _exit_on_failure(lambda: _log.info("database_migrated", revision=_migrated(config.database.url)))
+            _exit_on_failure(lambda: _log.info("database_migrated", revision=_migrated(config)))
         _exit_on_failure(lambda: uvloop.run(serve(config, ready_file)))
 
 
@@ -295,7 +299,7 @@ def migrate_command(config: ControlPlaneConfig) -> None:
 
     Example: limiquantix-controlplane --database-url sqlite:///limiquantix.db migrate
     """
-    _exit_on_failure(lambda: click.echo(f"database is at revision {_migrated(config.database.url)}"))
+    _exit_on_failure(lambda: click.echo(f"database is at revision {_migrated(config)}"))
 
 
 @main.command(name="shorten-wait")
@@ -313,10 +317,15 @@ def shorten_wait_command(config: ControlPlaneConfig) -> None:
 
 
 async def _shorten_wait(config: ControlPlaneConfig) -> float:
-    store, times = _store(config.database), config.ha.times
+    store, wait_ms = _store(config.database), config.ha.times.declared_wait_ms
+    keyring = Keyring(config.secrets, utc_now)
     await store.open()
     try:
-        return await store.run(lambda tx: tx.declare_wait(times.declared_wait_ms, may_shorten=True)) / 1000
+        await keyring.unlock(store)
+        arguments = {"wait_s": f"{wait_ms / 1000:g}"}
+        async with recorded(store, keyring.chain_key, "shorten-wait", arguments, utc_now):
+            declared_ms = await store.run(lambda tx: tx.declare_wait(wait_ms, may_shorten=True))
+        return declared_ms / 1000
     except ApiError as error:
         raise click.ClickException(error.message) from error
     finally:
@@ -370,9 +379,9 @@ def _coordinator(config: ControlPlaneConfig) -> Coordinator | None:
         raise click.ClickException(f"coordination.tls: {error.filename}: {error.strerror}") from error
 
 
-def _migrated(url: str) -> str:
+def _migrated(config: ControlPlaneConfig) -> str:
     try:
-        return migrate(url)
+        return bring_up_to_date(config)
     except (ValueError, RuntimeError) as error:
         raise click.ClickException(f"database.url: {error}") from error
     except OSError as error:
@@ -395,7 +404,7 @@ def _exit_on_failure(action: Callable[[], None]) -> None:
     """Turn the failures an operator can mend into one line and exit status 1."""
     try:
         action()
-    except (AddressInUse, SchemaMismatch, DevicesUnusable, *_UNUSABLE) as error:
+    except (AddressInUse, SchemaMismatch, MigrationUnrecorded, DevicesUnusable, *_UNUSABLE) as error:
         raise click.ClickException(str(error)) from error
     except ApiError as error:
         raise click.ClickException(error.message) from error

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from controlplane.access.authorizer import Authorizer
 from controlplane.access.calling import calling
-from controlplane.access.interface import AuditTrail, Authenticator
+from controlplane.access.interface import AuditTrail, Authenticator, CallsNoted
 from controlplane.access.limits import CallLimits
 from controlplane.access.methods import Audience
 from controlplane.access.recorded_reads import RecentReads
@@ -45,6 +45,7 @@ class Guard:
     Args:
         authenticator: knows the one kind of credential that counts at this port.
         bodies: asked for every call of a host.
+        noted: told of every call that is not one too many.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Guard:
         audit: AuditTrail,
         limits: CallLimits,
         bodies: OwnBodies,
+        noted: CallsNoted | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._audit = audit
         self._limits = limits
         self._bodies = bodies
+        self._noted = noted
         self._reads = RecentReads()
 
     async def admit(self, method: str, origin: CallOrigin) -> None:
@@ -74,7 +77,7 @@ class Guard:
         rule = self._authorizer.rule(method)
         if rule is not None and rule.audience is Audience.ANYBODY:
             # Whatever credential comes with it: who logs in anew may send along one that has ended.
-            self._limits.count_stranger(origin.peer())
+            self._count_stranger(origin)
             return
         try:
             principal = await self._authenticator.authenticate(origin)
@@ -87,6 +90,8 @@ class Guard:
             raise refusal
         self._limits.count_principal(principal)
         calling.set(principal)
+        if self._noted is not None:
+            self._noted.known_called(origin.peer())
 
     def around(self, method: str, request: Message, origin: CallOrigin) -> AbstractAsyncContextManager[None]:
         """Let the call happen if it may; see `CallGuard`."""
@@ -160,6 +165,12 @@ class Guard:
         except ApiError as error:
             _log.error("audit_record_incomplete", record_id=record_id, error=error.message)
 
+    def _count_stranger(self, origin: CallOrigin) -> None:
+        peer = origin.peer()
+        self._limits.count_stranger(peer)
+        if self._noted is not None:
+            self._noted.stranger_called(peer)
+
     async def _turn_away(self, method: str, origin: CallOrigin, refusal: Unauthenticated) -> None:
         """Count a call of nobody known, and keep a record of it unless there are too many.
 
@@ -167,7 +178,7 @@ class Guard:
             ResourceExhausted: there are.
         """
         try:
-            self._limits.count_stranger(origin.peer())
+            self._count_stranger(origin)
         except ResourceExhausted as error:
             raise error from refusal
         await self._audit.refused(None, method, None, "", origin, refusal.code, refusal.message)

@@ -22,6 +22,18 @@ class Authenticator(Protocol):
         ...
 
 
+class CallsNoted(Protocol):
+    """Is told over which connections calls are made."""
+
+    def known_called(self, peer: str) -> None:
+        """Note a call of somebody known; `peer` as `CallOrigin.peer` has it."""
+        ...
+
+    def stranger_called(self, peer: str) -> None:
+        """Note a call of somebody unknown that was not one too many."""
+        ...
+
+
 class AuditTrail(Protocol):
     """Keeps a record of what was asked and what became of it."""
 

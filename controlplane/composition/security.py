@@ -15,8 +15,9 @@ from typing import Final, Protocol
 import structlog
 
 from controlplane.access.authorizer import Authorizer
+from controlplane.access.floods import FloodBook, FloodWatch, unless_shared
 from controlplane.access.guard import Guard
-from controlplane.access.interface import Authenticator
+from controlplane.access.interface import Authenticator, CallsNoted
 from controlplane.access.limits import CallLimits
 from controlplane.access.memory import AccessMemory
 from controlplane.access.methods import FOR_STRANGERS, REFLECTION
@@ -82,6 +83,7 @@ class Security:
         https: what the HTTP listener encrypts with.
         guard: of the ports for people and programs, which ask nobody for a certificate.
         hosts_guard: of the port for hosts, where a certificate is all that counts.
+        floods: looks after the connections of the gRPC port, where anybody can connect.
     """
 
     settings: SecuritySettings
@@ -102,6 +104,7 @@ class Security:
     issuers: Mapping[str, IssuerTokens]
     guard: Guard
     hosts_guard: Guard
+    floods: FloodWatch
 
     @property
     def visibility(self) -> CallersVisibility:
@@ -117,6 +120,7 @@ class Security:
             self.machines,
             self.trail,
             self.callers,
+            self.floods,
             _Task(self.access.keep_level),
             _Task(self._forget_sessions),
         )
@@ -170,9 +174,10 @@ async def open_security(config: ControlPlaneConfig, store: Store, keyring: Keyri
     described = {REFLECTION: FOR_STRANGERS} if settings.open_reflection else {}
     authorizer = Authorizer(access, store, {**with_recorded(config.audit.recorded_reads), **described})
     limits, bodies = CallLimits(), OwnWords(store)
+    floods = FloodWatch(book=FloodBook(may_bar=unless_shared(config.http.trusted_proxies)))
 
-    def guard_of(known: Authenticator) -> Guard:
-        return Guard(known, authorizer, trail, limits, bodies)
+    def guard_of(known: Authenticator, noted: CallsNoted | None = None) -> Guard:
+        return Guard(known, authorizer, trail, limits, bodies, noted)
 
     return Security(
         settings=settings,
@@ -191,8 +196,9 @@ async def open_security(config: ControlPlaneConfig, store: Store, keyring: Keyri
         users=UserService(store, passwords, callers, covers, utc_now),
         api_keys=ApiKeyService(store, callers, may_manage, covers, utc_now),
         issuers={each.name: IssuerTokens(each, IssuerKeys(each)) for each in config.identity.issuers},
-        guard=guard_of(BearerAuthenticator(keys, callers, utc_now)),
+        guard=guard_of(BearerAuthenticator(keys, callers, utc_now), floods),
         hosts_guard=guard_of(MachineAuthenticator(cluster.id, machines, utc_now)),
+        floods=floods,
     )
 
 

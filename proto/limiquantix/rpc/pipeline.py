@@ -34,6 +34,7 @@ from limiquantix.rpc.validation import Check, require_bounded, validate
 
 _log = logging.getLogger(__name__)
 
+ErrorT = TypeVar("ErrorT", bound=ApiError)
 ResponseT = TypeVar("ResponseT")
 
 OK_CODE = 0
@@ -159,6 +160,11 @@ class CallPipeline:
             mapped = _as_api_error(method, error)
             self._observer.call_finished(method, mapped.code, time.monotonic() - started_s)
             raise mapped from error
+
+    def refused(self, method: str, error: ErrorT) -> ErrorT:
+        """Note that a call ended before there was a request that anything could be asked about; returns the error."""
+        self._observer.call_finished(method, error.code, 0.0)
+        return error
 
     async def unary(
         self,

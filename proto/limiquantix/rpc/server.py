@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -29,6 +28,10 @@ MAX_STREAMS_PER_CONNECTION = 1_000
 
 _MAX_METADATA_BYTES = 16 * 2**10
 """Headers of one call: a token of an OIDC issuer with hundreds of groups has some 8 KiB."""
+
+MAX_HEADER_FIELDS = 128
+"""Of one call. `_MAX_METADATA_BYTES` is held against each HTTP/2 frame alone, so that a call of small frames can have
+millions; that costs microseconds for each, every time that it is asked for them."""
 
 _HANDSHAKE_MS = 10_000
 """From connecting to the client's HTTP/2 settings: whoever sends nothing holds a connection no longer."""
@@ -90,6 +93,8 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Wrap the handler of one method; made once a method, since gRPC asks for it at every call."""
+        if len(handler_call_details.invocation_metadata) > MAX_HEADER_FIELDS:
+            return _TOO_MANY_FIELDS
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
@@ -110,7 +115,9 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming:
                     return requests
                 request = await self._arrived(context)
-                return await self._refusal(method, request)() if isinstance(request, _Unfit) else request
+                if isinstance(request, _Unfit):
+                    raise self._refusal(method, request)
+                return request
             except ApiError as error:
                 await _abort(context, error)
 
@@ -157,10 +164,7 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
                 await self._pipeline.enter(method, context)
                 request = await self._arrived(context)
                 if isinstance(request, _Unfit):
-                    refuse = self._refusal(method, request)
-                    return await self._pipeline.unary(
-                        method, Empty(), refuse, origin=context, filled=False, has_entered=True
-                    )
+                    raise self._pipeline.refused(method, self._refusal(method, request))
                 return await self._pipeline.unary(
                     method, request, lambda: serve(request, context), origin=context, filled=filled, has_entered=True
                 )
@@ -178,9 +182,7 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
                 await self._pipeline.enter(method, context)
                 request = await self._arrived(context)
                 if isinstance(request, _Unfit):
-                    refuse = self._refusal(method, request)
-                    await self._pipeline.unary(method, Empty(), refuse, origin=context, filled=False, has_entered=True)
-                    return
+                    raise self._pipeline.refused(method, self._refusal(method, request))
                 if self._admit is not None and filled:
                     await self._admit(method, context.invocation_metadata())
                 responses = self._pipeline.stream(
@@ -211,14 +213,21 @@ class PipelineInterceptor(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {self._request_s:g} s")
         return _Unfit.UNREADABLE if request is grpc.aio.EOF else request
 
-    def _refusal(self, method: str, unfit: _Unfit) -> Callable[[], Awaitable[NoReturn]]:
-        async def refuse() -> NoReturn:
-            if unfit is _Unfit.TOO_LARGE:
-                raise self._pipeline.limits.of(method).refusal(method)
-            words = "the bytes sent are not a message of the method's request type"
-            raise InvalidArgument(Reason.MALFORMED_REQUEST, words)
+    def _refusal(self, method: str, unfit: _Unfit) -> ApiError:
+        if unfit is _Unfit.TOO_LARGE:
+            return self._pipeline.limits.of(method).refusal(method)
+        words = "the bytes sent are not a message of the method's request type"
+        return InvalidArgument(Reason.MALFORMED_REQUEST, words)
 
-        return refuse
+
+async def _refuse_fields(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+    """End a call without looking at its headers, which is what costs."""
+    words = f"a call has at most {MAX_HEADER_FIELDS} header fields; send fewer"
+    await _abort(context, InvalidArgument(Reason.MALFORMED_REQUEST, words))
+    raise AssertionError("abort returned")
+
+
+_TOO_MANY_FIELDS: Any = grpc.stream_unary_rpc_method_handler(_refuse_fields)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ApiError) -> None:
