@@ -21,7 +21,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from controlplane.access.own_sockets import MAX_BARRED, Accepted, OwnSockets, plain_address
+from controlplane.access.own_sockets import MAX_BARRED, Accepted, OwnSockets
+from limiquantix.rpc.peers import Peer, peer_of
 
 _log = structlog.get_logger(__name__)
 
@@ -97,9 +98,6 @@ class Calls:
     known_count: int = 0
 
 
-Peer = tuple[str, int]
-
-
 @dataclass
 class FloodBook:
     """The account of every connection, and of the addresses that had some ended. Pure: time and sockets are given."""
@@ -118,7 +116,7 @@ class FloodBook:
         for connection in connections:
             account = previous.get(connection.id) or _Account(now_s, now_s, now_s, self.rules.burst_bytes)
             self._accounts[connection.id] = account
-            self._charge(account, connection, calls.get((connection.address, connection.port)), now_s)
+            self._charge(account, connection, calls.get(Peer(connection.address, connection.port)), now_s)
             if account.overdrawn_count >= _OVERDRAWN_COUNT or account.allowance_bytes < -self.rules.burst_bytes:
                 self._offend(connection.address, now_s)
                 ended.append(connection)
@@ -243,7 +241,7 @@ class FloodWatch:
                 by_text[peer].known_count += 1
             else:
                 by_text[peer].stranger_count += 1
-        return {_peer(peer): calls for peer, calls in by_text.items()}
+        return {peer_of(peer): calls for peer, calls in by_text.items()}
 
     def _say(self, connection: Accepted, now_s: float) -> None:
         """Log it, once a minute and address."""
@@ -265,15 +263,6 @@ _SHARE: Final = 0.02
 """Of one CPU's time, spent on looking at most."""
 _SHORTEST_S, _LONGEST_S = 0.1, 2.0
 _SAY_S: Final = 60.0
-
-
-def _peer(text: str) -> Peer:
-    """Read "ipv4:192.0.2.7:51234" or "ipv6:%5B2001:db8::1%5D:51234"."""
-    host, _, port = text.partition(":")[2].replace("%5B", "").replace("%5D", "").strip("[").rpartition(":")
-    try:
-        return plain_address(host.strip("[]")), int(port)
-    except ValueError:
-        return text, 0
 
 
 def unless_shared(proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> Callable[[str], bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import time
 from collections.abc import Callable, Hashable
@@ -11,6 +10,7 @@ from itertools import islice
 
 from controlplane.domain import access_errors
 from controlplane.domain.principal import Principal, PrincipalKind
+from limiquantix.rpc.peers import counted_address
 
 MAX_BUCKETS = 20_000
 """About 200 bytes each, of callers who are known, and as many of strangers."""
@@ -131,29 +131,7 @@ class CallLimits:
 
     def count_stranger(self, peer: str) -> None:
         """Count a call from an address that nobody vouches for. Raises as `count_principal`."""
-        address, rate = address_of(peer), self._rates.strangers
+        address, rate = counted_address(peer), self._rates.strangers
         wait_s = self._strangers.take(address, rate, self._now_s())
         if wait_s:
             raise access_errors.too_many_requests(f"the address {address}", rate.per_s, wait_s)
-
-
-def address_of(peer: str) -> str:
-    """Name the address of a peer without its port; of IPv6 the /64, which is what one customer has of it.
-
-    Args:
-        peer: as `CallOrigin.peer` has it: "ipv4:192.0.2.7:51234", "ipv6:[2001:db8::1]:80", "unix:...".
-    """
-    kind, _, rest = peer.partition(":")
-    if kind == "ipv4":
-        return rest.rpartition(":")[0] or rest
-    if kind == "ipv6":
-        host = rest.rpartition(":")[0] or rest
-        text = host.replace("%5B", "[").replace("%5D", "]").strip("[]").partition("%")[0]
-        try:
-            address = ipaddress.IPv6Address(text)
-        except ValueError:
-            return text
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
-    return kind

@@ -18,6 +18,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from limiquantix.rpc.peers import plain_address
+
 _TCP_INFO_BYTES: Final = 256
 _ACKNOWLEDGED_AND_RECEIVED: Final = struct.Struct("QQ")
 _ACKNOWLEDGED_OFFSET: Final = 120
@@ -99,22 +101,16 @@ class OwnSockets:
                     _attach(held, program)
 
     def _identified(self, descriptor: int) -> _Socket | None:
-        """Find out what a descriptor is; None if it is gone, or is on its way: then it is looked at again next time."""
-        try:
-            status = os.fstat(descriptor)
-        except OSError:
-            return None
-        if not stat.S_ISSOCK(status.st_mode):
-            return _Socket(status.st_ino)
+        """Find out what a socket is; None if it is gone, or is on its way: then it is looked at again next time."""
         copy = _copy_of_socket(descriptor)
         if copy is None:
             return None
-        status = os.fstat(copy)
+        inode = os.fstat(copy).st_ino
         with socket.socket(fileno=copy) as held:
             if held.family not in (socket.AF_INET, socket.AF_INET6) or held.type != socket.SOCK_STREAM:
-                return _Socket(status.st_ino)
+                return _Socket(inode)
             try:
-                return self._at_the_port(held, status.st_ino)
+                return self._at_the_port(held, inode)
             except OSError:
                 return None
 
@@ -125,13 +121,6 @@ class OwnSockets:
             return _Socket(inode, held.family, is_listening=True)
         address, port = held.getpeername()[:2]
         return _Socket(inode, held.family, peer=(plain_address(address), port))
-
-
-def plain_address(address: str) -> str:
-    """Write an address as it is written here: IPv4 as such, without a zone. Raises ValueError if it is none."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found)
 
 
 def _copy_of_socket(descriptor: int) -> int | None:

@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
-from urllib.parse import unquote
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from controlplane.domain.audit import AuditEntry
 from controlplane.domain.principal import Principal
+from limiquantix.rpc.peers import peer_of
 from limiquantix.rpc.pipeline import CallOrigin
 from limiquantix.rpc.redaction import without_secrets
 
@@ -52,19 +52,9 @@ def entry_of(
         project_id=bounded(_project_of(request, resources), _MAX_ID_CHARS),
         request_id=bounded(_text(metadata.get(REQUEST_ID, "")), _MAX_ID_CHARS),
         reason=bounded(_text(metadata.get(REASON, "")) or _own_reason(request), MAX_TEXT_CHARS),
-        address=address_of(origin.peer()),
+        address=bounded(peer_of(origin.peer()).address, _MAX_ID_CHARS),
         request_json="" if request is None else request_json(request),
     )
-
-
-def address_of(peer: str) -> str:
-    """Take the address out of what a transport calls its peer, such as "ipv4:192.0.2.7:51234"."""
-    family, _, rest = unquote(peer).partition(":")
-    if family == "ipv4":
-        return bounded(rest.rpartition(":")[0] or rest, _MAX_ID_CHARS)
-    if family == "ipv6":
-        return bounded(rest[1:].partition("]")[0] if rest.startswith("[") else rest, _MAX_ID_CHARS)
-    return bounded(family, _MAX_ID_CHARS)
 
 
 def bounded(text: str, limit: int) -> str:

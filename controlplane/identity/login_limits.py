@@ -12,19 +12,16 @@ Cookies", with the address in the cookie's place.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
-from urllib.parse import unquote
 
 from controlplane.domain import identity_errors
 from controlplane.domain.identity import LoginFailures
 from controlplane.state.interface import Transaction
+from limiquantix.rpc.peers import counted_address
 
 KNOWN_FOR: Final = timedelta(days=30)
-_IPV6_PREFIX: Final = 64
-"""What one customer is given at least; single addresses cost nothing there."""
 _KNOWN: Final = -1
 """Count of an address that is known for a name, and has no failures."""
 
@@ -104,18 +101,8 @@ def refuse_for(wait_s: float) -> None:
 
 
 def address_of(origin: str) -> str:
-    """Return what is counted of "ipv4:192.0.2.7:51234": the address, of IPv6 its network; all others are one."""
-    # gRPC writes the brackets around IPv6 as URLs do: "ipv6:%5B::1%5D:80".
-    kind, _, rest = unquote(origin).partition(":")
-    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return kind or "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        mapped = address.ipv4_mapped
-        return str(mapped or ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
-    return str(address)
+    """Return what is counted of where a call comes from; all of whom nothing is known are one."""
+    return counted_address(origin) or "unknown"
 
 
 def _one_more(stored: LoginFailures | None, key: str, limit: Limit, now: datetime) -> LoginFailures:

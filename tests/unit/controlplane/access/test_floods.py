@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.access.floods import Calls, FloodBook, FloodRules, FloodWatch, unless_shared
 from controlplane.access.own_sockets import MAX_BARRED, Accepted
+from limiquantix.rpc.peers import Peer
 
 RULES = FloodRules()
 KIB, MIB = 2**10, 2**20
@@ -46,7 +47,7 @@ class Site:
         self.connections[number] = replace(
             old, received_bytes=old.received_bytes + received, sent_bytes=old.sent_bytes + sent
         )
-        calls = {(old.address, old.port): Calls(strangers, known)} if known or strangers else {}
+        calls = {Peer(old.address, old.port): Calls(strangers, known)} if known or strangers else {}
         ended = self.book.look(self.now_s, list(self.connections.values()), calls)
         for connection in ended:
             del self.connections[connection.id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.access.limits import MAX_BUCKETS, Buckets, CallLimits, CallRates, Rate, address_of
+from controlplane.access.limits import MAX_BUCKETS, Buckets, CallLimits, CallRates, Rate
 from controlplane.domain.principal import Principal, PrincipalKind
 from limiquantix.errors import Reason, ResourceExhausted
 from tests.support.access_scene import node, user
@@ -103,23 +103,6 @@ def test_strangers_do_not_make_those_who_are_known_be_forgotten() -> None:
 
     with pytest.raises(ResourceExhausted):
         limits.count_principal(node("a"))
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        ("ipv4:192.0.2.7:51234", "192.0.2.7"),
-        ("ipv6:[2001:db8:1:2:3::4]:80", "2001:db8:1:2::/64"),
-        ("ipv6:%5B2001:db8:1:2:ffff::9%5D:80", "2001:db8:1:2::/64"),
-        ("ipv6:[::ffff:192.0.2.7]:80", "192.0.2.7"),
-        ("ipv6:[fe80::1%25eth0]:80", "fe80::/64"),
-        ("ipv6:nonsense", "nonsense"),
-        ("unix:/run/a.sock", "unix"),
-        ("", ""),
-    ],
-)
-def test_address_is_what_one_customer_has(peer: str, address: str) -> None:
-    assert address_of(peer) == address
 
 
 @pytest.mark.parametrize("rate", [(0, 1), (-1, 1), (1, 0), (float("inf"), 1), (1, float("nan"))])

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from controlplane.access.limits import address_of
 from controlplane.api.http.connect import ConnectContext
 from controlplane.api.http.proxies import caller_address, with_true_addresses
 from controlplane.config import HttpSettings
+from limiquantix.rpc.peers import counted_address
 
 TRUSTED = [ipaddress.ip_network(each) for each in ("10.0.0.0/8", "fd00::/8")]
 PROXY, CALLER, OTHER = "10.0.0.1", "192.0.2.7", "198.51.100.9"
@@ -63,7 +63,7 @@ def test_what_is_no_network_is_refused(networks: str) -> None:
 def test_caller_over_http_is_counted_as_over_grpc(address: str, peer: str, counted: str) -> None:
     context = ConnectContext(SimpleNamespace(client_address=address))  # type: ignore[arg-type]
     assert context.peer() == peer
-    assert address_of(context.peer()) == counted
+    assert counted_address(context.peer()) == counted
 
 
 async def test_header_is_ignored_without_trusted_proxies() -> None:

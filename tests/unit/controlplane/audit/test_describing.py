@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from controlplane.audit.describing import MAX_REQUEST_CHARS, address_of, entry_of, request_json
+from controlplane.audit.describing import MAX_REQUEST_CHARS, entry_of, request_json
 from controlplane.domain.principal import Principal, PrincipalKind
 from limiquantix.compute.v1 import ha_service_pb2, vm_service_pb2
 from tests.support.builders import START_OF_TIME
@@ -37,20 +35,6 @@ def test_reason_of_the_request_counts_where_metadata_has_none_and_cannot_pose_as
 def test_call_of_nobody_known_is_described() -> None:
     entry = entry_of(None, "/s/M", None, "", FakeOrigin(address="unix:"), START_OF_TIME)
     assert (entry.principal_kind, entry.address, entry.request_json, entry.resources) == ("", "unix", "", ())
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        ("ipv4:192.0.2.7:1", "192.0.2.7"),
-        ("ipv6:[2001:db8::1]:443", "2001:db8::1"),
-        ("ipv6:%5B::1%5D:443", "::1"),
-        ("unix:/run/x.sock", "unix"),
-        ("", ""),
-    ],
-)
-def test_address_is_taken_out_of_the_peer(peer: str, address: str) -> None:
-    assert address_of(peer) == address
 
 
 def test_secret_fields_are_left_out_wherever_they_are() -> None:
