@@ -60,13 +60,14 @@ class VmServices:
         visibility: Visibility | None = None,
     ) -> VmServices:
         """Make them from what they share; without a visibility, callers see everything."""
-        vms = VmService(access, scheduler, now, memory, visibility or EverythingVisible())
+        visibility = visibility or EverythingVisible()
+        vms = VmService(access, scheduler, now, memory, visibility)
         return cls(
             vms=vms,
-            snapshots=SnapshotService(access),
+            snapshots=SnapshotService(access, visibility),
             guests=GuestService(access),
             devices=VmDeviceService(access),
-            clones=CloneService(access, scheduler, now, memory),
+            clones=CloneService(access, scheduler, now, memory, visibility),
             watches=watches,
             events=events,
             metrics=metrics,

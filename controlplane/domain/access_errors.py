@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from controlplane.domain.access import Permission, Place
+from controlplane.domain.access import THE_CLUSTER, Permission, Place
 from controlplane.domain.folder import MAX_DEPTH, TYPES
 from controlplane.domain.project import Excess
 from limiquantix.errors import (
@@ -42,6 +42,26 @@ def permission_missing(permission: Permission, place: Place) -> PermissionDenied
         Reason.PERMISSION_MISSING,
         f"this needs the permission {permission} at {place.text}; ask who may bind roles there for one that has it",
         metadata={"permission": permission, "project_id": place.project_id, "folder_id": place.folder_id},
+    )
+
+
+def devices_not_inherited(source: str) -> PermissionDenied:
+    """A VM or snapshot has devices of its host, and who makes a VM of it, or puts it back, may not give those away."""
+    return PermissionDenied(
+        Reason.PERMISSION_MISSING,
+        f"{source} has devices of its host (PCI, USB or vGPU); to give them to a VM needs the permission "
+        f"{Permission.NODE_OPERATE} at {THE_CLUSTER.text}; ask who has it, or for a source without them",
+        metadata={"permission": Permission.NODE_OPERATE, "project_id": "", "folder_id": ""},
+    )
+
+
+def rule_not_inherited(source_id: str, vm_id: str) -> PermissionDenied:
+    """A rule that a clone would take over is about a VM that who makes the clone may not make rules about."""
+    return PermissionDenied(
+        Reason.PERMISSION_MISSING,
+        f"a placement rule of VM {source_id}, which a VM made of it takes over, is about VM {vm_id}; that needs the "
+        f"permission {Permission.VM_UPDATE} for that VM; ask who has it, or have the rule removed from the source",
+        metadata={"permission": Permission.VM_UPDATE, "vm_id": vm_id},
     )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from controlplane.access.visibility import EverythingVisible, Visibility
 from controlplane.domain import errors, vm_spec
 from controlplane.domain.access import Place, place_of_new
 from controlplane.domain.clones import cloned_spec, refine, refinement_faults
@@ -20,6 +21,7 @@ from controlplane.operations import vm_clone, vm_update
 from controlplane.operations.desk import ANYBODY, Caller, Order
 from controlplane.operations.steps import Located
 from controlplane.scheduler.plan import SchedulerConfig
+from controlplane.services.inherited import require_may_inherit
 from controlplane.services.macs import random_mac
 from controlplane.services.placement import NodeMemory, Placed, place_vm, would_be
 from controlplane.services.vm_calls import VmAccess, required
@@ -37,6 +39,7 @@ class CloneService:
     scheduler: SchedulerConfig
     now: Callable[[], datetime]
     memory: NodeMemory
+    visibility: Visibility = field(default_factory=EverythingVisible)
 
     async def clone(self, request: api.CloneVMRequest, caller: Caller = ANYBODY) -> VirtualMachine:
         """Make a VM from one that is off. All or nothing.
@@ -47,17 +50,18 @@ class CloneService:
             Aborted: something else is being done to the source.
             AlreadyExists: the project has a VM of that name.
             ResourceExhausted: the source's node has no room.
+            PermissionDenied: it has devices of its host, or rules about VMs, that the caller may not give to a VM.
             ApiError: whatever the host refused.
         """
         wanted = request.provisioning if request.HasField("provisioning") else None
-        source = await self.access.get(request.source_vm_id)
+        source, folder = await self.access.get(request.source_vm_id), await self.access.folder_of(request)
 
         def make(source: Vm) -> Vm:
             spec = cloned_spec(source, request.clone_type, wanted, _new_id, random_mac)
             return self._draft(
                 request.name,
                 spec,
-                place_of_new(request.project_id, request.folder_id, Place(source.project_id, source.folder_id)),
+                place_of_new(request.project_id, request.folder_id, folder, Place(source.project_id, source.folder_id)),
                 dict(source.labels),
                 source.description,
                 caller,
@@ -72,7 +76,7 @@ class CloneService:
             InvalidArgument: the request does not fit the template.
         """
         asked, clone_type = request.spec, request.spec.template.clone_type
-        template = await self.access.get(request.template_id)
+        template, folder = await self.access.get(request.template_id), await self.access.folder_of(request)
 
         def make(source: Vm) -> Vm:
             if not source.spec.template.is_template:
@@ -83,7 +87,8 @@ class CloneService:
             spec = refine(cloned_spec(source, clone_type, wanted, _new_id, random_mac), asked, _new_id, random_mac)
             _require_sound(source.spec, asked, spec)
             labels, description = {**source.labels, **request.labels}, request.description or source.description
-            place = place_of_new(request.project_id, request.folder_id, Place(source.project_id, source.folder_id))
+            at_source = Place(source.project_id, source.folder_id)
+            place = place_of_new(request.project_id, request.folder_id, folder, at_source)
             return self._draft(request.name, spec, place, labels, description, caller)
 
         return await self._submit(
@@ -140,13 +145,15 @@ class CloneService:
         start: bool,
         validate_only: bool = False,
     ) -> VirtualMachine:
-        vm_id, project_id = _new_id(), make(source).project_id
+        vm_id, project_id, sight = _new_id(), make(source).project_id, self.visibility.of_caller()
         placed: Placed | None = None
 
         async def place(tx: Transaction) -> Located:
             nonlocal placed
             latest = await _clonable(tx, source.id, clone_type)
-            placed = await self._place(tx, latest, replace(make(latest), id=vm_id))
+            draft = replace(make(latest), id=vm_id)
+            await require_may_inherit(tx, sight, latest.id, draft.spec)
+            placed = await self._place(tx, latest, draft)
             return Located(placed.vm, placed.node)
 
         if validate_only:
@@ -161,7 +168,7 @@ class CloneService:
         try:
             return await place_vm(tx, draft, self.scheduler, self.memory, source.node_id)
         except ResourceExhausted as error:
-            if error.reason == Reason.NO_FAILOVER_ROOM:
+            if error.reason in (Reason.NO_FAILOVER_ROOM, Reason.QUOTA_EXCEEDED):
                 raise
             node = await tx.get_node(source.node_id)
             hostname = source.node_id if node is None else node.hostname

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.empty_pb2 import Empty
 
+from controlplane.access.visibility import EverythingVisible, Visibility
 from controlplane.daemons.node_snapshots import to_snapshot_status
 from controlplane.domain import errors, snapshots
+from controlplane.domain.vm import Vm
 from controlplane.operations import vm_snapshots
 from controlplane.operations.desk import ANYBODY, Caller, Order
+from controlplane.services.inherited import require_may_regain
 from controlplane.services.vm_calls import VmAccess
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import Snapshot, VirtualMachine
@@ -22,6 +25,7 @@ class SnapshotService:
     """The use cases of snapshots."""
 
     access: VmAccess
+    visibility: Visibility = field(default_factory=EverythingVisible)
 
     async def create(self, request: api.CreateSnapshotRequest, caller: Caller = ANYBODY) -> Snapshot:
         """Save a VM's disks, and its memory if asked for.
@@ -69,12 +73,20 @@ class SnapshotService:
             NotFound: the VM has no snapshot of that id.
             ResourceExhausted: the VM was larger then, and its node has no room for that, or only such as is kept for
                 VMs of nodes that fail.
+            PermissionDenied: it had devices of its host that it lacks now, and the caller may not give it those.
         """
+        sight = self.visibility.of_caller()
+
+        def check(vm: Vm) -> None:
+            snapshots.require_revert_allowed(vm)
+            saved = snapshots.find_snapshot(vm, request.snapshot_id)
+            require_may_regain(sight, request.snapshot_id, vm.spec, snapshots.spec_after_revert(vm, saved))
+
         order = Order(
             vm_snapshots.RevertToSnapshot.kind,
             request.vm_id,
             parameters={"snapshot_id": request.snapshot_id, "start": request.start_after_revert},
-            check=snapshots.require_revert_allowed,
+            check=check,
         )
         return await self.access.done(order, caller)
 
