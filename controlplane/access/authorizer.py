@@ -15,13 +15,12 @@ from google.protobuf.message import Message
 
 from controlplane.access.memory import AccessMemory
 from controlplane.access.methods import BESIDE_THE_CONTRACT, METHODS, Audience, MethodRule, Need, Target
-from controlplane.access.naming import named_by
+from controlplane.access.naming import MAX_RULED_VMS, named_by, ruled_vm_ids
 from controlplane.access.telling import told
 from controlplane.access.tree import AccessTree
 from controlplane.domain import access_errors, errors, operation_errors
 from controlplane.domain.access import THE_CLUSTER, Permission, Place, place_of_new
 from controlplane.domain.event import NODE
-from controlplane.domain.placement_rules import named_vm_ids
 from controlplane.domain.principal import Principal, PrincipalKind
 from controlplane.domain.vm import DEFAULT_PROJECT_ID
 from controlplane.state.interface import Store
@@ -134,7 +133,7 @@ class Authorizer:
             await self._require_in(tree, principal, need, request.project_id, request.folder_id)  # type: ignore[attr-defined]
             return
         if need.target is Target.NEW_VM:
-            new = await self._place_of_new(request, need)
+            new = await self._place_of_new(tree, request, need)
             await self._require_in(tree, principal, need, new.project_id, new.folder_id)
             return
         if need.target is Target.RULED_VMS:
@@ -150,10 +149,11 @@ class Authorizer:
 
     async def _require_ruled(self, tree: AccessTree, principal: Principal, request: Message, need: Need) -> None:
         """Ask of each VM that rules name, unless the caller may do that to all; there may be thousands."""
+        kind, vm_ids = self._kinds[Target.VM], ruled_vm_ids(request, need.field)
         if need.permission in tree.permissions(principal, THE_CLUSTER):
-            return
-        kind = self._kinds[Target.VM]
-        for vm_id in sorted(named_vm_ids(getattr(request, need.field).placement)):
+            # Where they are does not matter then, but the record names those that are known to be somewhere.
+            vm_ids = vm_ids[:MAX_RULED_VMS]
+        for vm_id in vm_ids:
             place = await self._memory.place_of_vm(vm_id)
             self._decide(tree, principal, need, place, kind, vm_id)
 
@@ -223,12 +223,13 @@ class Authorizer:
         place = await self._folder(tree, request, need)
         return None if place is None else Place(place.project_id)
 
-    async def _place_of_new(self, request: Message, need: Need) -> Place:
+    async def _place_of_new(self, tree: AccessTree, request: Message, need: Need) -> Place:
         source_id = getattr(request, need.field)
         source = await self._memory.place_of_vm(source_id) if source_id else None
         return place_of_new(
             request.project_id,  # type: ignore[attr-defined]
             request.folder_id,  # type: ignore[attr-defined]
+            tree.folder(request.folder_id),  # type: ignore[attr-defined]
             source or Place(DEFAULT_PROJECT_ID),
         )
 

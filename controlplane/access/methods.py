@@ -49,7 +49,7 @@ class Target(enum.IntEnum):
     PROJECT_OF_VM = enum.auto()
     PROJECT_OF_FOLDER = enum.auto()
     RULED_VMS = enum.auto()
-    """Every VM that the placement rules of a spec name, which is in the need's field."""
+    """Every VM that placement rules name; the need's field is the path of the spec, or of the specs, that has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Need:
     """A permission, and the thing that it is needed for.
 
     Attributes:
-        field: of the request, with the thing's id.
+        field: of the request, with the thing's id; for `Target.RULED_VMS` a field or, by dots, one of messages in it.
         only_if: a field, or by dots one of a message in it; the need is there only if it is filled in.
         unless: the same; the need is there only if it is not filled in.
     """
@@ -229,10 +229,15 @@ _CLUSTER_SERVICES: Mapping[str, Mapping[str, MethodRule]] = {
         "RejectRecommendation": _does(Need(P.BALANCING_OPERATE)),
         "ApplyRecommendation": _does(Need(P.BALANCING_OPERATE)),
     },
+    # Where a VM would go by a rule about another one tells where that one is.
     "PlacementService": {
-        "ExplainPlacement": _reads(Need(P.PLACEMENT_READ), Need(P.VM_READ, Target.VM, "vm_id", only_if="vm_id")),
-        "PlanPlacements": _reads(Need(P.PLACEMENT_READ)),
-        "GetCapacity": _reads(Need(P.PLACEMENT_READ)),
+        "ExplainPlacement": _reads(
+            Need(P.PLACEMENT_READ),
+            Need(P.VM_READ, Target.VM, "vm_id", only_if="vm_id"),
+            Need(P.VM_READ, Target.RULED_VMS, "candidate.spec"),
+        ),
+        "PlanPlacements": _reads(Need(P.PLACEMENT_READ), Need(P.VM_READ, Target.RULED_VMS, "vms.spec")),
+        "GetCapacity": _reads(Need(P.PLACEMENT_READ), Need(P.VM_READ, Target.RULED_VMS, "vm.spec")),
     },
     "HaService": {
         "GetHaStatus": _reads(Need(P.HA_READ)),

@@ -203,7 +203,14 @@ class VisiblePlaces:
         return project_id in self.project_ids or (bool(folder_id) and folder_id in self.folder_ids)
 
 
-def place_of_new(project_id: str, folder_id: str, source: Place) -> Place:
-    """Say where a VM that is made comes to be; what is left open is as with the one that it is made from, if any."""
+def place_of_new(project_id: str, folder_id: str, folder: Place | None, source: Place) -> Place:
+    """Say where a VM that is made comes to be; what is left open is as with the one that it is made from, if any.
+
+    Args:
+        folder: where the folder of `folder_id` is, which says the project where nothing else does; None without one,
+            and for one that is not known: it is not found in any project.
+    """
+    if not project_id and folder is not None:
+        project_id = folder.project_id
     project_id = project_id or source.project_id
     return Place(project_id, folder_id or (source.folder_id if project_id == source.project_id else ""))

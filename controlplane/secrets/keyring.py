@@ -62,6 +62,10 @@ class Keyring:
             raise KeysUnusable("the keys are not open yet")
         return self._chain_key
 
+    async def is_made(self, store: Store) -> bool:
+        """Whether the database has keys; where it has none, `unlock` makes them."""
+        return bool(await store.read(lambda tx: tx.sealed_secrets(_DATA_KEY)))
+
     async def unlock(self, store: Store) -> None:
         """Open all keys; makes those that are missing, of several processes at once one does.
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from controlplane.daemons.interface import DaemonPool, NodeDaemon
 from controlplane.domain import documents, errors
+from controlplane.domain.access import Place
 from controlplane.domain.operation import Operation
 from controlplane.domain.vm import Vm
 from controlplane.operations.desk import Caller, OperationDesk, Order
 from controlplane.state.interface import Store, Transaction
+from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import VirtualMachine
 
 
@@ -43,6 +45,17 @@ class VmAccess:
         if node is None:
             raise errors.vm_not_placed(vm.id)
         return vm, self.daemons.daemon(node)
+
+    async def folder_of(self, request: api.CreateVMRequest | api.CloneVMRequest) -> Place | None:
+        """Find where the folder is by which alone a request says where a new VM comes to be; None without one.
+
+        Folders never change their project, so this stays true, or the folder is gone when the VM is made. Also None
+        for one that is not there, which is refused then: the request may be one that was answered while it was.
+        """
+        if request.project_id or not request.folder_id:
+            return None
+        folder = await self.store.read(lambda tx: tx.get_folder(request.folder_id))
+        return None if folder is None else Place(folder.project_id, folder.id)
 
     async def done(self, order: Order, caller: Caller) -> VirtualMachine:
         """Have an operation done and answer with the VM."""

@@ -16,7 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from controlplane.access.visibility import EverythingVisible, Visibility
 from controlplane.domain import errors
-from controlplane.domain.access import Permission
+from controlplane.domain.access import Permission, Place, place_of_new
 from controlplane.domain.operation import Json
 from controlplane.domain.query import Page, VmFilter
 from controlplane.domain.vm import (
@@ -126,11 +126,12 @@ class VmService:
             ResourceExhausted: no node fits, or it is more than the project's quota.
             ApiError: whatever the host refused.
         """
-        now = self.now()
+        now, folder = self.now(), await self.access.folder_of(request)
+        at = place_of_new(request.project_id, request.folder_id, folder, Place(DEFAULT_PROJECT_ID))
         draft = Vm(
             id=str(uuid.uuid4()),
             name=request.name,
-            project_id=request.project_id or DEFAULT_PROJECT_ID,
+            project_id=at.project_id,
             spec=filled_in(request.spec, lambda: str(uuid.uuid4()), random_mac),
             node_id="",
             power_state=PowerState.PROVISIONING,
@@ -139,7 +140,7 @@ class VmService:
             state_changed_at=now,
             labels=dict(request.labels),
             description=request.description,
-            folder_id=request.folder_id,
+            folder_id=at.folder_id,
             created_by=caller.principal,
         )
 

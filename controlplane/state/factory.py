@@ -10,7 +10,7 @@ from sqlalchemy.exc import ArgumentError
 from controlplane.state.engine import Database, StoreLimits
 from controlplane.state.interface import Store
 from controlplane.state.postgresql import DRIVER, database_at
-from controlplane.state.revision import stored_revision
+from controlplane.state.revision import SchemaChange, stored_revision
 from controlplane.state.schema_base import REVISION
 from controlplane.state.seals import NO_SEALS, Seals
 from controlplane.state.sql import SqlStore
@@ -49,9 +49,14 @@ def migrate(url: str) -> str:
         SchemaMismatch: the database is newer than this program.
         OSError, sqlalchemy.exc.DBAPIError: the database cannot be created or changed.
     """
+    return change_schema(url).revision
+
+
+def change_schema(url: str) -> SchemaChange:
+    """Do what `migrate` does, and say what that was. Blocks, may be repeated and raises as `migrate`."""
     database = _database(url)
     if database.exists() and _revision_of(database) == REVISION:
-        return REVISION
+        return SchemaChange(REVISION, REVISION)
     from controlplane.state.migration import upgrade  # noqa: PLC0415 - Alembic is large, and seldom needed
 
     return upgrade(database)

@@ -18,11 +18,11 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from controlplane.state.engine import Database
 from controlplane.state.interface import SchemaMismatch
-from controlplane.state.revision import REVISION_TABLE, mismatch, stored_revision
+from controlplane.state.revision import REVISION_TABLE, SchemaChange, mismatch, stored_revision
 
 
-def upgrade(database: Database) -> str:
-    """Create or bring up to date the schema, and return its revision. Does nothing to a database that is up to date.
+def upgrade(database: Database) -> SchemaChange:
+    """Create or bring up to date the schema, and say what was done. Does nothing to a database that is up to date.
 
     Blocks; may take long on a large database. Nothing of a migration that fails remains.
 
@@ -37,8 +37,7 @@ def upgrade(database: Database) -> str:
         found = _revision(engine)
         while found != newest:
             try:
-                _upgrade_in_one_transaction(database, engine, newest)
-                break
+                return SchemaChange(_upgrade_in_one_transaction(database, engine, newest), newest)
             except DBAPIError:
                 # Another process that migrates makes ours fail; it did if it came further meanwhile.
                 before, found = found, _revision(engine)
@@ -46,10 +45,11 @@ def upgrade(database: Database) -> str:
                     raise
     finally:
         engine.dispose()
-    return newest
+    return SchemaChange(newest, newest)
 
 
-def _upgrade_in_one_transaction(database: Database, engine: Engine, newest: str) -> None:
+def _upgrade_in_one_transaction(database: Database, engine: Engine, newest: str) -> str | None:
+    """Upgrade, and return the revision that there was when no other process could change it any more."""
     config = _config()
     with engine.begin() as connection:
         if stored_revision(connection) is not None:
@@ -61,6 +61,7 @@ def _upgrade_in_one_transaction(database: Database, engine: Engine, newest: str)
         config.attributes["connection"] = connection
         command.upgrade(config, newest)
         database.check_migrated(connection)
+    return found
 
 
 def _revision(engine: Engine) -> str | None:

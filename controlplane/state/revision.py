@@ -5,6 +5,8 @@ Alembic and what it brings along cost 0.2 s and some 10 MiB, which a control pla
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, inspect, text
 
 from controlplane.state.interface import SchemaMismatch
@@ -12,6 +14,24 @@ from controlplane.state.interface import SchemaMismatch
 _COMMAND = "limiquantix-controlplane migrate"
 REVISION_TABLE = "alembic_version"
 """Has one row, with Alembic's name of the schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaChange:
+    """What a migration did.
+
+    Attributes:
+        before: the revision that it found; None for a database without tables.
+        revision: what it is now.
+    """
+
+    before: str | None
+    revision: str
+
+    @property
+    def is_any(self) -> bool:
+        """Whether it did anything; of several at once one does."""
+        return self.before != self.revision
 
 
 def stored_revision(connection: Connection) -> str | None:

@@ -1,4 +1,4 @@
-"""A store on a fresh database, once for every kind of database."""
+"""A store on a fresh database, once for every kind of database, and control planes with people on it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from controlplane.state.interface import Store
 from tests.support.databases import FRESH_DATABASES, MakeDatabase
+from tests.support.identity_scene import Clock, Plane
 from tests.support.stores import open_store
 
 
@@ -37,3 +38,21 @@ async def other(url: str, store: Store) -> AsyncIterator[Store]:
     """The same database, as another process has it."""
     async with open_store(url) as second:
         yield second
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of `plane` and `second`."""
+    return Clock()
+
+
+@pytest.fixture
+def plane(store: Store, clock: Clock) -> Plane:
+    """A control plane, as far as it knows people and programs."""
+    return Plane(store, clock)
+
+
+@pytest.fixture
+def second(other: Store, clock: Clock) -> Plane:
+    """Another control plane on the same database."""
+    return Plane(other, clock)

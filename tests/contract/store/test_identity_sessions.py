@@ -17,22 +17,6 @@ from limiquantix.errors import ApiError, Code, FailedPrecondition, Reason, Resou
 from tests.support.identity_scene import HOME, PASSWORD, ROOT, Clock, Plane, cheap_hasher
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def plane(store: Store, clock: Clock) -> Plane:
-    return Plane(store, clock)
-
-
-@pytest.fixture
-def second(other: Store, clock: Clock) -> Plane:
-    """Another control plane on the same database."""
-    return Plane(other, clock)
-
-
 async def login(plane: Plane, name: str = "alice", password: str = PASSWORD, origin: str = HOME) -> Tokens:
     return await plane.sessions.login(name, password, origin)
 

@@ -35,22 +35,8 @@ from limiquantix.errors import (
     Unavailable,
 )
 from tests.support.identity_scene import HOME, MAKER, PASSWORD, ROOT, Clock, Origin, Plane
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def plane(store: Store, clock: Clock) -> Plane:
-    return Plane(store, clock)
-
-
-@pytest.fixture
-def second(other: Store, clock: Clock) -> Plane:
-    """Another control plane on the same database."""
-    return Plane(other, clock)
+from tests.support.quickness import best_s
+from tests.support.slow_store import SlowStore
 
 
 async def caller_of(plane: Plane, name: str) -> Principal:
@@ -355,13 +341,7 @@ async def test_recognising_a_caller_again_is_cheap(plane: Plane) -> None:
     token = (await plane.sessions.login("alice", PASSWORD, HOME)).access_token
     origin = Origin.bearing(token)
     await plane.authenticator.authenticate(origin)
-    best_s = float("inf")
-    for _ in range(5):
-        began_s = time.perf_counter()
-        for _ in range(200):
-            await plane.authenticator.authenticate(origin)
-        best_s = min(best_s, (time.perf_counter() - began_s) / 200)
-    assert best_s < 200e-6
+    assert await best_s(lambda: plane.authenticator.authenticate(origin), 200e-6) < 200e-6
 
 
 # -- signing keys
@@ -403,14 +383,16 @@ async def test_key_is_of_no_use_without_the_box_and_another_one_is_made(
     assert "cannot be opened" in caplog.text
 
 
-async def test_invented_keys_do_not_make_us_read_all_the_time(plane: Plane) -> None:
-    await plane.keys.sign("u", "s")
+async def test_invented_keys_do_not_make_us_read_all_the_time(store: Store, clock: Clock) -> None:
+    read = SlowStore(store)
+    keys = SigningKeys(read, SecretBox([os.urandom(KEY_BYTES)]), MAKER, clock)
+    await keys.sign("u", "s")
     head = jwt.utils.base64url_encode(b'{"alg":"EdDSA","typ":"at+jwt","kid":"invented"}').decode()
     began_s = time.monotonic()
     for _ in range(50):
         with pytest.raises(Unauthenticated):
-            await plane.keys.verify(f"{head}.e30.AAAA")
-    assert time.monotonic() - began_s < 5
+            await keys.verify(f"{head}.e30.AAAA")
+    assert read.read_count <= 1 + (time.monotonic() - began_s)  # once a second
 
 
 async def test_issuers_users_are_not_given_passwords_or_groups_here(plane: Plane, clock: Clock) -> None:

@@ -12,7 +12,7 @@ from controlplane.domain.identity import User
 from controlplane.domain.principal import Principal, PrincipalKind
 from controlplane.identity.administrators import Administrators
 from controlplane.services.roles import RoleService
-from controlplane.state.interface import Store, Transaction
+from controlplane.state.interface import Transaction
 from limiquantix.errors import FailedPrecondition, Reason
 from tests.support.access_scene import called_by
 from tests.support.builders import START_OF_TIME, make_id
@@ -20,22 +20,6 @@ from tests.support.identity_scene import PASSWORD, ROOT, Clock, Plane
 
 POWERFUL = "admins"
 """The group that covers everybody in this scene; it has no role."""
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def plane(store: Store, clock: Clock) -> Plane:
-    return Plane(store, clock)
-
-
-@pytest.fixture
-def second(other: Store, clock: Clock) -> Plane:
-    """Another control plane on the same database."""
-    return Plane(other, clock)
 
 
 async def admin(plane: Plane, name: str) -> User:

@@ -12,6 +12,7 @@ from controlplane.api.checks import CHECKS
 from controlplane.domain.documents import virtual_machine
 from controlplane.domain.event import EventFilter
 from controlplane.domain.node import Capacity
+from controlplane.domain.project import Amounts
 from controlplane.domain.vm import PowerState, Vm
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import (
@@ -39,7 +40,8 @@ from limiquantix.errors import (
     ResourceExhausted,
 )
 from limiquantix.rpc.validation import violations_of
-from tests.support.builders import make_id, make_vm
+from tests.support.access_scene import write
+from tests.support.builders import make_folder, make_id, make_project, make_vm
 from tests.support.control_plane_world import World, create_request
 from tests.support.fake_daemons import unreachable
 
@@ -131,6 +133,29 @@ async def test_clone_of_an_ordinary_vm_is_full_and_stands_alone(world: World, so
     assert found.power_state == PowerState.RUNNING
     assert (found.linked_to, found.spec.template.source_vm_id) == ("", source.id)
     await world.vms.delete(api.DeleteVMRequest(id=source.id))
+
+
+async def test_folder_alone_says_the_project_of_what_is_made_of_a_vm(world: World, template: Vm) -> None:
+    there, elsewhere = make_project(quota=Amounts(vm_count=2)), make_project()
+    folder, at_home = make_folder(project_id=there.id), make_folder()
+    await write(world.store, there, elsewhere, folder, at_home)
+
+    moved = await clone(world, template, "moved", folder_id=folder.id)
+    kept = await clone(world, template, "kept", folder_id=at_home.id)
+    made = await world.clones.create(
+        create_request("made", template_id=template.id, folder_id=folder.id, spec=VmSpec())
+    )
+
+    assert (moved.project_id, moved.folder_id) == (there.id, folder.id)
+    assert (kept.project_id, kept.folder_id) == (template.project_id, at_home.id)
+    assert (made.project_id, made.folder_id) == (there.id, folder.id)
+    with pytest.raises(ResourceExhausted) as caught:
+        await clone(world, template, "more", folder_id=folder.id)
+    assert caught.value.reason == Reason.QUOTA_EXCEEDED
+    for fields in ({"folder_id": folder.id, "project_id": elsewhere.id}, {"folder_id": make_id()}):
+        with pytest.raises(NotFound) as refused:
+            await clone(world, template, "lost", **fields)
+        assert refused.value.reason == Reason.FOLDER_NOT_FOUND
 
 
 async def test_clone_of_a_clone_names_its_own_source(world: World, source: Vm) -> None:

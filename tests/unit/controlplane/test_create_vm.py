@@ -9,10 +9,14 @@ import pytest
 
 from controlplane.domain.event import EventFilter, EventType
 from controlplane.domain.node import Capacity
+from controlplane.domain.operation import OperationFilter
+from controlplane.domain.project import Amounts
 from controlplane.domain.vm import DEFAULT_PROJECT_ID, PowerState
 from controlplane.operations.desk import Caller
 from controlplane.operations.worker import WorkerConfig
+from controlplane.services.folders import FolderService
 from controlplane.state.interface import Store
+from limiquantix.compute.v1 import folder_service_pb2 as folder_api
 from limiquantix.compute.v1.vm_pb2 import (
     CpuConfig,
     DiskDevice,
@@ -36,7 +40,8 @@ from limiquantix.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tests.support.builders import GIB, make_id, make_project
+from tests.support.access_scene import write
+from tests.support.builders import GIB, make_folder, make_id, make_project
 from tests.support.control_plane_world import World, create_request
 from tests.support.fake_daemons import STOPPED, Gate, unreachable
 
@@ -191,7 +196,7 @@ async def test_failed_create_is_undone_when_a_database_that_went_away_is_back(wo
     await gate.entered.wait()
     fading.is_gone = True
     gate.release()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await fading.refused.wait()
     fading.is_gone = False
 
@@ -288,6 +293,61 @@ async def test_name_is_free_in_another_project_and_after_deletion(world: World) 
     await world.create("same")
 
     assert len(await world.all_vms()) == 2
+
+
+async def test_folder_alone_says_the_project(world: World) -> None:
+    await world.add_node()
+    project = make_project(quota=Amounts(vm_count=1))
+    folder = make_folder(project_id=project.id)
+    await write(world.store, project, folder)
+    for_default = make_folder()
+    await write(world.store, for_default)
+
+    would_be = await world.vms.service.create(create_request("a", folder_id=folder.id, validate_only=True))
+    first = await world.vms.create(create_request("a", folder_id=folder.id))
+    there = await world.vms.create(create_request("a", folder_id=for_default.id))
+
+    assert (would_be.project_id, would_be.folder_id) == (project.id, folder.id)
+    assert (first.project_id, first.folder_id) == (project.id, folder.id)
+    assert (there.project_id, there.folder_id) == (DEFAULT_PROJECT_ID, for_default.id)
+    (operation, *_) = (await world.desk.list(OperationFilter(resource_id=first.id), None, 10)).items
+    assert operation.project_id == project.id
+    with pytest.raises(ResourceExhausted) as caught:
+        await world.vms.create(create_request("b", folder_id=folder.id))
+    assert caught.value.reason == Reason.QUOTA_EXCEEDED
+    assert caught.value.metadata["project_id"] == project.id
+
+
+async def test_folder_of_another_project_than_the_one_that_is_said_is_not_found_like_one_that_is_not_there(
+    world: World,
+) -> None:
+    await world.add_node()
+    project = make_project()
+    folder = make_folder(project_id=project.id)
+    await write(world.store, project, folder)
+
+    for folder_id, project_id in ((folder.id, DEFAULT_PROJECT_ID), (make_id(), project.id), (make_id(), "")):
+        with pytest.raises(NotFound) as caught:
+            await world.vms.create(create_request("t", folder_id=folder_id, project_id=project_id))
+        assert caught.value.reason == Reason.FOLDER_NOT_FOUND
+    assert await world.all_vms() == []
+
+
+async def test_request_that_comes_again_is_answered_though_its_folder_is_gone(world: World) -> None:
+    await world.add_node()
+    project = make_project()
+    folder = make_folder(project_id=project.id)
+    await write(world.store, project, folder)
+    request, caller = create_request("t", folder_id=folder.id), Caller("ann", "r-1", "digest")
+    first = await world.vms.service.create(request, caller)
+    folders = FolderService(world.store, world.clock, nothing)
+    await folders.delete(folder_api.DeleteFolderRequest(id=folder.id, force=True))
+
+    assert (await world.vms.service.create(request, caller)).id == first.id
+
+
+async def nothing() -> None:
+    """There is nothing to refresh."""
 
 
 async def test_same_name_at_the_same_moment_makes_one_vm(world: World) -> None:

@@ -13,7 +13,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 import migrations
-from controlplane.state.factory import create_store, migrate, migration_engine
+from controlplane.state.factory import change_schema, create_store, migrate, migration_engine
 from controlplane.state.interface import SchemaMismatch
 from controlplane.state.schema_base import REVISION
 from limiquantix.compute.v1.vm_pb2 import PlacementPolicy, VmAffinityRule, VmSpec
@@ -101,6 +101,14 @@ def test_vms_of_an_older_program_whose_rules_reach_far_are_marked(path: Path) ->
 def test_migrations_at_the_same_moment_wait_for_each_other(path: Path) -> None:
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(migrate, [sqlite_url(path)] * 4)) == [REVISION] * 4
+
+
+def test_of_migrations_at_the_same_moment_one_says_that_it_changed_the_schema(path: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        changes = list(threads.map(change_schema, [sqlite_url(path)] * 4))
+    assert sorted(change.before or "" for change in changes) == ["", *[REVISION] * 3]
+    assert {change.revision for change in changes} == {REVISION}
+    assert [change.is_any for change in changes].count(True) == 1
 
 
 def test_new_database_is_readable_by_its_owner_only(path: Path) -> None:

@@ -61,7 +61,9 @@ class CreateVMRequest(_message.Message):
     name: _builtins.str
     """Unique within the project. Used as it is on the host too, which is why some characters are refused."""
     project_id: _builtins.str
-    """UUID; empty means the default project, 00000000-0000-0000-0000-000000000001."""
+    """UUID; empty means the project of the folder, without a folder that of the template, and else the default project,
+    00000000-0000-0000-0000-000000000001.
+    """
     description: _builtins.str
     start_on_create: _builtins.bool
     template_id: _builtins.str
@@ -853,7 +855,7 @@ class CloneVMRequest(_message.Message):
     source_vm_id: _builtins.str
     name: _builtins.str
     project_id: _builtins.str
-    """UUID; empty means the source's project."""
+    """UUID; empty means the project of the folder, and without a folder the source's."""
     clone_type: _vm_pb2.TemplateConfig.CloneType.ValueType
     start_on_create: _builtins.bool
     folder_id: _builtins.str

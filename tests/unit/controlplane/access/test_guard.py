@@ -13,15 +13,18 @@ from google.protobuf.message_factory import GetMessageClass
 from controlplane.access.calling import NobodyCallsError, caller, caller_name, calling
 from controlplane.access.limits import CallLimits, CallRates, Rate
 from controlplane.access.methods import METHODS, Audience, Target
+from controlplane.access.naming import MAX_RULED_VMS
 from controlplane.domain.access import ADMIN, BUILT_IN_ROLES, OPERATOR, VIEWER
 from controlplane.domain.vm import DEFAULT_PROJECT_ID
 from limiquantix.compute.v1 import audit_service_pb2 as audit_api
 from limiquantix.compute.v1 import auth_service_pb2 as auth_api
 from limiquantix.compute.v1 import folder_service_pb2 as folder_api
 from limiquantix.compute.v1 import node_service_pb2 as node_api
+from limiquantix.compute.v1 import placement_service_pb2 as placement_api
 from limiquantix.compute.v1 import project_service_pb2 as project_api
 from limiquantix.compute.v1 import role_service_pb2 as role_api
 from limiquantix.compute.v1 import vm_service_pb2 as vm_api
+from limiquantix.compute.v1.vm_pb2 import PlacementPolicy, VmAffinityRule, VmSpec
 from limiquantix.errors import ApiError, Code, FailedPrecondition, NotFound, Reason, Unauthenticated
 from limiquantix.rpc.pipeline import CallPipeline
 from tests.support.access_scene import (
@@ -193,6 +196,63 @@ async def test_refusal_names_what_it_was_about_as_far_as_that_is_there(door: Gat
     ):
         assert await call(door, said_by(EVE), METHOD + method, request) != ""
         assert door.trail.refused_about[-1] == named, method
+
+
+async def test_new_vm_is_on_record_where_it_comes_to_be(door: Gate, world: World) -> None:
+    """The first project is that of the record; that of what it is made of comes after it."""
+    there, home = make_project(), make_project()
+    folder, vm = make_folder(project_id=there.id), make_vm(project_id=home.id)
+    await write(world.store, there, home, folder)
+    await add(world.store, vm)
+    made_of = f"vm/{vm.id},folder/{folder.id},project/{there.id},project/{home.id}"
+    for method, request, named in (
+        ("CreateVM", vm_api.CreateVMRequest(name="n", folder_id=folder.id), f"folder/{folder.id},project/{there.id}"),
+        ("CreateVM", vm_api.CreateVMRequest(name="n", folder_id=folder.id, template_id=vm.id), made_of),
+        ("CloneVM", vm_api.CloneVMRequest(name="n", folder_id=folder.id, source_vm_id=vm.id), made_of),
+    ):
+        assert await call(door, said_by(ADA), f"{METHOD}VMService/{method}", request) == ""
+        assert door.trail.begun[-1][2] == named
+
+
+@pytest.mark.parametrize("named", ["affinity_vms", "anti_affinity_vms", "vm_rules"])
+async def test_vms_that_rules_name_are_on_record(door: Gate, world: World, named: str) -> None:
+    project = make_project()
+    vm, other = make_vm(), make_vm(project_id=project.id)
+    await write(world.store, project)
+    await add(world.store, vm, other)
+    ids = [other.id, make_id()]  # one that is not there is named nowhere
+    rule = VmAffinityRule(kind=VmAffinityRule.APART, vm_ids=ids)
+    spec = VmSpec(placement=PlacementPolicy(**{named: [rule] if named == "vm_rules" else ids}))  # type: ignore[arg-type]
+    default = f"project/{DEFAULT_PROJECT_ID}"
+
+    create, update = vm_api.CreateVMRequest(name="n", spec=spec), vm_api.UpdateVMRequest(id=vm.id, spec=spec)
+    await call(door, said_by(ADA), METHOD + "VMService/CreateVM", create)
+    await call(door, said_by(ADA), METHOD + "VMService/UpdateVM", update)
+
+    assert [resources for _, _, resources in door.trail.begun] == [
+        f"vm/{other.id},{default},project/{project.id}",
+        f"vm/{vm.id},vm/{other.id},{default},project/{project.id}",
+    ]
+    explain = placement_api.ExplainPlacementRequest(candidate=placement_api.PlacementCandidate(spec=spec))
+    assert await call(door, said_by(EVE), METHOD + "PlacementService/ExplainPlacement", explain) != ""
+    assert door.trail.refused_about[-1] == f"vm/{other.id},project/{project.id}"
+
+
+@pytest.mark.parametrize("more_count", [0, 1, 80])
+async def test_of_many_vms_that_rules_name_some_are_on_record_and_how_many_more(
+    door: Gate, world: World, more_count: int
+) -> None:
+    vms = sorted((make_vm() for _ in range(MAX_RULED_VMS + more_count)), key=lambda vm: vm.id)
+    await add(world.store, *vms)
+    ids = [vm.id for vm in vms]
+    spec = VmSpec(placement=PlacementPolicy(affinity_vms=ids[::2], anti_affinity_vms=ids[1::2]))
+
+    await call(door, said_by(ADA), METHOD + "VMService/CreateVM", vm_api.CreateVMRequest(name="n", spec=spec))
+
+    ((_, _, resources),) = door.trail.begun
+    more = [f"vm/and-{more_count}-more"] if more_count else []
+    expected = [*(f"vm/{vm_id}" for vm_id in ids[:MAX_RULED_VMS]), *more, f"project/{DEFAULT_PROJECT_ID}"]
+    assert resources.split(",") == expected
 
 
 async def test_change_whose_record_cannot_be_written_does_not_happen(door: Gate, world: World) -> None:

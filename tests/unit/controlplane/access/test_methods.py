@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -22,9 +24,12 @@ def test_needs_name_fields_of_the_request(name: str) -> None:
     for need in METHODS[name].needs:
         if need.target in (Target.PLACE, Target.NEW_VM):
             assert {"project_id", "folder_id"} <= set(fields)
-        if need.target not in (Target.CLUSTER, Target.PLACE):
+        paths = [path for path in (need.only_if, need.unless) if path]
+        if need.target is Target.RULED_VMS:
+            paths.append(f"{need.field}.placement")
+        elif need.target not in (Target.CLUSTER, Target.PLACE):
             assert need.field in fields
-        for path in filter(None, (need.only_if, need.unless)):
+        for path in paths:
             *parents, last = path.split(".")
             message = BY_NAME[name].input_type
             for parent in parents:
@@ -32,6 +37,28 @@ def test_needs_name_fields_of_the_request(name: str) -> None:
                 assert inner is not None
                 message = inner
             assert last in message.fields_by_name
+
+
+def test_every_spec_that_a_request_may_hold_is_asked_for_the_vms_that_its_rules_name() -> None:
+    """Else where those are could be learned by rules about them."""
+    holding = {(name, path) for name in METHODS for path in specs_in(BY_NAME[name].input_type)}
+    asked = {(name, need.field) for name in METHODS for need in METHODS[name].needs if need.target is Target.RULED_VMS}
+
+    assert asked == holding
+    assert {name.rpartition("/")[2] for name, _ in asked} == {
+        *("CreateVM", "UpdateVM", "ExplainPlacement", "PlanPlacements", "GetCapacity"),
+    }
+
+
+def specs_in(message: Descriptor) -> Iterator[str]:
+    """Paths of all specs of VMs in a message."""
+    for field in message.fields:
+        if field.message_type is None:
+            continue
+        if field.message_type.full_name == "limiquantix.compute.v1.VmSpec":
+            yield field.name
+        elif field.message_type.full_name.startswith("limiquantix."):
+            yield from (f"{field.name}.{path}" for path in specs_in(field.message_type))
 
 
 @pytest.mark.parametrize("file", [health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR], ids=["health", "reflection"])

@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from controlplane.audit.trail import Trail
 from controlplane.config import ControlPlaneConfig, DatabaseSettings
 from controlplane.domain.access import ADMIN
-from controlplane.domain.audit import AuditFilter, AuditOutcome, AuditRecord
+from controlplane.domain.audit import AuditOutcome
 from controlplane.identity.admin_command import admin
-from controlplane.secrets.keyring import Keyring
 from controlplane.secrets.settings import SecretSettings
-from controlplane.services.audit_records import AuditReader
 from controlplane.state.interface import Store
 from limiquantix.errors import Unauthenticated
 from tests.support.databases import fresh_sqlite
 from tests.support.identity_scene import HOME, PASSWORD, Clock, Plane
 from tests.support.stores import open_store
+from tests.support.trail_reading import records_of
 
 
 @pytest.fixture
@@ -39,21 +36,6 @@ def config_of(url: str) -> ControlPlaneConfig:
     """The configuration of a control plane that keeps its key file beside its database."""
     beside = SecretSettings(key_file=Path(f"{url.removeprefix('sqlite:///')}.key"))
     return ControlPlaneConfig(database=DatabaseSettings(url=url), secrets=beside)
-
-
-def records_of(url: str) -> list[AuditRecord]:
-    """Read the trail, which is as it was written."""
-
-    async def work() -> list[AuditRecord]:
-        keyring = Keyring(config_of(url).secrets, Clock())
-        async with open_store(url) as store:
-            await keyring.unlock(store)
-            trail = Trail(store, keyring.chain_key, Clock(), timedelta(days=1))
-            reader = AuditReader(store, trail, keyring.chain_key)
-            assert (await reader.verify()).faults == []
-            return [view.record for view in (await reader.list(AuditFilter(), None, 100)).items]
-
-    return asyncio.run(work())
 
 
 def logged_in(url: str, name: str, password: str) -> list[tuple[str, str]]:
@@ -82,7 +64,7 @@ def test_what_the_command_does_is_in_the_trail_with_who_ran_it(url: str) -> None
     run(url, "create", "alice", text=f"{PASSWORD}\n")
     run(url, "create", "alice", text=f"{PASSWORD}\n")
     run(url, "reset", "alice", text=f"{PASSWORD}!\n")
-    records = records_of(url)
+    records = records_of(url, config_of(url).secrets)
     told = {(each.entry.method, each.outcome, each.entry.request_json) for each in records}
     assert told == {
         ("limiquantix-controlplane admin create", AuditOutcome.DONE, '{"name": "alice"}'),
