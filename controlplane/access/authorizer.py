@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from controlplane.access.memory import AccessMemory
 from controlplane.access.methods import BESIDE_THE_CONTRACT, METHODS, Audience, MethodRule, Need, Target
-from controlplane.access.naming import MAX_RULED_VMS, named_by, ruled_vm_ids
+from controlplane.access.naming import MAX_RULED_VMS, messages_at, named_by, ruled_vm_ids
 from controlplane.access.telling import told
 from controlplane.access.tree import AccessTree
 from controlplane.domain import access_errors, errors, operation_errors
@@ -139,6 +139,9 @@ class Authorizer:
         if need.target is Target.RULED_VMS:
             await self._require_ruled(tree, principal, request, need)
             return
+        if need.target is Target.CANDIDATES:
+            self._require_candidates(tree, principal, request, need)
+            return
         kind = self._kinds[need.target]
         thing_id = str(getattr(request, need.field)) or DEFAULT_PROJECT_ID
         place = await kind.find(tree, request, need)
@@ -156,6 +159,11 @@ class Authorizer:
         for vm_id in vm_ids:
             place = await self._memory.place_of_vm(vm_id)
             self._decide(tree, principal, need, place, kind, vm_id)
+
+    def _require_candidates(self, tree: AccessTree, principal: Principal, request: Message, need: Need) -> None:
+        for project_id in sorted({each.project_id or DEFAULT_PROJECT_ID for each in messages_at(request, need.field)}):  # type: ignore[attr-defined]
+            place = Place(project_id) if tree.has_project(project_id) else None
+            self._decide(tree, principal, need, place, self._kinds[Target.PROJECT], project_id)
 
     @staticmethod
     def _require_at(tree: AccessTree, principal: Principal, need: Need, place: Place) -> None:

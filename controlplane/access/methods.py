@@ -50,6 +50,8 @@ class Target(enum.IntEnum):
     PROJECT_OF_FOLDER = enum.auto()
     RULED_VMS = enum.auto()
     """Every VM that placement rules name; the need's field is the path of the spec, or of the specs, that has them."""
+    CANDIDATES = enum.auto()
+    """The project of each VM that might be made, in which its rules choose VMs by labels; the field is their path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ class Need:
     """A permission, and the thing that it is needed for.
 
     Attributes:
-        field: of the request, with the thing's id; for `Target.RULED_VMS` a field or, by dots, one of messages in it.
+        field: of the request, with the thing's id; for `Target.RULED_VMS` and `CANDIDATES` a field or, by dots, one of
+            messages in it.
         only_if: a field, or by dots one of a message in it; the need is there only if it is filled in.
         unless: the same; the need is there only if it is not filled in.
     """
@@ -235,9 +238,18 @@ _CLUSTER_SERVICES: Mapping[str, Mapping[str, MethodRule]] = {
             Need(P.PLACEMENT_READ),
             Need(P.VM_READ, Target.VM, "vm_id", only_if="vm_id"),
             Need(P.VM_READ, Target.RULED_VMS, "candidate.spec"),
+            Need(P.VM_READ, Target.CANDIDATES, "candidate", only_if="candidate"),
         ),
-        "PlanPlacements": _reads(Need(P.PLACEMENT_READ), Need(P.VM_READ, Target.RULED_VMS, "vms.spec")),
-        "GetCapacity": _reads(Need(P.PLACEMENT_READ), Need(P.VM_READ, Target.RULED_VMS, "vm.spec")),
+        "PlanPlacements": _reads(
+            Need(P.PLACEMENT_READ),
+            Need(P.VM_READ, Target.RULED_VMS, "vms.spec"),
+            Need(P.VM_READ, Target.CANDIDATES, "vms"),
+        ),
+        "GetCapacity": _reads(
+            Need(P.PLACEMENT_READ),
+            Need(P.VM_READ, Target.RULED_VMS, "vm.spec"),
+            Need(P.VM_READ, Target.CANDIDATES, "vm"),
+        ),
     },
     "HaService": {
         "GetHaStatus": _reads(Need(P.HA_READ)),

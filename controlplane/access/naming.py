@@ -60,10 +60,16 @@ def ruled_vm_ids(request: Message, path: str) -> list[str]:
     Args:
         path: of the spec with the rules; of many specs, if a part of it is repeated.
     """
+    specs = messages_at(request, path)
+    return sorted({vm_id for spec in specs for vm_id in named_vm_ids(spec.placement)})  # type: ignore[attr-defined]
+
+
+def messages_at(request: Message, path: str) -> list[Message]:
+    """Find the messages at a path in a request, of which any part may be repeated."""
     found = [request]
     for name in path.split("."):
         found = [inner for each in found for inner in _inner(each, name)]
-    return sorted({vm_id for spec in found for vm_id in named_vm_ids(spec.placement)})  # type: ignore[attr-defined]
+    return found
 
 
 def _inner(message: Message, name: str) -> Iterable[Message]:
@@ -83,6 +89,9 @@ def _things(memory: AccessMemory, need: Need, request: Message) -> Iterator[tupl
         yield from (("folder", request.folder_id), ("project", request.project_id))  # type: ignore[attr-defined]
     elif need.target is Target.RULED_VMS:
         yield from (("vm", vm_id) for vm_id in ruled_vm_ids(request, need.field)[:MAX_RULED_VMS])
+    elif need.target is Target.CANDIDATES:
+        for candidate in messages_at(request, need.field):
+            yield "project", candidate.project_id or DEFAULT_PROJECT_ID  # type: ignore[attr-defined]
     elif need.target in _WORDS:
         default = DEFAULT_PROJECT_ID if need.target is Target.PROJECT else ""
         yield _WORDS[need.target], str(getattr(request, need.field)) or default

@@ -179,7 +179,7 @@ async def test_opinions_are_told_of_rules_about_vms_that_the_caller_sees_only(sc
     def candidate(*vm_ids: str) -> placement_api.PlacementCandidate:
         rule = VmAffinityRule(kind=VmAffinityRule.TOGETHER, vm_ids=vm_ids)
         policy = PlacementPolicy(**{named: [rule] if named == "vm_rules" else vm_ids})  # type: ignore[arg-type]
-        return placement_api.PlacementCandidate(spec=VmSpec(placement=policy))
+        return placement_api.PlacementCandidate(spec=VmSpec(placement=policy), project_id=scene.project.id)
 
     def requests(*vm_ids: str) -> list[tuple[str, Message]]:
         other = candidate()
@@ -195,7 +195,7 @@ async def test_opinions_are_told_of_rules_about_vms_that_the_caller_sees_only(sc
     await write(scene.world.store, bound("user:eve", "a"), bound("user:vik", "a"))
     absent = make_id()
     for vm_ids, of_eve, of_vik in (
-        ((), "", ""),
+        ((), Reason.PROJECT_NOT_FOUND, ""),
         ((scene.vm.id,), Reason.VM_NOT_FOUND, ""),
         ((scene.stranger.id,), Reason.VM_NOT_FOUND, Reason.VM_NOT_FOUND),
         ((absent,), Reason.VM_NOT_FOUND, Reason.VM_NOT_FOUND),
@@ -212,6 +212,30 @@ async def test_opinions_are_told_of_rules_about_vms_that_the_caller_sees_only(sc
                 await scene.ask(VIK, f"PlacementService/{method}", request)
             refusals.add(caught.value.message.replace(vm_id, "?"))
     assert len(refusals) == 1
+
+
+async def test_opinions_are_told_of_candidates_in_projects_whose_vms_the_caller_sees(scene: Scene) -> None:
+    """There rules choose VMs by labels, and tell where those are as well as if they named them."""
+    asker = Role("a", "asker", frozenset({"placement.read"}), created_at=START_OF_TIME)
+    await scene.world.store.run(lambda tx: tx.insert_role(asker))
+    await write(scene.world.store, bound("user:vik", "a"))
+    other = make_project()
+    await write(scene.world.store, other)
+    for project_id, of_vik in (
+        (scene.project.id, ""),
+        (other.id, Reason.PROJECT_NOT_FOUND),
+        ("", Reason.PROJECT_NOT_FOUND),
+        (make_id(), Reason.PROJECT_NOT_FOUND),
+    ):
+        mine = placement_api.PlacementCandidate(project_id=scene.project.id)
+        asked = placement_api.PlacementCandidate(project_id=project_id)
+        for method, request in (
+            ("ExplainPlacement", placement_api.ExplainPlacementRequest(candidate=asked)),
+            ("PlanPlacements", placement_api.PlanPlacementsRequest(vms=[mine, asked])),
+            ("GetCapacity", placement_api.GetCapacityRequest(vm=asked)),
+        ):
+            assert await scene.answer(VIK, f"PlacementService/{method}", request) == of_vik
+            assert await scene.answer(ADA, f"PlacementService/{method}", request) == ""
 
 
 async def test_clone_needs_both_the_source_and_the_place(scene: Scene) -> None:

@@ -235,7 +235,7 @@ async def test_vms_that_rules_name_are_on_record(door: Gate, world: World, named
     ]
     explain = placement_api.ExplainPlacementRequest(candidate=placement_api.PlacementCandidate(spec=spec))
     assert await call(door, said_by(EVE), METHOD + "PlacementService/ExplainPlacement", explain) != ""
-    assert door.trail.refused_about[-1] == f"vm/{other.id},project/{project.id}"
+    assert door.trail.refused_about[-1] == f"vm/{other.id},project/{project.id},{default}"
 
 
 @pytest.mark.parametrize("more_count", [0, 1, 80])

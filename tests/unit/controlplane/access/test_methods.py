@@ -27,6 +27,8 @@ def test_needs_name_fields_of_the_request(name: str) -> None:
         paths = [path for path in (need.only_if, need.unless) if path]
         if need.target is Target.RULED_VMS:
             paths.append(f"{need.field}.placement")
+        elif need.target is Target.CANDIDATES:
+            paths.append(f"{need.field}.project_id")
         elif need.target not in (Target.CLUSTER, Target.PLACE):
             assert need.field in fields
         for path in paths:
