@@ -35,19 +35,21 @@ class FloodRules:
         burst_bytes: allowed at once without any call: handshakes, settings, a few refused calls.
         rate_bytes_s: allowed all the time: pings, and windows that are opened for what is received.
         replies_share: of what was sent to the other end, which it acknowledges; downloads have no calls of their own.
-        stranger_bytes: for each call that a stranger may make, or that is refused for its credential.
+        stranger_bytes: for each call of a stranger that is not one too many; most are refused by their headers.
         known_bytes: for each call of somebody known: the largest message, and its headers.
         most_bytes: of allowance kept; more calls at once do not add to it.
         idle_s: how long a connection may stand without a call, over which nobody known has ever called.
         max_unknown_count: of connections of one address over which nobody known has called; the newest are ended.
         offences: so many connections ended for a flood within `offence_s` bar their address.
         barred_s: for so long.
+        shared_barred_s: so long if many share the address who have nothing to do with each other; clients of theirs
+            that connect meanwhile try again by themselves.
     """
 
-    burst_bytes: int = 512 * 2**10
+    burst_bytes: int = 256 * 2**10
     rate_bytes_s: int = 8 * 2**10
     replies_share: float = 1 / 8
-    stranger_bytes: int = 96 * 2**10
+    stranger_bytes: int = 16 * 2**10
     known_bytes: int = 17 * 2**20
     most_bytes: int = 512 * 2**20
     idle_s: float = 120.0
@@ -55,6 +57,7 @@ class FloodRules:
     offences: int = 3
     offence_s: float = 60.0
     barred_s: float = 60.0
+    shared_barred_s: float = 2.0
 
 
 _OVERDRAWN_COUNT: Final = 2
@@ -103,7 +106,7 @@ class FloodBook:
     """The account of every connection, and of the addresses that had some ended. Pure: time and sockets are given."""
 
     rules: FloodRules = field(default_factory=FloodRules)
-    may_bar: Callable[[str], bool] = lambda _: True
+    is_shared: Callable[[str], bool] = lambda _: False
     _accounts: dict[int, _Account] = field(default_factory=dict)
     _offences: dict[str, list[float]] = field(default_factory=dict)
     _barred_until_s: dict[str, float] = field(default_factory=dict)
@@ -134,6 +137,11 @@ class FloodBook:
         return ended
 
     @property
+    def is_alert(self) -> bool:
+        """Whether somebody flooded lately."""
+        return bool(self._offences)
+
+    @property
     def barred(self) -> frozenset[str]:
         """Addresses that get no new connections now."""
         return frozenset(self._barred_until_s)
@@ -149,7 +157,8 @@ class FloodBook:
             allowance += rules.stranger_bytes * calls.stranger_count + rules.known_bytes * calls.known_count
             account.is_known |= calls.known_count > 0
             account.called_s = now_s
-        account.allowance_bytes = min(allowance, rules.most_bytes) - received
+        most_bytes = rules.most_bytes if account.is_known else 2 * rules.burst_bytes
+        account.allowance_bytes = min(allowance, most_bytes) - received
         account.received_bytes, account.sent_bytes = connection.received_bytes, connection.sent_bytes
         account.counted_s = now_s
         account.overdrawn_count = account.overdrawn_count + 1 if account.allowance_bytes < 0 else 0
@@ -158,10 +167,13 @@ class FloodBook:
         lately = [each for each in self._offences.get(address, ()) if now_s - each < self.rules.offence_s]
         lately.append(now_s)
         self._offences[address] = lately[-self.rules.offences :]
-        if len(lately) >= self.rules.offences and self.may_bar(address):
-            if address not in self._barred_until_s and len(self._barred_until_s) >= MAX_BARRED:
-                return
-            self._barred_until_s[address] = now_s + self.rules.barred_s
+        if len(lately) < self.rules.offences:
+            return
+        if address in self._barred_until_s or len(self._barred_until_s) < MAX_BARRED:
+            rules = self.rules
+            self._barred_until_s[address] = now_s + (
+                rules.shared_barred_s if self.is_shared(address) else rules.barred_s
+            )
 
     def _forget(self, now_s: float) -> None:
         self._barred_until_s = {each: until_s for each, until_s in self._barred_until_s.items() if until_s > now_s}
@@ -218,7 +230,8 @@ class FloodWatch:
             except (OSError, struct.error) as error:
                 _log.error("connections_not_watched", error=str(error), advice="limit connections in front of the port")
                 return
-            rest_s = min(max((time.thread_time() - began_s) / _SHARE, _SHORTEST_S), _LONGEST_S)
+            usual_s = _ALERT_S if self._book.is_alert else _CALM_S
+            rest_s = min(max((time.thread_time() - began_s) / _SHARE, usual_s), _LONGEST_S)
 
     def look(self, sockets: Sockets) -> None:
         """Look once, and end what is to be ended."""
@@ -261,18 +274,15 @@ _MAX_NOTED: Final = 200_000
 """More calls than are served between two looks."""
 _SHARE: Final = 0.02
 """Of one CPU's time, spent on looking at most."""
-_SHORTEST_S, _LONGEST_S = 0.1, 2.0
+_CALM_S, _ALERT_S, _LONGEST_S = 0.1, 0.02, 2.0
 _SAY_S: Final = 60.0
 
 
-def unless_shared(proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> Callable[[str], bool]:
-    """Tell which addresses may be barred: none that many share who have nothing to do with each other.
+def shared_with(proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> Callable[[str], bool]:
+    """Tell which addresses many share: the machine's own, which all programs on it have, and those of known proxies."""
 
-    Those are the machine's own, which proxies and all programs on it have, and those of proxies that are told of.
-    """
-
-    def may_bar(address: str) -> bool:
+    def is_shared(address: str) -> bool:
         found = ipaddress.ip_address(address)
-        return not found.is_loopback and not any(found in each for each in proxies)
+        return found.is_loopback or any(found in each for each in proxies)
 
-    return may_bar
+    return is_shared

@@ -12,7 +12,6 @@ import ctypes
 import ipaddress
 import os
 import socket
-import stat
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Accepted:
     """A connection as the kernel sees it now.
 
     Attributes:
-        id: of the socket; no other has it as long as this one is open.
+        id: of the socket, which no other ever has.
         address: of the other end, an IPv4 one as such however the socket has it.
         received_bytes: all that came, TLS included.
         sent_bytes: all that the other end has acknowledged.
@@ -46,11 +45,11 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class _Socket:
-    inode: int
-    family: int = 0
+    """What does not change of a socket; `peer` is None for what is no connection accepted at the port."""
+
+    cookie: int
     is_listening: bool = False
     peer: tuple[str, int] | None = None
-    """None for what is no connection accepted at the port."""
 
 
 class OwnSockets:
@@ -61,32 +60,30 @@ class OwnSockets:
         self._known: dict[int, _Socket] = {}
 
     def accepted(self) -> Sequence[Accepted]:
-        """Look at all connections. Takes some 2 us for each descriptor of the process, 8 us for each connection."""
-        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+        """Look at all connections. Takes 2 us for each descriptor of the process, as much again for each connection."""
         known, self._known = self._known, {}
         found = []
-        for descriptor in descriptors:
-            try:
-                status = os.fstat(descriptor)
-            except OSError:
-                continue  # closed meanwhile, as that of the listing is
-            if not stat.S_ISSOCK(status.st_mode):
-                continue  # see `_copy_of_socket`
+        for name in os.listdir("/proc/self/fd"):
+            descriptor = int(name)
+            cookie = _cookie_of(descriptor)
+            if not cookie:
+                continue
             seen = known.get(descriptor)
-            if seen is None or seen.inode != status.st_ino:
-                seen = self._identified(descriptor)
+            if seen is None or seen.cookie != cookie:
+                seen = self._identified(descriptor, cookie)
             if seen is None:
                 continue
             self._known[descriptor] = seen
-            if seen.peer is not None and (connection := _read(descriptor, seen, seen.peer)) is not None:
-                found.append(connection)
+            if seen.peer is not None and (counts := _counts_of(descriptor)) is not None:
+                sent_bytes, received_bytes = counts
+                found.append(Accepted(cookie, *seen.peer, received_bytes=received_bytes, sent_bytes=sent_bytes))
         return found
 
     def end(self, connection: Accepted) -> None:
         """Reset a connection; what has come and was not read yet is dropped. Harmless when it is gone."""
         for descriptor, known in self._known.items():
-            if known.inode == connection.id:
-                with _duplicate(descriptor, known) as held:
+            if known.cookie == connection.id:
+                with _duplicate(descriptor, known.cookie) as held:
                     if held is not None:
                         _disconnect(held)
 
@@ -94,81 +91,74 @@ class OwnSockets:
         """Have the kernel take no new connections of these addresses, and of no others; those that stand go on."""
         program = _filter_against(addresses)
         for descriptor, known in self._known.items():
-            if not known.is_listening:
-                continue
-            with _duplicate(descriptor, known) as held:
-                if held is not None:
-                    _attach(held, program)
+            if known.is_listening:
+                with _duplicate(descriptor, known.cookie) as held:
+                    if held is not None:
+                        _attach(held, program)
 
-    def _identified(self, descriptor: int) -> _Socket | None:
+    def _identified(self, descriptor: int, cookie: int) -> _Socket | None:
         """Find out what a socket is; None if it is gone, or is on its way: then it is looked at again next time."""
-        copy = _copy_of_socket(descriptor)
-        if copy is None:
-            return None
-        inode = os.fstat(copy).st_ino
-        with socket.socket(fileno=copy) as held:
+        with _duplicate(descriptor, cookie) as held:
+            if held is None:
+                return None
             if held.family not in (socket.AF_INET, socket.AF_INET6) or held.type != socket.SOCK_STREAM:
-                return _Socket(inode)
+                return _Socket(cookie)
             try:
-                return self._at_the_port(held, inode)
+                return self._at_the_port(held, cookie)
             except OSError:
                 return None
 
-    def _at_the_port(self, held: socket.socket, inode: int) -> _Socket:
+    def _at_the_port(self, held: socket.socket, cookie: int) -> _Socket:
         if held.getsockname()[1] != self._port:
-            return _Socket(inode)
+            return _Socket(cookie)
         if held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return _Socket(inode, held.family, is_listening=True)
+            return _Socket(cookie, is_listening=True)
         address, port = held.getpeername()[:2]
-        return _Socket(inode, held.family, peer=(plain_address(address), port))
-
-
-def _copy_of_socket(descriptor: int) -> int | None:
-    """Copy the descriptor of a socket, and of nothing else.
-
-    Whoever closes the copy of a file's drops all locks that this process has on the file (fcntl(2)): those of SQLite,
-    without which the next program that closes the database takes it for unused and cuts its files under us.
-    """
-    try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            return None
-        copy = os.dup(descriptor)
-    except OSError:
-        return None
-    # One that became a file in between is left open rather than closed.
-    return copy if stat.S_ISSOCK(os.fstat(copy).st_mode) else None
+        return _Socket(cookie, peer=(plain_address(address), port))
 
 
 @contextlib.contextmanager
-def _duplicate(descriptor: int, known: _Socket) -> Iterator[socket.socket | None]:
+def _duplicate(descriptor: int, cookie: int) -> Iterator[socket.socket | None]:
     """Hold on to a socket for a moment; None if the descriptor is another's by now."""
-    copy = _copy_of_socket(descriptor)
-    if copy is None:
+    try:
+        copy = os.dup(descriptor) if _cookie_of(descriptor) == cookie else -1
+    except OSError:
+        copy = -1
+    if copy < 0 or not (found := _cookie_of(copy)):
+        # One that became a file in between is left open: closing any descriptor of a file drops all locks that this
+        # process has on it (fcntl(2)), and without SQLite's the next program that closes the database cuts it under us.
         yield None
         return
-    if os.fstat(copy).st_ino != known.inode:
-        os.close(copy)
-        yield None
-        return
-    with socket.socket(known.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=copy) as held:
-        yield held
-
-
-def _read(descriptor: int, known: _Socket, peer: tuple[str, int]) -> Accepted | None:
-    with _duplicate(descriptor, known) as held:
-        if held is None:
-            return None
-        try:
-            info = held.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        except OSError:
-            return None
-    sent_bytes, received_bytes = _ACKNOWLEDGED_AND_RECEIVED.unpack_from(info, _ACKNOWLEDGED_OFFSET)
-    return Accepted(known.inode, *peer, received_bytes=received_bytes, sent_bytes=sent_bytes)
+    with socket.socket(fileno=copy) as held:
+        yield held if found == cookie else None
 
 
 # -- what Python's sockets do not offer
 
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC: Final = ctypes.PyDLL(None, use_errno=True)
+"""Called without letting go of the interpreter's lock: while a flood keeps it busy, to get it back takes 5 ms."""
+_SO_COOKIE: Final = 57
+
+
+def _cookie_of(descriptor: int) -> int:
+    """Read the kernel's number of a socket, which no other ever has; 0 for all else."""
+    cookie = ctypes.c_uint64()
+    return cookie.value if _read(descriptor, socket.SOL_SOCKET, _SO_COOKIE, cookie) else 0
+
+
+def _counts_of(descriptor: int) -> tuple[int, int] | None:
+    """Read how many bytes a TCP socket has sent that were acknowledged, and how many it has received."""
+    info = (ctypes.c_char * _TCP_INFO_BYTES)()
+    if not _read(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, info):
+        return None
+    return _ACKNOWLEDGED_AND_RECEIVED.unpack_from(info, _ACKNOWLEDGED_OFFSET)
+
+
+def _read(descriptor: int, level: int, option: int, into: ctypes.c_uint64 | ctypes.Array[ctypes.c_char]) -> bool:
+    length = ctypes.c_uint32(ctypes.sizeof(into))
+    return bool(_LIBC.getsockopt(descriptor, level, option, ctypes.byref(into), ctypes.byref(length)) == 0)
+
+
 _NOWHERE: Final = struct.pack("H14x", socket.AF_UNSPEC)
 
 

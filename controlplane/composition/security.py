@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import structlog
 
 from controlplane.access.authorizer import Authorizer
-from controlplane.access.floods import FloodBook, FloodWatch, unless_shared
+from controlplane.access.floods import FloodBook, FloodWatch, shared_with
 from controlplane.access.guard import Guard
 from controlplane.access.interface import Authenticator, CallsNoted
 from controlplane.access.limits import CallLimits
@@ -174,7 +174,7 @@ async def open_security(config: ControlPlaneConfig, store: Store, keyring: Keyri
     described = {REFLECTION: FOR_STRANGERS} if settings.open_reflection else {}
     authorizer = Authorizer(access, store, {**with_recorded(config.audit.recorded_reads), **described})
     limits, bodies = CallLimits(), OwnWords(store)
-    floods = FloodWatch(book=FloodBook(may_bar=unless_shared(config.http.trusted_proxies)))
+    floods = FloodWatch(book=FloodBook(is_shared=shared_with(config.http.trusted_proxies)))
 
     def guard_of(known: Authenticator, noted: CallsNoted | None = None) -> Guard:
         return Guard(known, authorizer, trail, limits, bodies, noted)

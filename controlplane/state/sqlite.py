@@ -95,6 +95,8 @@ class SqliteDatabase:
         missing = [parent for parent in self.path.parents if not parent.exists()]
         for directory in reversed(missing):
             directory.mkdir(mode=0o700, exist_ok=True)
+        if self.path.is_file():
+            return  # closing it would drop every lock on it that SQLite has in this process (fcntl(2))
         # SQLite gives the -wal and -shm files beside it the same mode.
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 

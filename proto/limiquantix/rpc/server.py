@@ -26,6 +26,10 @@ so that one second in which none is answered has none refused. Each that waits t
 MAX_STREAMS_PER_CONNECTION = 1_000
 """Calls under way on one connection; further ones wait at the client. Programs that do more at once open another."""
 
+_MAX_PENDING_CALLS = 10 * MAX_STREAMS_PER_CONNECTION
+"""Calls that have come and that Python has not looked at yet. Of more, gRPC cancels some by chance, whoever made them:
+by its own default of 1,000 one connection of a stranger is enough to have others' calls cancelled."""
+
 _MAX_METADATA_BYTES = 16 * 2**10
 """Headers of one call: a token of an OIDC issuer with hundreds of groups has some 8 KiB."""
 
@@ -46,6 +50,8 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+    ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING_CALLS),
     ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
