@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -78,7 +79,7 @@ class Departure:
 
 
 class MigrationRecords:
-    """The records.
+    """The records. Each is written by one task at a time, so that what is on the disk is what was kept last.
 
     Args:
         directory: where the files are; None keeps them in memory only.
@@ -90,6 +91,7 @@ class MigrationRecords:
         self._now_s = now_s
         self._admissions: dict[str, Admission] = {}
         self._departures: dict[str, Departure] = {}
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def load(self) -> None:
         """Read what an earlier process wrote; what cannot be read is told and left where it is."""
@@ -122,23 +124,45 @@ class MigrationRecords:
         Raises:
             Unavailable: it could not be written.
         """
-        await self._write(admission.vm_id, "target", admission)
-        self._admissions[admission.vm_id] = admission
+        async with self._lock(admission.vm_id, "target"):
+            await self._write(admission.vm_id, "target", admission)
+            self._admissions[admission.vm_id] = admission
+
+    async def keep_arrival(self, admission: Admission) -> None:
+        """Write that the VM has come, unless the admission is not the newest any more: over, or noted so already.
+
+        The hypervisor tells of it, and so does whoever ends the migration, perhaps at the same moment.
+
+        Raises:
+            Unavailable: it could not be written.
+        """
+        async with self._lock(admission.vm_id, "target"):
+            if self._admissions.get(admission.vm_id) == admission:
+                arrived = dataclasses.replace(admission, has_arrived=True)
+                await self._write(admission.vm_id, "target", arrived)
+                self._admissions[admission.vm_id] = arrived
 
     async def keep_departure(self, departure: Departure) -> None:
         """Write a departure; as `keep_admission`."""
-        await self._write(departure.vm_id, "source", departure)
-        self._departures[departure.vm_id] = departure
+        async with self._lock(departure.vm_id, "source"):
+            await self._write(departure.vm_id, "source", departure)
+            self._departures[departure.vm_id] = departure
 
     async def forget_admission(self, vm_id: str) -> None:
         """Remove an admission. Fine if there is none."""
-        if self._admissions.pop(vm_id, None) is not None:
-            await self._remove(vm_id, "target")
+        async with self._lock(vm_id, "target"):
+            if self._admissions.pop(vm_id, None) is not None:
+                await self._remove(vm_id, "target")
 
     async def forget_departure(self, vm_id: str) -> None:
         """Remove a departure. Fine if there is none."""
-        if self._departures.pop(vm_id, None) is not None:
-            await self._remove(vm_id, "source")
+        async with self._lock(vm_id, "source"):
+            if self._departures.pop(vm_id, None) is not None:
+                await self._remove(vm_id, "source")
+
+    def _lock(self, vm_id: str, role: str) -> asyncio.Lock:
+        """Return the lock of a record; it lives as long as somebody has it."""
+        return self._locks.setdefault((vm_id, role), asyncio.Lock())
 
     def _path(self, vm_id: str, role: str) -> Path | None:
         return None if self._directory is None else self._directory / f"{uuid.UUID(vm_id)}.{role}.json"
@@ -149,7 +173,7 @@ class MigrationRecords:
             return
         text = json.dumps({"format": _FORMAT, **dataclasses.asdict(record)})
         try:
-            await asyncio.to_thread(_replace, path, text)
+            await _to_the_end(_replace, path, text)
         except OSError as error:
             raise Unavailable(
                 Reason.STATE_UNAVAILABLE,
@@ -161,7 +185,7 @@ class MigrationRecords:
 
     async def _remove(self, vm_id: str, role: str) -> None:
         if (path := self._path(vm_id, role)) is not None:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+            await _to_the_end(path.unlink, True)
 
     def _read_all(self, role: str, kind: type[RecordT]) -> dict[str, RecordT]:
         found: dict[str, RecordT] = {}
@@ -175,6 +199,16 @@ class MigrationRecords:
                 continue
             found[record.vm_id] = record
         return found
+
+
+async def _to_the_end(work: Callable[..., object], *arguments: object) -> None:
+    """Do something in a thread, and stay until it is done, also when cancelled: a thread is not."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 def _decode(document: dict[str, Any], kind: type[RecordT]) -> RecordT:

@@ -324,7 +324,7 @@ class MigrationTargets:
     async def _note_arrival(self, admission: Admission) -> None:
         """The VM is this host's now; one that was off must not be left standing in memory."""
         if not admission.has_arrived:
-            await self._records.keep_admission(dataclasses.replace(admission, has_arrived=True))
+            await self._records.keep_arrival(admission)
         status = await self._find(admission.vm_id)
         if admission.was_off and status is not None and status.state is PowerState.PAUSED:
             await self._hypervisor.force_stop(admission.vm_id)

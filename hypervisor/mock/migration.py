@@ -60,11 +60,13 @@ class MockMigration(Migration):
         self._cancelled: dict[str, asyncio.Event] = {}
         self._watching: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
+        self._carries = False
 
     # the host itself
 
     async def open(self) -> None:
         """Go on with what was under way when the process ended."""
+        self._carries = True
         if self._host.settings.state_path is not None and self._dock.directory.exists():
             await self._occupy()
         for vm in list(self._host.vms.values()):
@@ -73,6 +75,7 @@ class MockMigration(Migration):
 
     async def close(self) -> None:
         """Stop carrying; it goes on when the host is opened again."""
+        self._carries = False
         tasks = [*self._journeys.values(), *([self._watching] if self._watching is not None else [])]
         for task in tasks:
             task.cancel()
@@ -179,6 +182,8 @@ class MockMigration(Migration):
         self._host.touch(vm)
         await self._host.save()
         await _tell(dock)
+        if not self._carries:  # it was closed since the departure was noted, upon which the next one to open it carries
+            raise Unavailable(f"VM {vm_id} goes on its way when the mock hypervisor is opened again")
         progress = await asyncio.shield(self._begin(vm, departure))
         self._host.lose_answer(lost)
         return progress

@@ -211,7 +211,7 @@ async def test_copying_is_ended_by_a_newer_command_and_leaves_nothing(tmp_path: 
         vm_id, disk = new_id(), pb.DiskSpec(id=new_id(), clone_of=source)
         request = pb.CreateVMOnNodeRequest(vm_id=vm_id, name="web", spec=spec_of(disk), generation=1)
         copying = asyncio.ensure_future(host.servicer.CreateVM(request, None))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await eventually(has_begun, "copying")
             await host.servicer.DeleteVM(pb.VMIdRequest(vm_id=vm_id, generation=2), None)
             with pytest.raises(ApiError) as caught:

@@ -22,7 +22,7 @@ from nodedaemon.observer import VmObserver
 from tests.support.builders import make_id
 from tests.support.private_libvirt_host import eventually
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 @dataclass

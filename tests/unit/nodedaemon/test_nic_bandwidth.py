@@ -34,7 +34,7 @@ class ListedHypervisor(MockHypervisor):
 
     async def until_listed(self, count: int) -> None:
         """Wait for that."""
-        async with asyncio.timeout(10), self._listed:
+        async with asyncio.timeout(60), self._listed:
             await self._listed.wait_for(lambda: self._count >= count)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -94,8 +94,8 @@ def ok(**fields: int | bool) -> pb.UpdateHeartbeatResponse:
 
 async def told(
     tmp_path: Path,
-    registrations: list[ApiError | None],
-    heartbeats: list[ApiError | pb.UpdateHeartbeatResponse],
+    registrations: Iterable[ApiError | None],
+    heartbeats: Iterable[ApiError | pb.UpdateHeartbeatResponse],
     *,
     prepare: Callable[[MockHypervisor], None] = lambda hypervisor: None,
     jitter: float = 0.5,
@@ -220,12 +220,23 @@ async def test_host_that_changed_registers_again_after_some_heartbeats(
 ) -> None:
     facts = read_host_facts()  # this machine itself changes: other tests make bridges and cards
     monkeypatch.setattr(host_report, "read_host_facts", lambda: facts)
-    networks = iter([("default",), *[("default", "dmz")] * 9999])
-    beats: list[ApiError | pb.UpdateHeartbeatResponse] = [ok()] * 400
+    networks = itertools.chain([("default",)], itertools.repeat(("default", "dmz")))
+    registered: list[None] = []
+
+    def answers() -> Iterator[ApiError | None]:
+        for _ in range(2):
+            registered.append(None)
+            yield None
+
+    def beats() -> Iterator[ApiError | pb.UpdateHeartbeatResponse]:
+        while len(registered) < 2:  # the look takes what time it takes
+            yield ok()
+        yield from [ok()] * 100
+
     control_plane = await told(
         tmp_path,
-        [None, None],
-        beats,
+        answers(),
+        beats(),
         prepare=lambda h: setattr(h, "capabilities", _with_networks(h, networks)),
         pause_s=0.005,
     )

@@ -16,7 +16,7 @@ from tests.support.builders import make_id
 from tests.support.node_daemon_parts import NodeDaemonParts, node_daemon_parts
 from tests.support.private_libvirt_host import eventually
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 @pytest.fixture

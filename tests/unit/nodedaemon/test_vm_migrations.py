@@ -282,7 +282,7 @@ async def test_an_admission_is_known_after_a_restart(tmp_path: Path) -> None:
 async def test_a_target_that_is_gone_leaves_the_vm_running(tmp_path: Path, target_is_gone: str) -> None:
     root = tmp_path / "images"
     root.mkdir()
-    slow = settings(tmp_path / "h1", 2**26)
+    slow = settings(tmp_path / "h1", 2**24)  # some seconds, in which the target ends
     async with node_daemon_parts(root, settings=slow) as source:
         async with node_daemon_parts(root, settings=settings(tmp_path / "h2")) as target:
             move = await move_of((source, target))
