@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,9 @@ _OF_ONE_CASE = "tests/faults/test_every_boundary.py::"
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the standard error of the process, which is pytest's own file while a test runs."""
     config.stash[_REAL_STDERR] = os.dup(2)
+    # What a script starts in the background ignores Ctrl-C, and so do all that it starts: some tests press that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Grouping(LoadScopeScheduling):  # type: ignore[misc] # it has no types

@@ -194,7 +194,8 @@ async def grpc_outcome(channels: dict[str, grpc.aio.Channel], method: MethodDesc
     }
     try:
         if method.server_streaming:
-            async for _ in channel.unary_stream(path(method), **coding)(request(), timeout=QUIET_S):
+            limit_s = QUIET_S if filled(method) else DEADLINE_S  # one that is not filled has to say so, however late
+            async for _ in channel.unary_stream(path(method), **coding)(request(), timeout=limit_s):
                 break
         else:
             await channel.unary_unary(path(method), **coding)(request(), timeout=DEADLINE_S)

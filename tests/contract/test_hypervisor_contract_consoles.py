@@ -18,7 +18,7 @@ from tests.contract.conftest import BackendHost
 from tests.support.rfb_client import RfbClient
 
 ABSENT = str(uuid.uuid4())
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 async def running(backend: Hypervisor, host: BackendHost, *, with_display: bool = True) -> str:

@@ -11,7 +11,7 @@ from hypervisor.statistics import VmStatistics
 from tests.contract.conftest import BackendHost
 from tests.support.private_libvirt_host import eventually
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 async def read(backend: Hypervisor) -> dict[str, VmStatistics]:

@@ -160,7 +160,7 @@ async def test_a_running_vm_moves_there_and_back_and_its_guest_goes_on(pair: Pai
 
     assert progress.phase is Phase.COMPLETE
     assert progress.percent == 100
-    assert 0 < progress.downtime_ms < 5_000
+    assert 0 < progress.downtime_ms < 60_000
     assert progress.transferred_bytes > 0
     await gone(pair.source, config.vm_id)
     assert await state_of(pair.target, config.vm_id) is PowerState.RUNNING
@@ -320,7 +320,7 @@ async def test_what_is_under_way_is_found_again_after_a_restart_and_can_be_cance
 
 async def test_what_is_under_way_ends_although_nobody_waits(pair: Pair) -> None:
     config = await started(pair, pair.config(heavy=True))
-    sending = await under_way(pair, config, options(pair, bandwidth_bytes_s=16 * SLOW_BYTES_S))
+    sending = await under_way(pair, config, options(pair, bandwidth_bytes_s=8 * SLOW_BYTES_S))
     await pair.source.close()
 
     pair.source = pair.connect(0)

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.processes import ControlPlaneProcess, start_control_plane, start_mock_node
+from tests.support.processes import ControlPlaneProcess, MockNodeProcess, start_control_plane, start_mock_node
 from tests.support.switchboard import switchboard
 
 COMMAND = Path(sys.executable).with_name("limiquantix")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SHUTDOWN_S = 9
 
 
@@ -140,20 +140,26 @@ def limiquantix(plane: ControlPlaneProcess) -> Iterator[Command]:
 
 
 @pytest.fixture(scope="module")
-def slow_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlaneProcess]:
+def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlPlaneProcess, MockNodeProcess]]:
     """A control plane with a host whose guests take their time to shut down."""
     directory = tmp_path_factory.mktemp("slow-cli")
     with (
         start_control_plane(directory / "control-plane") as plane,
-        start_mock_node(directory / "node", plane, hostname="slow-1", shutdown_secs=SHUTDOWN_S),
+        start_mock_node(directory / "node", plane, hostname="slow-1", shutdown_secs=SHUTDOWN_S) as node,
     ):
-        yield plane
+        yield plane, node
 
 
 @pytest.fixture
-def slow_limiquantix(slow_plane: ControlPlaneProcess) -> Iterator[Command]:
+def slow_host(slow_site: tuple[ControlPlaneProcess, MockNodeProcess]) -> MockNodeProcess:
+    """The host of `slow_limiquantix`."""
+    return slow_site[1]
+
+
+@pytest.fixture
+def slow_limiquantix(slow_site: tuple[ControlPlaneProcess, MockNodeProcess]) -> Iterator[Command]:
     """The command, on a server with one running VM, "web"."""
-    command = Command(slow_plane)
+    command = Command(slow_site[0])
     command("vm", "create", "web", "--cpus", "1", "--memory", "128MiB", "--start")
     yield command
     command("vm", "delete", "web", "--force")
@@ -314,7 +320,34 @@ def _begin(limiquantix: Command, *arguments: str) -> str:
     return str(operation["id"])
 
 
-def test_operations_of_a_vm_are_listed_waited_for_and_cancelled(slow_limiquantix: Command) -> None:
+@contextmanager
+def _standing_still(node: MockNodeProcess) -> Iterator[None]:
+    """Have a host's daemon do nothing, so that what it was told is under way for as long as it takes to look at it."""
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+
+
+def test_operations_of_a_vm_are_listed_waited_for_and_cancelled(
+    slow_limiquantix: Command, slow_host: MockNodeProcess
+) -> None:
+    with _standing_still(slow_host):
+        stop, start, pause = _three_in_a_row(slow_limiquantix)
+    watched = slow_limiquantix("operation", "watch", stop).stdout.splitlines()
+    assert watched[-1].startswith("vm.stop  web  SUCCEEDED  after ")
+    assert "SUCCEEDED" in slow_limiquantix("operation", "wait", start).stdout
+    assert "CANCELLED" in slow_limiquantix("operation", "wait", pause, status=1).stderr
+    shown = slow_limiquantix("operation", "show", stop).stdout
+    assert "VM:            web (" in shown
+    assert "STEP  STATE  RESULT" in shown
+    assert json.loads(slow_limiquantix("operation", "watch", pause, "-o", "json", status=1).stdout)["id"] == pause
+    assert "has ended already" in slow_limiquantix("operation", "cancel", stop, status=1).stderr
+
+
+def _three_in_a_row(slow_limiquantix: Command) -> tuple[str, str, str]:
+    """Stop, start and pause the VM, where the first does not come to an end; the last is cancelled."""
     stop = _begin(slow_limiquantix, "stop", "web")
     start, pause = _begin(slow_limiquantix, "start", "web"), _begin(slow_limiquantix, "pause", "web")
     listed = slow_limiquantix("operation", "list", "--vm", "web", "--state", "queued", "--state", "running").stdout
@@ -328,15 +361,7 @@ def test_operations_of_a_vm_are_listed_waited_for_and_cancelled(slow_limiquantix
     assert slow_limiquantix("operation", "cancel", pause[:12]).stdout.endswith("(vm.pause of web) is CANCELLED\n")
     still = slow_limiquantix("operation", "wait", start, "--timeout", "1", status=1)
     assert "is still QUEUED after 1 s: waits for vm.stop" in still.stderr
-    watched = slow_limiquantix("operation", "watch", stop).stdout.splitlines()
-    assert watched[-1].startswith("vm.stop  web  SUCCEEDED  after ")
-    assert "SUCCEEDED" in slow_limiquantix("operation", "wait", start).stdout
-    assert "CANCELLED" in slow_limiquantix("operation", "wait", pause, status=1).stderr
-    shown = slow_limiquantix("operation", "show", stop).stdout
-    assert "VM:            web (" in shown
-    assert "STEP  STATE  RESULT" in shown
-    assert json.loads(slow_limiquantix("operation", "watch", pause, "-o", "json", status=1).stdout)["id"] == pause
-    assert "has ended already" in slow_limiquantix("operation", "cancel", stop, status=1).stderr
+    return stop, start, pause
 
 
 def test_change_at_a_terminal_shows_what_it_waits_for(slow_limiquantix: Command) -> None:
@@ -374,7 +399,7 @@ def test_command_repeated_with_its_request_id_does_nothing_twice(limiquantix: Co
 
 
 def test_vm_create_whose_control_plane_is_killed_makes_one_vm(tmp_path: Path) -> None:
-    settings = {"operations": {"lease_s": 1}}
+    settings = {"operations": {"lease_s": 4}}
     with switchboard() as board, start_control_plane(tmp_path / "plane", settings=settings) as first:
         board.target = first.http_url.removeprefix("https://")
         limiquantix = Command(first, board.url)
@@ -390,11 +415,13 @@ def test_vm_create_whose_control_plane_is_killed_makes_one_vm(tmp_path: Path) ->
             try:
                 running = {"states": ["RUNNING"], "kinds": ["vm.create"]}
                 _until(lambda: bool(first.call("OperationService", "ListOperations", running).get("operations")))
+                board.lets_through.clear()
                 first.kill()
                 node.process.send_signal(signal.SIGCONT)
                 again = start_control_plane(tmp_path / "plane", settings=settings, hosts_listen=first.hosts_address)
                 with again as second:
                     board.target = second.http_url.removeprefix("https://")
+                    board.lets_through.set()
                     output, errors = create.communicate(timeout=DEADLINE_S)
                     assert create.returncode == 0, errors
                     assert "is STOPPED on mock-1" in output

@@ -40,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 def run(cluster: DevCluster, *arguments: str) -> dict[str, Any]:
     """Run the command and return what it printed."""
     words: list[str | Path] = [COMMAND, *arguments, "-o", "json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=cluster.environment, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, env=cluster.environment, check=False)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document

@@ -33,7 +33,7 @@ def guest(cluster: DevCluster, *words: str, data: bytes = b"", status: int = 0) 
         [COMMAND, "vm", "guest", *words],
         input=data,
         capture_output=True,
-        timeout=90,
+        timeout=200,
         env=cluster.environment,
         check=False,
     )

@@ -27,7 +27,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
 def command(cluster: DevCluster, *words: str) -> str:
     """Run `limiquantix` and return what it printed."""
     done = subprocess.run(
-        [COMMAND, *words], capture_output=True, text=True, timeout=90, env=cluster.environment, check=False
+        [COMMAND, *words], capture_output=True, text=True, timeout=200, env=cluster.environment, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,7 +77,7 @@ def test_what_the_host_lacks_is_refused_with_the_reason_and_leaves_nothing(real:
         input=text,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=200,
         env=real.environment,
         check=False,
     ).stderr

@@ -34,7 +34,7 @@ def node_client(tmp_path: Path) -> Path:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=200,
         env={**os.environ, "npm_config_update_notifier": "false"},
     )
     if installed.returncode != 0 and "ENOTFOUND" in installed.stderr:
@@ -55,7 +55,7 @@ def test_node_js_client_made_from_the_descriptor_set_lists_and_starts_a_vm(node_
             check=False,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=200,
             env={**os.environ, "LIMIQUANTIX_TOKEN": key},
         )
         assert ran.returncode == 0, ran.stderr

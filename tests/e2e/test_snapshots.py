@@ -39,7 +39,7 @@ class Hello:
         """Run `limiquantix vm ...` and return what it printed; fails if it did."""
         environment = self._cluster.environment
         done = subprocess.run(
-            [COMMAND, "vm", *words], capture_output=True, text=True, timeout=90, env=environment, check=False
+            [COMMAND, "vm", *words], capture_output=True, text=True, timeout=200, env=environment, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -33,7 +33,7 @@ SECONDS = float(os.environ.get("LIMIQUANTIX_FUZZ_S", "0"))
 EXAMPLES = 1
 DOCUMENT = contract_document()
 METHODS = sorted(path for path, item in DOCUMENT["paths"].items() if "post" in item)
-FINISHED_S = 30.0
+FINISHED_S = 60.0
 PACKAGE = "limiquantix.compute.v1"
 ResultT = TypeVar("ResultT")
 

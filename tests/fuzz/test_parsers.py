@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.support.fuzz_targets import TARGETS, Target
 
 SLOWEST_S = 5.0
+"""Of processor time: what else the machine does is not the reader's fault."""
 INPUTS = 150
 FOUND = (b"?", b"[" * 5_000, b"a: 2020-13-45", b"{" * 5_000, b"1: 2")
 """What fuzzing found once, in one reader or another."""
@@ -60,12 +61,12 @@ def _spoiled(seed: bytes, number: int) -> bytes:
 def test_reader_survives_sound_input_that_was_spoiled(target: Target) -> None:
     for number in range(INPUTS):
         data = _spoiled(target.seeds[number % len(target.seeds)], number)
-        began_s = time.monotonic()
+        began_s = time.process_time()
         try:
             target.run(data)
         except Exception as error:
             raise AssertionError(f"{target.name} fails with {error!r} on {data[:2000]!r}") from error
-        assert time.monotonic() - began_s < SLOWEST_S, data[:2000]
+        assert time.process_time() - began_s < SLOWEST_S, data[:2000]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -25,7 +25,7 @@ from tests.support.access_scene import BY_NAME, METHOD
 from tests.support.canaries import CANARY, LONG, at_path, named, paths, planted
 from tests.support.closed_cluster import DEADLINE_S, ClosedCluster, closed_cluster
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 TAKES_SECRETS: Final = sorted(
     name.removeprefix(METHOD) for name, method in BY_NAME.items() if may_hold_secrets(method.input_type)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +23,12 @@ from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from limiquantix.node.v1 import node_daemon_pb2
 from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceStub
 from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME
+from tests.support.ports import own_ports
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
-CALL_S = 10.0
-RUN_S = 60.0
+CALL_S = 60.0
+RUN_S = 120.0
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -43,15 +43,6 @@ def wait_until(find: Callable[[], FoundT | None], what: str, said: Callable[[], 
             return found
         time.sleep(0.1)
     raise AssertionError(f"{what}: not within {RUN_S:g} s\n{said()}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now; they are given back before whoever asked takes them."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @dataclass
@@ -163,12 +154,12 @@ class Closed:
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
-            process.wait(20)
+            process.wait(60)
 
 
 @contextmanager
 def closed_cluster(directory: Path) -> Iterator[Closed]:
-    http, grpc_port, hosts = free_ports(3)
+    http, grpc_port, hosts = own_ports(3)
     cluster = Closed(directory, http, grpc_port, hosts)
     cluster.config.write_text(
         yaml.safe_dump(

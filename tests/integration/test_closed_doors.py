@@ -142,9 +142,9 @@ async def test_login_tells_by_neither_words_nor_time_whether_there_is_such_a_use
     answers = set()
     for _ in range(4):
         for name, took in seen.items():
-            began = time.perf_counter()
+            began = time.process_time()  # the server is in this process, and other ones take none of its time
             answer = await doors.cluster.post("AuthService/Login", {"name": name, "password": "wrong-password-1"}, "")
-            took.append(time.perf_counter() - began)
+            took.append(time.process_time() - began)
             answers.add((answer.status, json.dumps(answer.document)))
     assert len(answers) == 1, answers
     there, absent = (min(took) for took in seen.values())

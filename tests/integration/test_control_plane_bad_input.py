@@ -465,7 +465,9 @@ async def test_any_json_gets_an_answer_that_is_no_defect(plane: RunningControlPl
     assert answer.status in EXPECTED_STATUSES, (answer.status, answer.document)
     assert answer.code not in {"internal", "unknown"}
     if answer.status == 200:
-        await plane.vms.DeleteVM(vm_service_pb2.DeleteVMRequest(id=answer.document["id"], force=True), timeout=5)
+        await plane.vms.DeleteVM(
+            vm_service_pb2.DeleteVMRequest(id=answer.document["id"], force=True), timeout=DEADLINE_S
+        )
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))

@@ -17,7 +17,7 @@ MACHINES = ("node1=10.0.0.1", "node2=10.0.0.2")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["/bin/sh", str(SCRIPT), *words], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["/bin/sh", str(SCRIPT), *words], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def described(certificate: Path) -> str:
     words = ["openssl", "x509", "-in", str(certificate), "-noout", "-ext", "subjectAltName,extendedKeyUsage"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def is_of(authority: Path, certificate: Path) -> bool:
     words = ["openssl", "verify", "-x509_strict", "-CAfile", str(authority), str(certificate)]
-    return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0
+    return subprocess.run(words, capture_output=True, timeout=120, check=False).returncode == 0
 
 
 def test_certificates_of_etcd_and_postgresql_are_for_both_directions_and_hold_name_and_address(made: Path) -> None:

@@ -127,7 +127,7 @@ def run(program: str, *words: str | Path) -> None:
     found = shutil.which(program)
     if found is None:
         pytest.skip(f"{program} is not installed")
-    subprocess.run([found, *words], check=True, timeout=30)
+    subprocess.run([found, *words], check=True, timeout=120)
 
 
 def name_in_guest(disk: DiskConfig) -> str:

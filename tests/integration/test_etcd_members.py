@@ -101,15 +101,15 @@ async def leader_of(cluster: EtcdCluster) -> EtcdMember:
 
 async def test_member_that_is_asked_killed_the_elected_stays_so(cluster: EtcdCluster, site: Site) -> None:
     follower, *_ = others_of(cluster, await leader_of(cluster))
-    election = await site.elect("a", follower, ttl_s=3)
+    election = await site.elect("a", follower, ttl_s=6)
     await until_elected(election)
 
     follower.kill()
     lost = asyncio.create_task(until_not_elected(election))
-    await asyncio.wait([lost], timeout=3.5)  # longer than a session
+    await asyncio.wait([lost], timeout=6.5)  # longer than a session
 
     assert not lost.done()
-    assert election.obstacle == ""
+    await until(lambda: election.obstacle == "")
     lost.cancel()
 
 
@@ -130,7 +130,7 @@ async def test_leading_member_killed_somebody_is_elected_again(cluster: EtcdClus
 
 
 async def eventually_reads(coordinator: EtcdCoordinator) -> dict[str, int]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await coordinator.revocations()
@@ -203,7 +203,7 @@ async def test_watch_continues_at_another_member_with_nothing_lost(cluster: Etcd
     site.stack.push_async_callback(watching.close)
     site.stack.push_async_callback(writing.close)
     changes = KeyWatch(watching, key).changes()
-    async with aclosing(changes), asyncio.timeout(20):
+    async with aclosing(changes), asyncio.timeout(60):
         assert await anext(changes) is Change.CONNECTED
         follower.kill()
         await writing.put(pb.PutRequest(key=key, value=b"while nobody was connected"))
@@ -249,7 +249,8 @@ async def test_elected_process_killed_the_next_is_elected_when_its_session_ends(
         await until_elected(election)
 
         print(f"\nelected process killed: next after {boot_clock_s() - killed_s:.2f} s with a session of 5 s")
-        assert boot_clock_s() - killed_s < 10
+        # A member that has to lead anew meanwhile, as on a busy machine, gives every session its whole time again.
+        assert boot_clock_s() - killed_s < 3 * 5
 
 
 async def test_elected_process_paused_is_no_longer_elected_when_it_goes_on(site: Site, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ NOT_IDS = frozenset({"hostname", "endpoint", "password", "tomorrow", "request", 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name
 THROUGH_A_PROXY = {"x-forwarded-for": "192.0.2.7"}
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

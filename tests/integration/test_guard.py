@@ -46,7 +46,7 @@ async def test_guard_kills_in_time_when_the_daemon_hangs_or_is_dead(tmp_path: Pa
             assert [vms.running[vm_id].poll() for vm_id in vm_ids] == [None] * 3
             daemon.send_signal(end)
             report = await guard_says(tmp_path / "run", lambda report: len(report.killed) == 3 and report.vm_count == 0)
-        assert [vms.running[vm_id].wait(5) for vm_id in vm_ids] == [-signal.SIGKILL] * 3
+        assert [vms.running[vm_id].wait(30) for vm_id in vm_ids] == [-signal.SIGKILL] * 3
         assert all(0 <= late_ns <= KILL_NS for late_ns in report.killed.values()), report.killed
         assert report.killed.keys() == set(vm_ids)
         assert vms.running[other].poll() is None
@@ -84,8 +84,8 @@ async def test_vm_that_appears_after_the_end_is_killed_too(tmp_path: Path) -> No
         async with ordering_daemon(tmp_path / "run", vms, vm_ids, lease_ms=300, renews=False):
             await guard_says(tmp_path / "run", lambda report: report.vm_count == 0)
             await asyncio.sleep(0.5)
-            began_s = time.monotonic()
             vm = vms.start(vm_ids[0])
+            began_s = time.monotonic()  # its pid file is there now
             assert await asyncio.to_thread(vm.wait, 30) == -signal.SIGKILL
             assert time.monotonic() - began_s < KILL_NS / 1e9
 
@@ -123,7 +123,9 @@ def test_second_guard_of_a_directory_gives_way(tmp_path: Path) -> None:
 # -- a guard in this process
 
 
-def orders(end_ns: int, vm_ids: tuple[str, ...], pid_dir: Path, *, is_armed: bool = True, kill_ms: int = 200) -> Orders:
+def orders(
+    end_ns: int, vm_ids: tuple[str, ...], pid_dir: Path, *, is_armed: bool = True, kill_ms: int = 3000
+) -> Orders:
     ticks = start_ticks(os.getpid())
     assert ticks is not None
     return Orders(BOOT_ID, is_armed, end_ns, vm_ids, str(pid_dir), kill_ms, os.getpid(), ticks)
@@ -178,7 +180,7 @@ def test_watchdog_is_fed_until_a_process_does_not_die_in_time(tmp_path: Path, mo
         guard.tick()
         fed_bytes = device.stat().st_size
         assert fed_bytes > 0
-        while now_ns() < end_ns + 200_000_000:
+        while now_ns() < end_ns + 3_000_000_000:
             time.sleep(0.01)
         for _ in range(5):
             guard.tick()

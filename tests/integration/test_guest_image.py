@@ -158,7 +158,7 @@ def test_guest_image_built_as_ordinary_user_is_complete_and_readable() -> None:
             cwd=PROJECT,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=250,
             check=False,
         )
 

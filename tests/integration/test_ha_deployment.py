@@ -32,7 +32,7 @@ from tests.support.ha_machines import (
 from tests.support.ha_parts import CALL_S, until
 from tests.support.stores import open_store
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 HA = HighAvailabilitySettings(heartbeat_interval_s=1, freshness_s=1.5, objection_s=1.0, pause_s=0.5)
 """Quick times, as safe as the usual ones."""

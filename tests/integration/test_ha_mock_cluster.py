@@ -28,7 +28,7 @@ from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
 HA = HighAvailabilitySettings(heartbeat_interval_s=1, freshness_s=1.5, objection_s=1.0, pause_s=0.5)
 """Quick times, as safe as the usual ones."""
 DEADLINE_S = 60.0
-CALL_S = 10.0
+CALL_S = 30.0
 
 FoundT = TypeVar("FoundT")
 
@@ -127,14 +127,14 @@ async def test_dead_host_is_fenced_by_its_lease_though_the_leader_changes_and_co
     loop = asyncio.get_running_loop()
 
     await daemons["host-c"].kill()
-    killed_s = loop.time()
 
     async def opened() -> ha_api.Fence | None:
         return next((fence for fence in await first.fences() if fence.node_id == node_id), None)
 
     fence = await until(opened)
     assert fence.state == ha_api.Fence.OPEN
-    assert loop.time() - killed_s >= HA.times.suspect_after_s - HA.heartbeat_interval_s - 0.5
+    heard_at = (await first.status_of(node_id)).last_heard_at
+    assert fence.opened_at.ToNanoseconds() - heard_at.ToNanoseconds() > 1e9 * (HA.times.suspect_after_s - 0.5)
     first.coordinator.election.is_elected = False
     second.coordinator.election.is_elected = True
     handed_over_s = loop.time()

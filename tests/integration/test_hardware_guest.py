@@ -18,7 +18,7 @@ from hypervisor.libvirt.backend import LibvirtHypervisor
 from hypervisor.libvirt.domain_xml import parse
 from hypervisor.types import Accelerator, CpuTopology, Firmware, PowerState, VmConfig
 from tests.support.linux_guest import LinuxGuest, linux_config
-from tests.support.private_libvirt_host import private_libvirt, skip_unless_private_libvirt
+from tests.support.private_libvirt_host import eventually, private_libvirt, skip_unless_private_libvirt
 from tests.support.virt_install_facts import FACTS, Facts, read_facts
 
 pytest.importorskip("libvirt")
@@ -102,6 +102,15 @@ async def memory_of(guest: LinuxGuest) -> int:
     return int(await guest.run("awk '/^MemTotal/ {print $2}' /proc/meminfo")) // 1024
 
 
+async def until_memory(guest: LinuxGuest, wanted_mib: int) -> None:
+    """Wait until the guest's kernel has taken in, or given back, what makes it so much."""
+
+    async def look() -> bool | None:
+        return True if await memory_of(guest) == wanted_mib else None
+
+    await eventually(look, f"{wanted_mib} MiB in the guest")
+
+
 async def test_guest_sees_its_machine_and_grows_and_shrinks_while_it_runs(backend: LibvirtHypervisor) -> None:
     hardware = Hardware(
         tpm=TpmVersion.V2_0,
@@ -129,12 +138,12 @@ async def test_guest_sees_its_machine_and_grows_and_shrinks_while_it_runs(backen
 
     grown = await backend.resizing.resize(sized(plain, 4, 640))
     assert (grown.vcpu_count, grown.memory_mib, grown.obstacles) == (4, 640, ())
-    assert await guest.run("cat /sys/devices/system/cpu/online") == "0-3"
-    assert await memory_of(guest) == before_mib + 256
+    await guest.until("grep -qx 0-3 /sys/devices/system/cpu/online", "the guest taking the processors in")
+    await until_memory(guest, before_mib + 256)
 
     shrunk = await backend.resizing.resize(sized(plain, 4, 512))
     assert (shrunk.memory_mib, shrunk.obstacles) == (512, ())
-    assert await memory_of(guest) == before_mib + 128
+    await until_memory(guest, before_mib + 128)
 
     kept = await backend.resizing.resize(sized(plain, 1, 512))
     assert kept.vcpu_count == 4

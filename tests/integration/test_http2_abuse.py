@@ -48,7 +48,7 @@ LIST = "/limiquantix.compute.v1.VMService/ListVMs"
 EMPTY = b"\0\0\0\0\0"
 MAX_GROWTH_BYTES = 256 * 2**20
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 _SERVER = """
 import asyncio, sys
@@ -274,7 +274,7 @@ def test_headers_that_are_too_long_end_the_call_and_not_the_server(server: Serve
 def test_connection_that_does_not_begin_is_closed(server: Server) -> None:
     beginnings = (b"", PREFACE[:10], PREFACE, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(RawConnection(server.port, timeout_s=25.0)) for _ in beginnings]
+        connections = [stack.enter_context(RawConnection(server.port, timeout_s=60.0)) for _ in beginnings]
         for connection, beginning in zip(connections, beginnings, strict=True):
             connection.send(beginning)
         assert [connection.is_closed_by_server() for connection in connections] == [True] * len(beginnings)

@@ -21,7 +21,7 @@ from controlplane.api.http.server import HttpServer
 from controlplane.api.http.tls import CertificateUnusable, ServerTls
 from tests.support.self_signed import write_self_signed
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 async def _peer(request: Request) -> Response:

@@ -212,7 +212,7 @@ async def test_foreign_domain_takes_every_power_operation_and_its_disk_outlives_
     await host.backend.resume(vm.vm_id)
     await host.backend.reboot(vm.vm_id)
     await vm.booted(count=2)
-    await host.backend.stop(vm.vm_id, 20)
+    await host.backend.stop(vm.vm_id, 60)
     await host.backend.start(vm.vm_id)
     with pytest.raises(WrongState):
         await host.backend.delete(vm.vm_id)
@@ -237,7 +237,7 @@ async def test_foreign_domain_without_a_definition_is_gone_once_it_is_off(host: 
     vm = await foreign(host, "create")
     await vm.booted()
     assert not (await host.backend.status(vm.vm_id)).is_managed
-    await (host.backend.stop(vm.vm_id, 20) if verb == "stop" else host.backend.force_stop(vm.vm_id))
+    await (host.backend.stop(vm.vm_id, 60) if verb == "stop" else host.backend.force_stop(vm.vm_id))
     with pytest.raises(VmNotFound):
         await host.backend.status(vm.vm_id)
     await host.backend.delete(vm.vm_id)
@@ -246,11 +246,11 @@ async def test_foreign_domain_without_a_definition_is_gone_once_it_is_off(host: 
 
 async def test_cancelled_stop_lets_the_guest_shut_down_and_leaves_no_lock_behind(host: Host) -> None:
     config = await host.start(host.config())
-    stopping = asyncio.create_task(host.backend.stop(config.vm_id, 20))
+    stopping = asyncio.create_task(host.backend.stop(config.vm_id, 60))
     await asyncio.wait([stopping], timeout=0.02)
     stopping.cancel()
     await asyncio.wait([stopping])
-    await host.backend.stop(config.vm_id, 20)  # whether or not the guest had heard the first press
+    await host.backend.stop(config.vm_id, 60)  # whether or not the guest had heard the first press
     assert (await host.backend.status(config.vm_id)).state is PowerState.STOPPED
     await host.backend.start(config.vm_id)
     await host.booted(config, count=2)
@@ -259,7 +259,7 @@ async def test_cancelled_stop_lets_the_guest_shut_down_and_leaves_no_lock_behind
 async def test_cancelled_stop_of_a_hung_guest_does_not_hold_up_force_stop(host: Host) -> None:
     config = await host.start(host.config())
     os.kill(find_processes([config.vm_id])[config.vm_id].pid, signal.SIGSTOP)
-    stopping = asyncio.create_task(host.backend.stop(config.vm_id, 20))
+    stopping = asyncio.create_task(host.backend.stop(config.vm_id, 60))
     await asyncio.wait([stopping], timeout=0.3)  # by now the button is being pressed, and QEMU does not answer
     stopping.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -275,12 +275,16 @@ async def test_cancelled_stop_of_a_hung_guest_does_not_hold_up_force_stop(host: 
 
 async def test_cancelled_reboot_of_a_deaf_guest_leaves_it_free_for_force_stop(host: Host) -> None:
     config = await host.start(host.config(deaf=True))
-    rebooting = asyncio.create_task(host.backend.reboot(config.vm_id))
+    # One that waits for the guest until it is cancelled, however late that is.
+    patient = LibvirtHypervisor(host.uri, host.directory / "console", Accelerator.TCG, reboot_grace_s=600)
+    await patient.open()
+    rebooting = asyncio.create_task(patient.reboot(config.vm_id))
     await asyncio.wait([rebooting], timeout=0.2)
     rebooting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await rebooting
-    await host.backend.force_stop(config.vm_id)
+    await patient.force_stop(config.vm_id)
+    await patient.close()
     assert (await host.backend.status(config.vm_id)).state is PowerState.STOPPED
     await host.backend.start(config.vm_id)
     await host.booted(config, count=2)

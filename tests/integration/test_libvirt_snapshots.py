@@ -53,7 +53,7 @@ COUNT = (
 
 
 def run(*words: str | Path) -> str:
-    return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 class Guest:
@@ -86,7 +86,7 @@ class Guest:
     def domain(self) -> Any:
         return self._connection.lookupByUUIDString(self.vm_id)
 
-    def ask_agent(self, command: str, timeout_s: int = 5, **arguments: Any) -> Any:
+    def ask_agent(self, command: str, timeout_s: int = 30, **arguments: Any) -> Any:
         import libvirt_qemu  # noqa: PLC0415 - optional
 
         words = json.dumps({"execute": command, "arguments": arguments})
@@ -111,12 +111,12 @@ class Guest:
 
         def ping() -> bool | None:
             try:
-                self.ask_agent("guest-ping")
+                self.ask_agent("guest-ping", timeout_s=5)
             except Exception:  # noqa: BLE001 - any of libvirt's
                 return None
             return True
 
-        await eventually(lambda: asyncio.to_thread(ping), "an answer of the guest's agent", deadline_s=60)
+        await eventually(lambda: asyncio.to_thread(ping), "an answer of the guest's agent", deadline_s=100)
 
     def is_noted_frozen(self) -> bool:
         return "urn:limiquantix:libvirt:frozen" in self.domain.XMLDesc()
@@ -187,14 +187,15 @@ async def test_files_and_programs_of_a_guest_go_back_to_what_they_were(
     counted = await guest.count()
     taken = await snapshots.create(vm_id, memory)
     assert taken.size_bytes > 10 * 2**20
-    await guest.shell("echo 3 >/mnt/later; sync; echo 3333 | dd of=/dev/vdb conv=fsync")
-    far = await eventually(lambda: _above(guest, counted + 30), "the guest's counter going on")
+    await guest.shell("echo 3 >/run/later; echo 3 >/mnt/later; sync; echo 3333 | dd of=/dev/vdb conv=fsync")
+    await eventually(lambda: _above(guest, counted), "the guest's counter going on")
 
     await snapshots.revert(vm_id, memory.snapshot_id)
     assert (await backend.status(vm_id)).state is PowerState.RUNNING
     await guest.until_up()
     again = await guest.count()
-    assert counted <= again < far
+    assert again >= counted
+    await guest.shell("test ! -e /run/later")
     assert await guest.shell("ls /mnt; dd if=/dev/vdb bs=4 count=1 iflag=direct 2>/dev/null || head -c4 /dev/vdb") == (
         "after\nbefore\nlost+found\n2222"
     )
@@ -239,8 +240,8 @@ async def test_suspended_guest_goes_on_where_it_was(backend: Hypervisor, guest: 
     await guest.shell("(sleep 0.3; kill -STOP $(cat /run/qemu-ga.pid)) >/dev/null 2>&1 </dev/null &")
     await asyncio.to_thread(_until_mute, guest)
     began_s = time.monotonic()
-    await backend.stop(guest.vm_id, 30)
-    assert time.monotonic() - began_s < 8
+    await backend.stop(guest.vm_id, 100)
+    assert time.monotonic() - began_s < 30
     assert (await backend.status(guest.vm_id)).state is PowerState.STOPPED
 
 
@@ -259,7 +260,10 @@ async def test_guest_never_stays_frozen(backend: Hypervisor, guest: Guest, uri: 
     await guest.shell(MOUNT)
 
     async def is_thawed() -> bool | None:
-        return (not guest.is_noted_frozen() and guest.ask_agent("guest-fsfreeze-status") == "thawed") or None
+        try:
+            return (not guest.is_noted_frozen() and guest.ask_agent("guest-fsfreeze-status") == "thawed") or None
+        except Exception:  # noqa: BLE001 - any of libvirt's, while another call has the agent
+            return None
 
     for delay_s in (0.0, 0.02, 0.05, 0.1):  # a caller who goes away, whenever that is
         taking = asyncio.create_task(snapshots.create(guest.vm_id, request(f"cut short {delay_s}", quiesce=True)))

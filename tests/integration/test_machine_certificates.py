@@ -51,7 +51,7 @@ from tests.support.machine_site import (
 )
 from tests.support.stores import add, open_store
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ async def test_port_for_hosts_takes_good_certificates_of_its_authority_only(site
     ):
         async with open_channel(site.hosts, credentials, CONTROL_PLANE_SERVER_NAME) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await NodeServiceStub(channel).UpdateHeartbeat(beat(identity.machine.id), timeout=10)
+                await NodeServiceStub(channel).UpdateHeartbeat(beat(identity.machine.id), timeout=DEADLINE_S)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     async with host_of(site, MachineCredentials(stranger)) as host:
         assert (await refusal(host.heartbeat(beat(identity.machine.id)))).code is Code.UNAVAILABLE
@@ -293,11 +293,13 @@ async def test_daemon_takes_commands_of_its_clusters_control_planes_only(site: M
             credentials = MachineCredentials(certificate).channel()
             async with open_channel(address, credentials, identity.machine.server_name) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await NodeDaemonServiceStub(channel).GetVMStatus(VMIdRequest(vm_id=str(uuid.uuid4())), timeout=10)
+                    await NodeDaemonServiceStub(channel).GetVMStatus(
+                        VMIdRequest(vm_id=str(uuid.uuid4())), timeout=DEADLINE_S
+                    )
             error = from_rpc_error(refused.value, peer="the host")
             assert (error.code, error.reason) == (Code.PERMISSION_DENIED, Reason.CALLER_UNSUITED), who
 
-        pool = GrpcDaemonPool(CallTimeouts(query_s=10), site.own.credentials)
+        pool = GrpcDaemonPool(CallTimeouts(query_s=DEADLINE_S), site.own.credentials)
         meant = make_node(id=identity.machine.id, agent_endpoint=address)
         assert (await refusal(pool.daemon(meant).vm_status(str(uuid.uuid4())))).code is Code.NOT_FOUND, "it answered"
         elsewhere = make_node(id=other.machine.id, agent_endpoint=address)
@@ -369,7 +371,7 @@ async def _served_by(address: str) -> bytes:
 async def test_pool_goes_on_with_a_new_certificate_of_the_control_plane(site: MachineSite) -> None:
     identity = await joined(site)
     async with daemon_of(identity, MachineCredentials(identity.certificate)) as address:
-        pool = GrpcDaemonPool(CallTimeouts(query_s=10), site.own.credentials)
+        pool = GrpcDaemonPool(CallTimeouts(query_s=DEADLINE_S), site.own.credentials)
         node = make_node(id=identity.machine.id, agent_endpoint=address)
         before = pool.daemon(node)
         for _ in range(4):

@@ -28,7 +28,7 @@ from tests.support.libvirt_nodes import LibvirtNode
 from tests.support.own_cluster import own_cluster
 from tests.support.private_libvirt_host import eventually, virsh
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 SLOW_MBPS = 10
 """A heavy guest takes a good while at that speed."""

@@ -22,9 +22,10 @@ from hypervisor.libvirt.peer_certificates import write
 from hypervisor.migration import PeerCertificate
 from nodedaemon.identity.requests import new_request
 from tests.support.own_cluster import own_cluster
+from tests.support.ports import own_port
 from tests.support.private_libvirt_host import leave_out
 
-DEADLINE_S: Final = 30.0
+DEADLINE_S: Final = 60.0
 NOW: Final = datetime.now(UTC)
 
 
@@ -45,8 +46,7 @@ def served(files: Path, scratch: Path) -> Iterator[int]:
     """Have QEMU serve a disk by TLS to whom it believes; yields the port."""
     disk = scratch / "disk.raw"
     disk.write_bytes(bytes(65536))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = int(probe.getsockname()[1])
+    port = own_port()
     words = ["--object", f"tls-creds-x509,id=t,endpoint=server,dir={files},verify-peer=on", "--tls-creds", "t"]
     process = subprocess.Popen(
         [_program("qemu-nbd"), *words, "-b", "127.0.0.1", "-p", str(port), "-f", "raw", "-t", str(disk)]

@@ -18,7 +18,7 @@ from tests.support.libvirt_cluster import DEADLINE_S, MEMORY_MIB, LibvirtCluster
 from tests.support.libvirt_hosts import migration_hosts
 from tests.support.private_libvirt_host import eventually, virsh
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 SLOW_MBPS = 34
 """A heavy guest takes some seconds at that speed."""

@@ -18,7 +18,7 @@ from tests.support.node_daemon_process import NodeDaemonProcess, client, node_da
 from tests.support.node_pairs import Move, move_between, state_at
 from tests.support.private_libvirt_host import eventually
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass
@@ -57,7 +57,7 @@ async def under_way(move: Move) -> pb.MigrationToken:
 
 async def test_vm_moves_between_two_processes_and_shows_that_it_comes(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    async with mock_node(tmp_path / "n1", images, 64) as source, mock_node(tmp_path / "n2", images) as target:
+    async with mock_node(tmp_path / "n1", images, 24) as source, mock_node(tmp_path / "n2", images) as target:
         move = await running_vm(source, target)
         token = await under_way(move)
 
@@ -91,7 +91,7 @@ async def test_target_killed_meanwhile_leaves_the_vm(tmp_path: Path) -> None:
     images = tmp_path / "images"
     async with AsyncExitStack() as stack:
         target = await stack.enter_async_context(mock_node(tmp_path / "n2", images))
-        source = await stack.enter_async_context(mock_node(tmp_path / "n1", images, 64))
+        source = await stack.enter_async_context(mock_node(tmp_path / "n1", images, 16))
         move = await running_vm(source, target)
         token = await under_way(move)
 

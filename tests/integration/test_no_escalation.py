@@ -16,7 +16,7 @@ import pytest_asyncio
 from tests.support.closed_cluster import ADMINISTRATOR, PASSWORD, ClosedCluster, closed_cluster
 from tests.support.running_control_plane import JsonAnswer
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 HELENS: Final = (
     *("user.read", "user.create", "user.update", "user.delete", "role.read", "role.create", "role.update"),

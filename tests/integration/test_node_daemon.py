@@ -91,7 +91,7 @@ async def test_vm_life_over_grpc_is_reported_with_growing_counts(
         await node.PauseVM(on(vm_id))
         await node.ResumeVM(on(vm_id))
         await node.RebootVM(on(vm_id))
-        await node.StopVM(pb.StopVMRequest(vm_id=vm_id, timeout_seconds=5))
+        await node.StopVM(pb.StopVMRequest(vm_id=vm_id, timeout_seconds=60))
         stopped = await node.GetVMStatus(on(vm_id))
         assert stopped.state == pb.POWER_STATE_STOPPED
         assert stopped.state_change_count > status.state_change_count
@@ -245,7 +245,7 @@ async def test_health_reflection_and_metrics_answer(tmp_path: Path) -> None:
             )
         assert answer.status == HEALTHY
         url = f"http://{daemon.listening['metrics_address']}/metrics"
-        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode())
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read().decode())
         method = "/limiquantix.node.v1.NodeDaemonService/HealthCheck"
         assert f'limiquantix_rpc_calls_total{{code="OK",method="{method}"}} 1.0' in text
 
@@ -337,7 +337,7 @@ async def test_guest_on_libvirt_boots_survives_kill_9_and_is_reported_when_destr
             )
             await node.StartVM(on(vm_id))
             await console_log_with(node, vm_id, power_button_guest.HELLO)
-            await node.StopVM(pb.StopVMRequest(vm_id=vm_id, timeout_seconds=20))
+            await node.StopVM(pb.StopVMRequest(vm_id=vm_id, timeout_seconds=60))
             await node.DeleteVM(on(vm_id))
             assert await virsh(libvirt.uri, "list", "--all", "--name") == ""
             assert not (tmp_path / "images" / vm_id).exists()

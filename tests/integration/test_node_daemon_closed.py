@@ -26,7 +26,7 @@ from tests.support.fake_control_plane import fake_control_plane
 from tests.support.node_daemon_process import DEADLINE_S, client, command, environment, node_daemon, refusal
 from tests.support.own_cluster import admit, credentials_of, node_credentials, own_cluster
 
-CALL_S = 10.0
+CALL_S = 60.0
 Ask = Callable[[grpc.aio.Channel], Awaitable[Any]]
 
 

@@ -271,7 +271,7 @@ async def test_force_stop_ends_a_graceful_stop_over_the_wire(tmp_path: Path) -> 
         await node.StartVM(on(request.vm_id, 5))
         stopping = node.StopVM(pb.StopVMRequest(vm_id=request.vm_id, timeout_seconds=600, generation=6))
         await asyncio.wait([asyncio.ensure_future(stopping)], timeout=0.2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             await node.ForceStopVM(on(request.vm_id, 7))
             error = await refusal(stopping)
         assert (error.reason, error.metadata["newest"]) == ("STALE_GENERATION", "7")

@@ -22,7 +22,7 @@ async def test_vms_end_with_the_machine_and_not_with_the_daemon(tmp_path: Path, 
     vm_id = str(uuid.uuid4())
     async with fake_control_plane() as plane:
         async with (
-            node_daemon(tmp_path, plane.address, shutdown={"marker_path": str(marker), "vm_stop_secs": 5}) as daemon,
+            node_daemon(tmp_path, plane.address, shutdown={"marker_path": str(marker), "vm_stop_secs": 30}) as daemon,
             client(daemon) as stub,
         ):
             await plane.until(lambda: len(plane.heartbeats) > 0)

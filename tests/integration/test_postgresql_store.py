@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from alembic import command
@@ -83,7 +84,7 @@ async def test_statements_are_prepared_unless_the_address_says_no(url: str, para
 
 async def test_store_opens_no_more_connections_than_its_limits_and_closes_them(url: str) -> None:
     server, name = shared_server().server, str(make_url(url).database)
-    store = create_store(url, LIMITS)
+    store = create_store(url, replace(LIMITS, total_s=60, connection_wait_s=60))  # so that nobody waits in vain
     await store.open()
     work = [vm_in(store, "any") for _ in range(50)] + [store.run(lambda tx: tx.get_vm("any")) for _ in range(50)]
     assert await asyncio.gather(*work) == [None] * 100

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from controlplane.power.interface import PowerFailed
 from controlplane.power.ipmi import IpmiAgent
 from controlplane.power.redfish import RedfishAgent
 from tests.support import power_button_guest
+from tests.support.ports import own_port
 from tests.support.power_emulators import emulator_bin, ipmi_emulator, redfish_emulator
 from tests.support.private_libvirt_host import (
     eventually,
@@ -37,9 +37,9 @@ pytest.importorskip("libvirt")
 
 USERNAME = "fencing"
 PASSWORD = "Tr0ub4dor-secret"
-LIMIT_S = 15.0
+LIMIT_S = 60.0
 SHORT_LIMIT_S = 2.0
-SLACK_S = 5.0
+SLACK_S = 20.0
 """The machine may be busy with other tests."""
 
 
@@ -84,12 +84,6 @@ async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
         yield Machine(libvirt.uri, tmp_path)
 
 
-def free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Have a process and its children stand still."""
@@ -103,11 +97,13 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(process.pid, signal.SIGCONT)
 
 
-async def assert_fails(controller: AgentController, *, words: str = "not off within") -> None:
+async def assert_fails(
+    controller: AgentController, *, words: str = "not off within", limit_s: float = SHORT_LIMIT_S
+) -> None:
     begun_s = time.monotonic()
     with pytest.raises(PowerFailed, match=words) as caught:
-        await controller.cut(SHORT_LIMIT_S)
-    assert time.monotonic() - begun_s < SHORT_LIMIT_S + SLACK_S
+        await controller.cut(limit_s)
+    assert time.monotonic() - begun_s < limit_s + SLACK_S
     assert PASSWORD not in str(caught.value)
 
 
@@ -115,7 +111,7 @@ async def test_redfish_cuts_the_power_and_tells_when_it_cannot(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    port = free_port(socket.SOCK_STREAM)
+    port = own_port()
     device = RedfishDevice(
         host="h1",
         agent="redfish",
@@ -129,7 +125,7 @@ async def test_redfish_cuts_the_power_and_tells_when_it_cannot(
     with structlog.testing.capture_logs() as logs:
         async with redfish_emulator(machine.directory, machine.uri, port, USERNAME, PASSWORD) as emulator:
             await machine.start()
-            await assert_fails(AgentController(RedfishAgent(wrong)), words="status 401")
+            await assert_fails(AgentController(RedfishAgent(wrong)), words="status 401", limit_s=LIMIT_S)
             with stopped(emulator.pid):
                 await assert_fails(controller, words="not off within")
             await eventually_started(machine)
@@ -146,7 +142,7 @@ async def test_ipmi_cuts_the_power_and_tells_when_it_cannot(machine: Machine, ca
     if shutil.which("ipmitool") is None:
         leave_out("ipmitool is not installed")
     caplog.set_level(logging.DEBUG)
-    ports = (free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM))
+    ports = (own_port(), own_port())
     device = IpmiDevice(
         host="h1",
         agent="ipmi",

@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def run(*words: str | Path) -> str:
-    return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 @pytest.fixture(params=["64k", "4k", "1M"], ids=lambda size: f"clusters of {size}")

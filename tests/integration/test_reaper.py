@@ -28,7 +28,7 @@ ORPHAN_THAT_IGNORES_SIGTERM = """
 
 
 def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 
 
 def python(text: str) -> list[str]:
@@ -76,7 +76,7 @@ def test_reaper_stopped_ends_an_orphan_that_ignores_sigterm_and_cleans_up_last(t
 
         reaper.terminate()
 
-        assert reaper.wait(timeout=20) == 128 + signal.SIGTERM
+        assert reaper.wait(timeout=60) == 128 + signal.SIGTERM
     assert not is_running(orphan)
     assert cleaned.exists()
 
@@ -93,7 +93,7 @@ def test_reaper_told_to_stop_tells_the_command(sent: signal.Signals, received: s
 
         reaper.send_signal(sent)
 
-        assert reaper.wait(timeout=20) == 42
+        assert reaper.wait(timeout=60) == 42
 
 
 def test_reaper_command_gone_without_a_request_to_stop_leaves_its_orphans_running() -> None:
@@ -105,7 +105,7 @@ def test_reaper_command_gone_without_a_request_to_stop_leaves_its_orphans_runnin
 
         os.kill(orphan, signal.SIGKILL)
 
-        assert reaper.wait(timeout=20) == 0
+        assert reaper.wait(timeout=60) == 0
 
 
 def test_reaper_parent_killed_takes_everything_along() -> None:

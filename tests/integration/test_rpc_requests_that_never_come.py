@@ -38,7 +38,7 @@ SERVICE = "limiquantix.compute.v1.OperationService"
 METHODS = (f"/{SERVICE}/GetOperation", f"/{SERVICE}/WatchOperation", "/grpc.health.v1.Health/Check")
 ID = "0b0f5d3e-6d0b-4f0e-9c55-3f1b5f3a7c11"
 WORD = literal("authorization", "Bearer right")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 STREAM_COUNT = 100
 
 

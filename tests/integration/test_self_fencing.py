@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 
 from hypervisor.processes import VmProcess, find_vm_processes, is_alive
@@ -30,14 +29,15 @@ from tests.support.private_libvirt_host import (
     descendants,
     eventually,
     private_libvirt,
+    process_name,
     skip_unless_private_libvirt,
 )
 
-LEASE_MS = 4000
-BEATS_PER_LEASE = 3
+LEASE_MS = 8000
+BEATS_PER_LEASE = 5
 """A heartbeat waits a second for a libvirt that hangs, and the next one comes a second after its answer."""
 KILL_NS = 1_000_000_000
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def answer(lease_ms: int = LEASE_MS, **fields: Any) -> pb.UpdateHeartbeatResponse:
@@ -107,9 +107,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         for plane in (first, second):
             plane.heartbeat_answer = answer()
         assert libvirt.reaper_pid is not None
-        daemons = [
-            pid for pid in descendants(libvirt.reaper_pid) if psutil.Process(pid).name() in ("libvirtd", "virtqemud")
-        ]
+        daemons = [pid for pid in descendants(libvirt.reaper_pid) if process_name(pid) in ("libvirtd", "virtqemud")]
         (tmp_path / "images").mkdir()
         serial_guests.write_disk(tmp_path / "images" / "counter.raw", serial_guests.COUNTER)
         world = Scene(tmp_path, libvirt.uri, libvirt.socket.parent / "qemu", daemons[0], (first, second))
@@ -159,7 +157,10 @@ async def test_protected_vm_lives_as_long_as_the_lease_whatever_hangs_beside_it(
 
         # no lease: it is not started, and libvirt knows it as crashed
         async def is_crashed() -> bool | None:
-            status = await stub.GetVMStatus(node_pb.VMIdRequest(vm_id=scene.vm_id))
+            try:
+                status = await stub.GetVMStatus(node_pb.VMIdRequest(vm_id=scene.vm_id))
+            except grpc.aio.AioRpcError:  # libvirt has not yet got over what hung in it
+                return None
             return True if status.state == node_pb.POWER_STATE_CRASHED else None
 
         await eventually(is_crashed, "the crash being noticed")
@@ -183,7 +184,7 @@ async def test_protected_vm_lives_as_long_as_the_lease_whatever_hangs_beside_it(
 
 async def test_restarted_daemon_keeps_the_vm_its_guard_and_what_it_was_told(scene: Scene) -> None:
     for plane in scene.planes:
-        plane.heartbeat_answer = answer(30_000, epoch=3, fence_token=7)
+        plane.heartbeat_answer = answer(100_000, epoch=3, fence_token=7)
     async with scene.daemon() as (process, stub):
         await scene.fences_itself()
         scene.vm_id = await protected_vm(stub)
@@ -213,7 +214,7 @@ async def test_restarted_daemon_keeps_the_vm_its_guard_and_what_it_was_told(scen
         assert again.pid == report.pid
     assert qemu is not None
     assert is_alive(qemu)
-    assert time.clock_gettime_ns(time.CLOCK_BOOTTIME) - report.beat_ns < 30_000_000_000
+    assert time.clock_gettime_ns(time.CLOCK_BOOTTIME) - report.beat_ns < 100_000_000_000
 
 
 async def test_vm_of_another_host_is_adopted_with_its_disk_and_runs(scene: Scene) -> None:

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "setup-host.sh"
 
 def run(*words: str, path: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/bin/sh", str(SCRIPT), *words], env={"PATH": path}, capture_output=True, text=True, timeout=30, check=False
+        ["/bin/sh", str(SCRIPT), *words], env={"PATH": path}, capture_output=True, text=True, timeout=120, check=False
     )
 
 

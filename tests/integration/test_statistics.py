@@ -21,7 +21,7 @@ from nodedaemon.usage_rates import SHORTEST_S, VmUsage
 from tests.support import serial_guests
 from tests.support.private_libvirt_host import eventually, private_libvirt, skip_unless_private_libvirt, virsh
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 WRITES = 8
 WRITTEN_BYTES = WRITES * 64 * 512
 
@@ -99,12 +99,21 @@ async def test_fault_16_busy_guest_shows_its_cpu_and_one_that_sleeps_does_not(gu
     for config in (busy, idle):
         await guests.heard(config.vm_id, b"R")
     process = psutil.Process(find_processes([busy.vm_id])[busy.vm_id].pid)
-    first, used_s = await guests.sample(), sum(process.cpu_times()[:2])
-    await asyncio.sleep(1.0)  # what is measured is a time
-    second, used_s = await guests.sample(), sum(process.cpu_times()[:2]) - used_s
 
-    busy_percent = of(second, busy.vm_id).rates.cpu_percent
-    assert busy_percent == pytest.approx(min(100.0, 100 * used_s / (second.at_s - first.at_s)), rel=0.2)
+    async def sampled() -> tuple[float, Sample, float]:
+        """Sample, and say what the process had used before and after: how long that takes is up to the machine."""
+        before_s = sum(process.cpu_times()[:2])
+        sample = await guests.sample()
+        return before_s, sample, sum(process.cpu_times()[:2])
+
+    before_first_s, first, after_first_s = await sampled()
+    await asyncio.sleep(1.0)  # what is measured is a time
+    before_second_s, second, after_second_s = await sampled()
+
+    busy_percent, elapsed_s = of(second, busy.vm_id).rates.cpu_percent, second.at_s - first.at_s
+    least_percent = 100 * (before_second_s - after_first_s) / elapsed_s
+    most_percent = 100 * (after_second_s - before_first_s) / elapsed_s
+    assert 0.9 * min(100.0, least_percent) <= busy_percent <= 1.1 * most_percent
     assert busy_percent > 3 * of(second, idle.vm_id).rates.cpu_percent
     assert second.vms_error == ""
     await guests.backend.force_stop(busy.vm_id)
@@ -152,6 +161,6 @@ async def test_statistics_of_a_domain_of_another_tool_are_told_without_ids_of_ou
     )
     await virsh(guests.uri, "define", str(document))
     await guests.backend.start(vm_id)
-    counters = of(await guests.sample(), vm_id).counters
+    counters = of(await guests.sampled(with_error=False), vm_id).counters
     assert counters.name == "foreign"
     assert [(disk.disk_id, disk.target) for disk in counters.disks] == [("", "sdb")]

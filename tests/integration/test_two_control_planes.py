@@ -22,8 +22,8 @@ from sqlalchemy import create_engine, make_url, text
 from tests.support.databases import FRESH_DATABASES
 from tests.support.processes import ControlPlaneProcess, MockNodeProcess, start_control_plane, start_mock_node
 
-LEASE_S = 2
-DEADLINE_S = 30.0
+LEASE_S = 4
+DEADLINE_S = 60.0
 SERVICE = "limiquantix.compute.v1"
 
 Document = dict[str, Any]
@@ -89,19 +89,24 @@ class ClaimSampler:
         """(claimed, sum of the VMs, capacity)"""
 
     def __enter__(self) -> ClaimSampler:
+        self._look()  # before anything is claimed
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ends.set()
         self._thread.join()
+        self._look()
         self._engine.dispose()
 
     def _run(self) -> None:
         while not self._ends.wait(0.002):
-            with self._engine.connect() as connection:
-                claimed, used, capacity = connection.execute(self._QUERY).one()
-                self.samples.append((int(claimed), int(used), int(capacity)))
+            self._look()
+
+    def _look(self) -> None:
+        with self._engine.connect() as connection:
+            claimed, used, capacity = connection.execute(self._QUERY).one()
+            self.samples.append((int(claimed), int(used), int(capacity)))
 
 
 def test_parallel_creates_through_both_place_exactly_what_fits(

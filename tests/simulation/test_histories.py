@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.simulation.cluster.runs import run_many
+
+pytestmark = pytest.mark.timeout(900)  # much is worked out at once, whatever else the machine does
 
 HISTORY_COUNT = 200
 SEEDS = Path(__file__).parent / "seeds.txt"

@@ -10,6 +10,8 @@ from tests.simulation.cluster.history import Outcome
 from tests.simulation.cluster.mutants import SEED_COUNT, mutants
 from tests.simulation.cluster.runs import seek_all
 
+pytestmark = pytest.mark.timeout(900)  # much is worked out at once, whatever else the machine does
+
 FOUND_AT = Path(__file__).parent / "mutants.txt"
 
 

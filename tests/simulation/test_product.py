@@ -10,6 +10,8 @@ import pytest
 from tests.simulation.product.broken import RULES, SEED_COUNT
 from tests.simulation.product.runs import Told, run_many, seek
 
+pytestmark = pytest.mark.timeout(900)  # much is worked out at once, whatever else the machine does
+
 HERE = Path(__file__).parent
 LONG_COUNT = 100
 MORE_SEED_COUNT = 5

@@ -205,7 +205,7 @@ class World:
 
     async def settle(self) -> None:
         """Wait until no operation of this process is under way."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.worker.idle()
 
     async def report_everything(self, node_id: str) -> SyncOutcome:

@@ -24,7 +24,7 @@ from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME
 FoundT = TypeVar("FoundT")
 
 COMMAND = Path(sys.executable).with_name("limiquantix")
-START_TIMEOUT_S = 150.0
+START_TIMEOUT_S = 250.0
 STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 
@@ -38,7 +38,7 @@ class CallRefused(Exception):
         self.document = document
 
 
-def wait_for(look: Callable[[], FoundT | None], what: str, deadline_s: float = 30.0) -> FoundT:
+def wait_for(look: Callable[[], FoundT | None], what: str, deadline_s: float = 60.0) -> FoundT:
     """Return what `look` finds as soon as it finds something; fails naming `what` when it never does."""
     until_s = time.monotonic() + deadline_s
     while True:
@@ -49,21 +49,23 @@ def wait_for(look: Callable[[], FoundT | None], what: str, deadline_s: float = 3
         time.sleep(_POLL_S)
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """Command line of a process; nothing of one that has ended."""
+    try:
+        words: list[str] = [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
+    except psutil.Error:
+        return []
+    return words
+
+
 def processes_of(data_dir: Path) -> list[psutil.Process]:
     """Every process whose command line names the data directory, but zombies."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(data_dir) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    return [process for process in psutil.process_iter() if str(data_dir) in " ".join(words_of(process))]
 
 
 def leftovers_of(data_dir: Path) -> list[str]:
     """Processes, mounts and sockets that name the data directory."""
-    left = [f"process {process.pid} {' '.join(process.cmdline())}" for process in processes_of(data_dir)]
+    left = [f"process {process.pid} {' '.join(words_of(process))}" for process in processes_of(data_dir)]
     left += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if str(data_dir) in line]
     left += [f"socket {path}" for path in data_dir.rglob("*") if path.is_socket()]
     return left
@@ -180,12 +182,12 @@ class DevCluster:
             check=True,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
         ).stdout.strip()
 
     def daemon(self, module: str) -> psutil.Process:
         """The process of one daemon: `controlplane` or `nodedaemon`."""
-        found = [p for p in processes_of(self.data_dir) if p.cmdline()[1:3] == ["-m", module]]
+        found = [p for p in processes_of(self.data_dir) if words_of(p)[1:3] == ["-m", module]]
         assert len(found) == 1, found
         return found[0]
 

@@ -19,6 +19,7 @@ from limiquantix.errors import FailedPrecondition, Reason
 from tests.support.control_plane_world import World
 from tests.support.databases import fresh_sqlite
 from tests.support.simple_moves import SimpleMigrateVm, Traffic
+from tests.support.stores import PATIENT
 
 AT_ONCE = Caller(waits=False)
 
@@ -38,7 +39,7 @@ def immovable(name: str) -> FailedPrecondition:
 @asynccontextmanager
 async def drain_world(directory: Path, scheduler: SchedulerConfig | None = None) -> AsyncIterator[DrainWorld]:
     """Make a world with one node, to which others may come."""
-    store = create_store(fresh_sqlite(directory))
+    store = create_store(fresh_sqlite(directory), PATIENT)
     await store.open()
     traffic = Traffic()
     workflows = (SimpleMigrateVm(traffic),)
@@ -76,7 +77,7 @@ async def operation_of(world: World, kind: str = DrainNode.kind) -> Operation:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Look until a condition holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - other processes write what is waited for
             await asyncio.sleep(0.01)
 

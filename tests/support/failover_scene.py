@@ -117,7 +117,7 @@ class FailoverScene:
     async def fail_over(self, fence_id: str, **parameters: Any) -> Operation:
         """Order it, and wait until it has ended."""
         operation = await self.ask(fence_id, **parameters)
-        return await self.world.desk.ended(operation.id, 10)
+        return await self.world.desk.ended(operation.id, 60)
 
     async def events(self, kind: EventType) -> list[Event]:
         """Read the events of a kind, newest first."""

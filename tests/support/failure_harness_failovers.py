@@ -115,7 +115,7 @@ class FailoverScene(MigrationScene):
             ApiError: it failed with that.
         """
         submitted = await plane.desk.submit(order, caller)
-        operation = await plane.desk.ended(submitted.id, 10)
+        operation = await plane.desk.ended(submitted.id, 60)
         if operation.fault is not None:
             raise operation.fault.error()
 

@@ -36,7 +36,7 @@ from tests.support.migration_cluster import node_spec
 
 __all__ = ["CASES", "MigrationCase", "MigrationScene", "Outcome", "run_once"]
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 _POLL_S = 0.006
 _GONE_S = 0.25
 """How long a daemon stays away if the operation does not give up before."""

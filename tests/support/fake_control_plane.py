@@ -18,7 +18,7 @@ from limiquantix.rpc.identity import identity_of_peer
 from limiquantix.rpc.validation import violations_of
 from tests.support.own_cluster import control_plane_credentials, own_cluster
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @dataclass

@@ -19,7 +19,7 @@ from nodedaemon.self_fencing.orders import Report, read_report
 from tests.support.node_daemon_process import environment
 
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 _SLEEPER = "import time; time.sleep(600)"
 _DAEMON = """
 import json, sys, time

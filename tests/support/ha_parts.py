@@ -32,7 +32,7 @@ from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
 from tests.support.private_libvirt_host import virsh
 
 PLANES_ADDRESS: Final = "10.97.0.250"
-CALL_S: Final = 10.0
+CALL_S: Final = 30.0
 DEADLINE_S: Final = 90.0
 _PEOPLE_FROM: Final = 8081
 _HTTP_FROM: Final = 8181

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import re
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
@@ -28,14 +27,15 @@ from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from tests.support import serial_guests
 from tests.support.libvirt_hosts import MigrationHost
 from tests.support.libvirt_nodes import LibvirtNode
+from tests.support.ports import own_port
 from tests.support.private_libvirt_host import eventually
 from tests.support.processes import start_control_plane
 
-DEADLINE_S: Final = 60.0
+DEADLINE_S: Final = 150.0
 MEMORY_MIB: Final = 16
 WATCH_INTERVAL_S: Final = 0.05
 _SETTINGS: Final[dict[str, Any]] = {
-    "operations": {"lease_s": 1},
+    "operations": {"lease_s": 3},
     "scheduler": {"cpu_overcommit_ratio": 16.0, "reserved_cores": 0, "reserved_memory_mib": 0},
     "nodes": {"heartbeat_interval_s": 1},
 }
@@ -54,7 +54,7 @@ class Plane:
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         self._directory = directory
         self._settings = settings
-        self._address = f"127.0.0.1:{_free_port()}"
+        self._address = f"127.0.0.1:{own_port()}"
         self._process = ExitStack()
         self._kill = self._process.close
         self._channel: grpc.aio.Channel | None = None
@@ -311,9 +311,3 @@ class _Eye:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -220,7 +220,8 @@ def _seed_cache(cache: Path) -> None:
     """Give a host what an earlier one learnt about QEMU, which costs it more than a second."""
     known = TEST_CACHE_DIR / "libvirt"
     if known.is_dir() and not cache.exists():
-        shutil.copytree(known, cache, ignore_dangling_symlinks=True)
+        with suppress(OSError):  # another process's libvirt learns just now, and a file of it went away
+            shutil.copytree(known, cache, ignore_dangling_symlinks=True)
 
 
 def _keep_cache(host: MigrationHost) -> None:
@@ -253,7 +254,7 @@ def _namespaces() -> list[str]:
 def _run(program: str, *words: str) -> str:
     found = shutil.which(program, path=_PATH)
     done = subprocess.run(
-        [found or program, *words], check=False, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+        [found or program, *words], check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
         raise RuntimeError(f"{program} {' '.join(words)}: {done.stderr.strip()[-300:]}")

@@ -14,7 +14,7 @@ from hypervisor.types import CpuTopology, DirectBoot, VmConfig
 from tests.support.private_libvirt_host import TEST_CACHE_DIR, eventually
 
 MEMORY_MIB = 128
-BOOT_DEADLINE_S = 60.0
+BOOT_DEADLINE_S = 100.0
 
 
 async def linux_config() -> VmConfig:
@@ -52,7 +52,7 @@ class LinuxGuest:
         assert result.exit_code == 0, f"{script!r} ended with {result.exit_code}: {result.stderr.decode()}"
         return result.stdout.decode().strip()
 
-    async def until(self, script: str, what: str, deadline_s: float = 20.0) -> None:
+    async def until(self, script: str, what: str, deadline_s: float = 60.0) -> None:
         """Wait until a script ends well."""
 
         async def look() -> bool | None:

@@ -45,7 +45,7 @@ class Cluster:
         return await self.world.migrations.start(self.vm.id, wanted, Caller(principal="ann"))
 
     async def ended(self, operation: Operation) -> Operation:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.world.desk.ended(operation.id)
 
     async def migrate(self, **wish: Any) -> Operation:
@@ -96,7 +96,7 @@ async def cluster_of(world: World, *, target: NodeSpec | None = None, start: boo
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for pause_s in itertools.repeat(0.01):
             if holds():
                 return

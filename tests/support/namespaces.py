@@ -13,7 +13,7 @@ from contextlib import suppress
 def run_tool(program: str, *words: str) -> str:
     """Run a program of iproute2; returns what it printed."""
     found = shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") or program
-    done = subprocess.run([found, *words], check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([found, *words], check=True, capture_output=True, text=True, timeout=60)
     return done.stdout
 
 

@@ -24,7 +24,7 @@ from tests.support import own_cluster
 if TYPE_CHECKING:  # the asynchronous stub's type exists for type checkers only
     from limiquantix.node.v1.node_daemon_pb2_grpc import NodeDaemonServiceAsyncStub
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @dataclass

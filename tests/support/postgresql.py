@@ -36,8 +36,8 @@ CI, its absence is a fault of the set-up."""
 OWNER = "limiquantix"
 """Role that owns everything, the server's superuser; nobody is asked for a password on the socket."""
 
-_START_DEADLINE_S = 30.0
-_STOP_DEADLINE_S = 20.0
+_START_DEADLINE_S = 60.0
+_STOP_DEADLINE_S = 60.0
 _POLL_S = 0.02
 _KEPT_DATABASE_COUNT = 20
 """A database takes 8 MB of disk. Those of tests that ended long ago are dropped."""
@@ -309,11 +309,11 @@ def _until_gone(pids: list[int]) -> None:
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def wait_until(holds: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
+def wait_until(holds: Callable[[], bool], what: str, deadline_s: float = 60.0) -> None:
     """Wait until something is so, and fail if it does not come about."""
     deadline = time.monotonic() + deadline_s
     while not holds():

@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.support.private_libvirt_host import TEST_CACHE_DIR, descendants, eventually
 
 PACKAGES = ("sushy-tools==2.2.0", "virtualbmc==3.3.0", "bcrypt>=4,<6", "setuptools")
-INSTALL_LIMIT_S = 110.0
+INSTALL_LIMIT_S = 250.0
 
 
 def emulator_bin() -> Path:

@@ -55,7 +55,7 @@ async def virsh(uri: str, *words: str) -> str:
     process = await asyncio.create_subprocess_exec(
         "virsh", "--quiet", "--connect", uri, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         output, complaint = await process.communicate()
     if process.returncode != 0:
         raise RuntimeError(f"virsh {' '.join(words)}: {complaint.decode().strip()}")
@@ -87,7 +87,7 @@ def domain_xml(name: str, image: GuestImage, serial_log: Path, memory_mib: int =
 """
 
 
-async def eventually(look: Callable[[], Awaitable[T | None]], what: str, deadline_s: float = 30.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T | None]], what: str, deadline_s: float = 60.0) -> T:
     """Return what `look` finds as soon as it finds something; fails naming `what` when it never does."""
     until_s = time.monotonic() + deadline_s
     while (found := await look()) is None:
@@ -111,6 +111,14 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
+def process_name(pid: int) -> str:
+    """Name a process; "" for one that ended meanwhile, as some do that libvirt runs for a moment."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def is_running(pid: int) -> bool:
     """Tell whether the process exists and is not merely waiting to be collected."""
     try:
@@ -119,7 +127,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pid: int, deadline_s: float = 20.0) -> None:
+def wait_until_gone(pid: int, deadline_s: float = 60.0) -> None:
     """Block until the process, not necessarily a child of ours, has ended; fails at the deadline."""
     try:
         descriptor = os.pidfd_open(pid)

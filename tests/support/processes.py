@@ -18,11 +18,12 @@ import yaml
 
 from tests.support import node_daemon_process
 from tests.support.entry import Entry, authority_of, prepare, security_settings
+from tests.support.ports import own_port
 
 FoundT = TypeVar("FoundT")
 
-START_DEADLINE_S = 30.0
-STOP_DEADLINE_S = 15.0
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 30.0
 _POLL_S = 0.05
 
 
@@ -94,7 +95,7 @@ def start_control_plane(
     settings: Mapping[str, Any] | None = None,
     *,
     grpc_listen: str = "127.0.0.1:0",
-    hosts_listen: str = "127.0.0.1:0",
+    hosts_listen: str = "",
 ) -> Iterator[ControlPlaneProcess]:
     """Run a control plane.
 
@@ -104,7 +105,8 @@ def start_control_plane(
             below `directory`.
         settings: what else its configuration file says.
         grpc_listen: where people and programs call it.
-        hosts_listen: where hosts call it; one that takes the place of another must be where that was.
+        hosts_listen: where hosts call it; one that takes the place of another must be where that was. "" for a port
+            that stays free for whoever takes its place.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ready_path = directory / "ready.json"
@@ -112,6 +114,7 @@ def start_control_plane(
     listen_flags = ("--http-listen", "127.0.0.1:0", "--grpc-listen", grpc_listen, "--ready-file", str(ready_path))
     url = database_url or f"sqlite:///{directory / 'state' / 'limiquantix.db'}"
     config_path = directory / "controlplane.yaml"
+    hosts_listen = hosts_listen or f"127.0.0.1:{own_port()}"
     key_file = (directory.parent if database_url else directory) / "secret.key"
     config_path.write_text(
         yaml.safe_dump(security_settings(directory, key_file, hosts_listen=hosts_listen) | dict(settings or {}))

@@ -47,7 +47,7 @@ def call_headers(path: str, *more: bytes) -> bytes:
 class RawConnection:
     """One connection that says what it is told to; as a context manager it closes."""
 
-    def __init__(self, port: int, timeout_s: float = 10.0) -> None:
+    def __init__(self, port: int, timeout_s: float = 60.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout_s)
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nodedaemon.vnc_cipher import answer_to
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class NotLetIn(Exception):

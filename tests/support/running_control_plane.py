@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from controlplane.app import Addresses, ControlPlane
-from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings
+from controlplane.config import ControlPlaneConfig, GrpcSettings, HttpSettings, NodeSettings
 from controlplane.state.factory import create_store
 from controlplane.state.interface import Store
 from controlplane.state.seals import NO_SEALS, Seals
@@ -182,6 +182,7 @@ async def running_control_plane(
     config = ControlPlaneConfig(
         http=HttpSettings(listen_address="127.0.0.1:0", cors_origins=list(cors_origins)),
         grpc=GrpcSettings(listen_address="127.0.0.1:0"),
+        nodes=NodeSettings(heartbeat_interval_s=3600),  # the host never beats, and must not be missed on a slow machine
     )
     plane = ControlPlane(config, store)
     addresses = await plane.start()

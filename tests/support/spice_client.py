@@ -7,7 +7,7 @@ import hashlib
 import os
 import struct
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 MAIN_CHANNEL, DISPLAY_CHANNEL = 1, 2
 _HEADER = struct.Struct("<4sIII")
 _KEY_BYTES = 162

@@ -16,6 +16,9 @@ class Switchboard:
 
     def __init__(self, target: str = "") -> None:
         self.target = target
+        self.lets_through = threading.Event()
+        """Cleared, it keeps whoever calls waiting, who then has the more patience."""
+        self.lets_through.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
 
@@ -45,6 +48,7 @@ class Switchboard:
         self.hang_up()
 
     def _connect(self, client: socket.socket) -> None:
+        self.lets_through.wait()
         host, _, port = self.target.rpartition(":")
         with client, contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port))) as server:
             self._open |= {client, server}

@@ -20,7 +20,7 @@ from tests.support.stores import vm_in
 
 MessageT = TypeVar("MessageT")
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Watcher(Generic[MessageT]):

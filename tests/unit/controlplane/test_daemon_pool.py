@@ -24,7 +24,7 @@ from limiquantix.rpc.server import RpcServer
 from tests.support.builders import make_id, make_node
 from tests.support.fake_daemons import FakeDaemon, serve
 
-SHORT = CallTimeouts(query_s=0.2, power_s=5, create_s=5)
+PATIENT = CallTimeouts(query_s=60, power_s=60, create_s=60)
 
 
 async def listen(daemon: FakeDaemon) -> tuple[RpcServer, str]:
@@ -34,7 +34,7 @@ async def listen(daemon: FakeDaemon) -> tuple[RpcServer, str]:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[GrpcDaemonPool]:
-    pool = GrpcDaemonPool(SHORT)
+    pool = GrpcDaemonPool(PATIENT)
     yield pool
     await pool.close()
 
@@ -145,16 +145,16 @@ async def test_host_that_does_not_listen_is_unavailable_and_named(pool: GrpcDaem
     assert caught.value.reason == Reason.NODE_UNREACHABLE
 
 
-async def test_host_that_does_not_answer_is_deadline_exceeded(
-    pool: GrpcDaemonPool, host: tuple[FakeDaemon, Node]
-) -> None:
+async def test_host_that_does_not_answer_is_deadline_exceeded(host: tuple[FakeDaemon, Node]) -> None:
     daemon, node = host
     gate = daemon.hold("vm_status")
+    pool = GrpcDaemonPool(CallTimeouts(query_s=0.2, power_s=60, create_s=60))
 
     with pytest.raises(DeadlineExceeded, match=node.hostname):
         await pool.daemon(node).vm_status(await put_vm(daemon))
 
     gate.release()
+    await pool.close()
 
 
 async def test_refusal_arrives_whole_and_a_defect_without_its_inside(

@@ -19,7 +19,7 @@ from tests.support.builders import make_node
 from tests.support.fake_daemons import FakeDaemon, unreachable
 from tests.support.private_libvirt_host import eventually
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 SECOND_S = 0.02
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ async def test_node_that_cannot_be_reached_is_unavailable_to_all_and_asked_anew_
 
 
 async def test_daemon_that_falls_silent_is_unavailable(daemons: OneDaemon) -> None:
-    feeds = MetricsFeeds(daemons, longest_silence_s=0.1)
+    feeds = MetricsFeeds(daemons, longest_silence_s=1.0)
     daemons.fake.metrics_second_s = 3600
     stream = feeds.watch(make_node(), 1)
     await take(stream, 1)

@@ -18,7 +18,7 @@ from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import CpuConfig, MemoryConfig, MigrationConfig, VmSpec
 from limiquantix.errors import ApiError, Code, FailedPrecondition, Reason
 from tests.support.builders import make_id
-from tests.support.control_plane_world import World
+from tests.support.control_plane_world import HASTY, World
 from tests.support.fake_daemons import unreachable
 from tests.support.fences import opened, proven, written
 from tests.support.migration_cluster import (
@@ -32,6 +32,14 @@ from tests.support.migration_cluster import (
     node_spec,
     until,
 )
+
+
+@pytest.fixture
+async def world(world: World) -> World:
+    """A process that asks hosts which fall silent for as long as they do, however slow the machine is."""
+    world.migration_rules = dataclasses.replace(HASTY, patience_s=600.0)
+    world.restart()
+    return world
 
 
 @pytest.fixture
@@ -107,7 +115,7 @@ async def test_disks_are_copied_where_no_storage_is_shared(world: World) -> None
 async def test_it_is_shown_as_migrating_meanwhile_and_reports_change_nothing(cluster: Cluster) -> None:
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     assert (await cluster.stored()).power_state == PowerState.MIGRATING
     await cluster.world.report_everything(cluster.source.id)
     await cluster.world.report_everything(cluster.target.id)
@@ -120,7 +128,7 @@ async def test_it_is_shown_as_migrating_meanwhile_and_reports_change_nothing(clu
 async def test_second_migration_waits_and_is_refused_when_the_vm_has_moved(cluster: Cluster) -> None:
     gate = cluster.here.hold("transfer")
     first = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     second = await cluster.begin()
     assert second.state == OperationState.QUEUED
     gate.release()
@@ -209,17 +217,20 @@ async def test_failed_transfer_leaves_it_running_at_the_source(cluster: Cluster)
 async def test_broken_stream_does_not_end_it(cluster: Cluster) -> None:
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     cluster.here.fail("migration_stream", unreachable())
     await asyncio.sleep(0.1)
     gate.release()
     await cluster.assert_at_target(await cluster.ended(operation))
 
 
-async def test_silent_source_is_waited_for(cluster: Cluster) -> None:
+async def test_silent_source_is_waited_for(world: World) -> None:
+    world.migration_rules = dataclasses.replace(HASTY, patience_s=600.0, confirmation_s=600.0)
+    world.restart()
+    cluster = await cluster_of(world)
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     cluster.here.fail("*", unreachable(), times=8)
     gate.release()
     await cluster.assert_at_target(await cluster.ended(operation))
@@ -229,7 +240,7 @@ async def test_target_that_dies_leaves_it_at_the_source_and_is_tidied_up_later(c
     cluster.here.migration_fault = "the target is gone"
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     cluster.there.fail("*", unreachable())
     gate.release()
     assert_fault(await cluster.ended(operation), Reason.MIGRATION_FAILED, "the target is gone")
@@ -247,7 +258,7 @@ async def test_target_that_dies_leaves_it_at_the_source_and_is_tidied_up_later(c
 async def test_cancelled_one_stays_and_runs(cluster: Cluster) -> None:
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     await cluster.world.desk.cancel(operation.id, "ann")
     ended = await cluster.ended(operation)
     assert ended.state == OperationState.CANCELLED
@@ -258,7 +269,7 @@ async def test_cancelled_one_stays_and_runs(cluster: Cluster) -> None:
 async def test_cancellation_that_comes_too_late_lets_it_arrive(cluster: Cluster) -> None:
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     cluster.here.sending[cluster.vm.id].is_post_copy = True
     await cluster.world.desk.cancel(operation.id, "ann")
     await until(lambda: "cancel_migration" in cluster.here.methods(cluster.vm.id))
@@ -290,20 +301,22 @@ async def test_no_more_go_at_once_than_their_nodes_carry(world: World) -> None:
     wish = MigrationWish(target_node_id=target.id)
     operations = [await world.migrations.start(vm.id, wish, Caller()) for vm in vms]
 
-    async def waiting() -> list[str]:
-        async with asyncio.timeout(10):
-            while True:
-                texts = {(await world.desk.get(each.id)).waiting_for for each in operations}
-                waits = sorted(text for text in texts if "turn" in text or "slot" in text)
-                if len(waits) == 3:
-                    return waits
-                await asyncio.sleep(0.01)
-
-    assert await waiting() == [
+    expected = [
         "a free slot",
         "its turn among the migrations: 1 before it",
         "its turn among the migrations: 2 before it",
     ]
+
+    async def waiting() -> None:
+        async with asyncio.timeout(60):
+            while True:
+                texts = {(await world.desk.get(each.id)).waiting_for for each in operations}
+                waits = sorted(text for text in texts if "turn" in text or "slot" in text)
+                if waits == expected:
+                    return
+                await asyncio.sleep(0.01)
+
+    await waiting()
     assert len(world.daemons.of(source.id).sending) == 2
     gate.release()
     ended = [await world.desk.ended(each.id) for each in operations]

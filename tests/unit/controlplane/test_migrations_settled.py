@@ -39,7 +39,7 @@ async def unsettled(cluster: Cluster) -> Operation:
     """Have both hosts fall silent while it is sent, until the operation has given up."""
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     cluster.here.fail("*", unreachable())
     cluster.there.fail("*", unreachable())
     ended = await cluster.ended(operation)
@@ -156,7 +156,7 @@ async def test_another_process_goes_on_with_it(cluster: Cluster, host: str, meth
     daemon: FakeDaemon = getattr(cluster, host)
     gate = daemon.hold(method)
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     await cluster.world.crash()
     gate.release()
     await cluster.world.take_over()
@@ -166,7 +166,7 @@ async def test_another_process_goes_on_with_it(cluster: Cluster, host: str, meth
 async def test_cancelled_one_whose_process_died_is_cancelled_by_the_next(cluster: Cluster) -> None:
     gate = cluster.here.hold("transfer")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     await cluster.world.worker.abandon()
     await cluster.world.desk.cancel(operation.id, "ann")
     await cluster.world.crash()
@@ -179,7 +179,7 @@ async def test_cancelled_one_whose_process_died_is_cancelled_by_the_next(cluster
 async def test_slow_process_whose_migration_another_one_ended_stops_without_a_defect(cluster: Cluster) -> None:
     gate = cluster.here.hold("end_migration")
     operation = await cluster.begin()
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     world = cluster.world
     run = Run(await world.desk.get(operation.id), world.store, world.daemons, world.clock)
     gate.release()

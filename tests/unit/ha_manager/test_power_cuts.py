@@ -25,7 +25,7 @@ from tests.support.ha_scene import (
 
 
 async def power_of(plane: HaPlane, node_id: str, *wanted: PowerResult) -> NodeSeen:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             seen = seen_node(await plane.round(), node_id)
             if seen.power in wanted:

@@ -35,6 +35,7 @@ from tests.support.draining import (
     with_vms,
 )
 from tests.support.fake_daemons import unreachable
+from tests.support.stores import PATIENT
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ async def test_repeated_request_is_one_drain(world: DrainWorld) -> None:
 
 
 async def test_drain_moves_vms_by_the_real_migrations_from_host_to_host(tmp_path: Path) -> None:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     world = World(store, choose=target_chooser(SchedulerConfig(), NodeMemory()))
     await world.worker.register()

@@ -33,6 +33,7 @@ from tests.support.draining import (
 )
 from tests.support.dying_store import DyingStore
 from tests.support.simple_moves import SimpleMigrateVm, Traffic
+from tests.support.stores import PATIENT
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ async def test_process_that_was_only_slow_stops_when_another_has_the_drain(world
     gate.set()
     ended = await world.desk.ended(operation.id)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await slow.idle()
     assert (ended.state, ended.owner_id) == (OperationState.SUCCEEDED, world.worker.replica_id)
     told = await world.desk.answer(ended, api.DrainNodeResponse())
@@ -115,7 +116,7 @@ async def test_process_that_dies_at_any_write_leaves_a_drain_that_the_next_one_f
     for write in range(1, 400):
         directory = tmp_path / str(write)
         directory.mkdir()
-        inner = create_store(fresh_sqlite(directory))
+        inner = create_store(fresh_sqlite(directory), PATIENT)
         await inner.open()
         try:
             has_died = await dies_and_is_finished(inner, write, after_commit=after_commit)
@@ -144,7 +145,7 @@ async def dies_and_is_finished(inner: Store, write: int, *, after_commit: bool) 
     caller = ANYBODY.with_request("r-1", "digest")
     asking = asyncio.ensure_future(drain(world, caller, force=True))
     death = asyncio.ensure_future(dying.died.wait())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.wait({asking, death}, return_when=asyncio.FIRST_COMPLETED)
     has_died = dying.died.is_set()
     death.cancel()

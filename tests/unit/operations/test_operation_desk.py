@@ -34,7 +34,7 @@ async def operations_of(world: World, resource_id: str = "") -> list[Operation]:
 
 async def until_recorded(world: World, vm_id: str, count: int) -> None:
     """Wait until the VM has so many operations."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(await operations_of(world, vm_id)) < count:  # noqa: ASYNC110 - the database has no event to wait for
             await asyncio.sleep(0)
 
@@ -135,7 +135,7 @@ async def test_waiting_ends_with_the_operation_or_with_its_time(world: World) ->
 
     assert (await world.desk.ended(operation.id, 0.01)).state == OperationState.RUNNING
     gate.release()
-    assert (await world.desk.ended(operation.id, 10)).state == OperationState.SUCCEEDED
+    assert (await world.desk.ended(operation.id, 60)).state == OperationState.SUCCEEDED
     await starting
     with pytest.raises(NotFound):
         await world.desk.ended(make_id())
@@ -151,7 +151,7 @@ async def test_followed_operation_is_seen_at_each_change_and_to_its_end(world: W
             seen.append(each)
             gate.release()
 
-    await asyncio.wait_for(follow(), 10)
+    await asyncio.wait_for(follow(), 60)
     await starting
 
     assert [each.state for each in seen] == [OperationState.RUNNING, OperationState.SUCCEEDED]
@@ -264,7 +264,7 @@ async def test_forced_stop_does_not_wait_for_a_graceful_one(world: World) -> Non
     graceful = asyncio.ensure_future(world.vms.stop(api.StopVMRequest(id=vm.id, timeout_sec=3600)))
     await gate.entered.wait()
 
-    stopped = await asyncio.wait_for(world.vms.stop(api.StopVMRequest(id=vm.id, force=True)), 10)
+    stopped = await asyncio.wait_for(world.vms.stop(api.StopVMRequest(id=vm.id, force=True)), 60)
 
     assert stopped.power_state == PowerState.STOPPED
     with pytest.raises(Aborted, match=r"vm.stop \(operation .*\) of the same VM goes before it") as caught:
@@ -281,7 +281,7 @@ async def test_forced_delete_goes_before_those_that_wait(world: World) -> None:
     second = asyncio.ensure_future(world.vms.reboot(api.RebootVMRequest(id=vm.id)))
     await until_recorded(world, vm.id, 3)
 
-    await asyncio.wait_for(world.vms.delete(api.DeleteVMRequest(id=vm.id, force=True)), 10)
+    await asyncio.wait_for(world.vms.delete(api.DeleteVMRequest(id=vm.id, force=True)), 60)
 
     with pytest.raises(Aborted):
         await first

@@ -179,7 +179,7 @@ async def test_operations_that_waited_for_a_dead_process_run_in_order(world: Wor
     waiting = [asyncio.ensure_future(world.vms.start(vm.id))]
     await gate.entered.wait()
     waiting += [asyncio.ensure_future(call) for call in (world.vms.pause(vm.id), world.vms.resume(vm.id))]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(await world.store.read(lambda tx: tx.queue_of(vm.id))) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
@@ -207,7 +207,7 @@ async def test_queued_operation_whose_turn_nobody_noticed_is_found(world: World)
     starting = asyncio.ensure_future(world.vms.start(vm.id))
     await gate.entered.wait()
     pausing = asyncio.ensure_future(world.vms.pause(vm.id))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(await world.store.read(lambda tx: tx.queue_of(vm.id))) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
     gate.release()
@@ -234,7 +234,7 @@ async def test_cancellation_asked_for_at_another_process_reaches_the_owner(world
     await world.desk.cancel(operation.id, "ann")
     await owner.look(0)
 
-    ended = await world.desk.ended(operation.id, 10)
+    ended = await world.desk.ended(operation.id, 60)
     assert ended.state == OperationState.CANCELLED
     with pytest.raises(Exception, match="ann asked for it"):
         await stopping

@@ -28,6 +28,7 @@ from tests.support.failover_scene import FailoverScene, failover_scene, protecte
 from tests.support.fake_daemons import unreachable
 from tests.support.fences import opened, proven, written
 from tests.support.migration_cluster import node_spec
+from tests.support.stores import PATIENT
 
 NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 NO_KVM = FailedPrecondition(Reason.HOST_LACKS, "no KVM")
@@ -35,7 +36,7 @@ NO_KVM = FailedPrecondition(Reason.HOST_LACKS, "no KVM")
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     choose = failover_chooser(SchedulerConfig(), NodeMemory())
     yield World(store, other_workflows=(FailoverVm(choose), RelocateVm(choose)))
@@ -152,7 +153,7 @@ async def test_finishing_the_failover_of_a_vm_that_was_deleted_before_it_began_e
     gate.release()
     await deleting
 
-    ended = await world.desk.ended(finishing.id, 10)
+    ended = await world.desk.ended(finishing.id, 60)
     assert ended.state == OperationState.FAILED
     assert ended.fault is not None
     assert ended.fault.reason == Reason.VM_NOT_FOUND

@@ -23,6 +23,7 @@ from tests.support.failover_scene import FailoverScene, failover_scene, world_wi
 from tests.support.fake_daemons import PAUSED, RUNNING, FakeVm, unreachable
 from tests.support.fences import opened, proven, written
 from tests.support.migration_cluster import assert_fault, node_spec
+from tests.support.stores import PATIENT
 
 NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 
@@ -30,7 +31,7 @@ NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """Hosts that fall silent are asked for long, as in the program."""
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     world = world_with_failover(store)
     world.migration_rules = replace(HASTY, patience_s=600.0)
@@ -49,7 +50,7 @@ async def on_its_way(scene: FailoverScene, at: str = "transfer") -> Operation:
     gate = scene.dead.hold(at)
     wish = MigrationWish(target_node_id=scene.other.id)
     operation = await scene.world.migrations.start(scene.vm.id, wish, Caller(principal="ann"))
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     return operation
 
 
@@ -69,7 +70,7 @@ async def test_what_did_not_arrive_is_started_at_the_target_from_its_disks(scene
     fence = await scene.die()
     scene.there.vms.pop(scene.vm.id)  # the stream broke, so its hypervisor dropped what had arrived
 
-    operation = await asyncio.wait_for(scene.fail_over(fence.id), 10)
+    operation = await asyncio.wait_for(scene.fail_over(fence.id), 60)
 
     assert operation.state == OperationState.SUCCEEDED, operation.fault
     await assert_runs_there(scene)
@@ -82,7 +83,7 @@ async def test_what_arrived_and_runs_is_left_to_run(scene: FailoverScene) -> Non
     fence = await scene.die()
     starts = scene.there.methods(scene.vm.id).count("start_vm")
 
-    operation = await asyncio.wait_for(scene.fail_over(fence.id), 10)
+    operation = await asyncio.wait_for(scene.fail_over(fence.id), 60)
 
     await scene.world.settle()
     await assert_runs_there(scene)
@@ -95,7 +96,7 @@ async def test_target_that_does_not_answer_holds_it_up_and_it_can_be_asked_for_a
     fence = await scene.die()
     scene.there.fail("*", unreachable())
 
-    operation = await asyncio.wait_for(scene.fail_over(fence.id), 20)
+    operation = await asyncio.wait_for(scene.fail_over(fence.id), 60)
 
     assert_fault(operation, Reason.MIGRATION_UNSETTLED)
     assert (await scene.stored()).node_id == scene.home.id
@@ -109,7 +110,7 @@ async def test_guest_that_stands_still_at_the_target_is_not_decided_about(scene:
     await on_its_way(scene)
     fence = await scene.die()
     assert scene.there.vms[scene.vm.id].state == PAUSED
-    operation = await asyncio.wait_for(scene.fail_over(fence.id), 20)
+    operation = await asyncio.wait_for(scene.fail_over(fence.id), 60)
     assert_fault(operation, Reason.MIGRATION_UNSETTLED, "source DEAD", "target PAUSED")
 
 
@@ -133,7 +134,7 @@ async def test_vm_whose_target_died_too_is_started_on_a_third_node(scene: Failov
     scene.there.fail("*", unreachable())
     await written(scene.world.store, proven(await opened(scene.world.store, scene.other.id), FENCE_METHOD_POWER_OFF))
 
-    operation = await asyncio.wait_for(scene.fail_over(fence.id, target_node_id=third.id), 20)
+    operation = await asyncio.wait_for(scene.fail_over(fence.id, target_node_id=third.id), 60)
 
     assert operation.state == OperationState.SUCCEEDED, operation.fault
     vm = await scene.stored()
@@ -176,14 +177,14 @@ async def test_vm_that_arrived_is_protected_only_if_its_new_host_noted_so(scene:
     scene.there.takes_leases = False
     wish = MigrationWish(target_node_id=scene.other.id)
     operation = await scene.world.migrations.start(scene.vm.id, wish, Caller(principal="ann"))
-    assert (await scene.world.desk.ended(operation.id, 10)).state == OperationState.SUCCEEDED
+    assert (await scene.world.desk.ended(operation.id, 60)).state == OperationState.SUCCEEDED
     assert not (await scene.stored()).is_protected
 
 
 async def test_vm_that_arrived_is_protected_from_its_first_moment(scene: FailoverScene) -> None:
     wish = MigrationWish(target_node_id=scene.other.id)
     operation = await scene.world.migrations.start(scene.vm.id, wish, Caller(principal="ann"))
-    assert (await scene.world.desk.ended(operation.id, 10)).state == OperationState.SUCCEEDED
+    assert (await scene.world.desk.ended(operation.id, 60)).state == OperationState.SUCCEEDED
     assert (await scene.stored()).is_protected
     assert scene.vm.id in scene.there.protected
 
@@ -196,7 +197,7 @@ async def test_death_of_the_source_does_not_tell_which_of_two_copies_of_a_disk_i
     fence = await scene.die()
     scene.there.vms.pop(scene.vm.id)
 
-    operation = await asyncio.wait_for(scene.fail_over(fence.id), 20)
+    operation = await asyncio.wait_for(scene.fail_over(fence.id), 60)
 
     assert_fault(operation, Reason.MIGRATION_UNSETTLED, "source SILENT", "target ABSENT")
     assert "end_migration" not in scene.there.methods(scene.vm.id)  # which would remove the copy there

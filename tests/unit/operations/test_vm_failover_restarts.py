@@ -17,6 +17,7 @@ from tests.support.control_plane_world import World
 from tests.support.databases import fresh_sqlite
 from tests.support.dying_store import DyingStore
 from tests.support.failover_scene import FailoverScene, failover_scene, world_with_failover
+from tests.support.stores import PATIENT
 
 NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 WRITES = 5
@@ -25,7 +26,7 @@ WRITES = 5
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     yield world_with_failover(DyingStore(store))
     await store.close()
@@ -53,7 +54,7 @@ async def test_failover_whose_process_died_happens_once(world: World, write: int
     assert isinstance(dying, DyingStore)
     dying.die_at(write, after_commit=after_commit)
     asking = asyncio.ensure_future(scene.ask(fence.id))
-    await asyncio.wait_for(dying.died.wait(), 10)
+    await asyncio.wait_for(dying.died.wait(), 60)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
 

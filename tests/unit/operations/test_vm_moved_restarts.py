@@ -25,6 +25,7 @@ from tests.support.databases import fresh_sqlite
 from tests.support.dying_store import DyingStore
 from tests.support.failover_scene import FailoverScene, failover_scene, protected_spec
 from tests.support.fake_daemons import STOPPED
+from tests.support.stores import PATIENT
 
 NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 START_WRITES = 4
@@ -35,7 +36,7 @@ RELOCATION_WRITES = 6
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     choose = failover_chooser(SchedulerConfig(), NodeMemory())
     yield World(DyingStore(store), other_workflows=(RelocateVm(choose), StartElsewhere(choose)))
@@ -58,7 +59,7 @@ async def die_at(world: World, write: int, work: asyncio.Future[object], *, afte
     dying = world.store
     assert isinstance(dying, DyingStore)
     dying.die_at(write, after_commit=after_commit)
-    await asyncio.wait_for(dying.died.wait(), 10)
+    await asyncio.wait_for(dying.died.wait(), 60)
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
 

@@ -87,7 +87,7 @@ async def test_vm_is_not_on_record_as_protected_before_its_host_noted_it(world: 
     vm = await made(world, ORDINARY)
     gate = world.host_of(vm).hold("set_vm_protection")
     changing = asyncio.ensure_future(change(world, vm, PROTECTED))
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     assert not (await stored(world, vm)).is_protected
     gate.release()
     await changing
@@ -98,7 +98,7 @@ async def test_vm_is_off_the_record_before_its_host_is_told(world: World) -> Non
     vm = await made(world, PROTECTED)
     gate = world.host_of(vm).hold("set_vm_protection")
     changing = asyncio.ensure_future(change(world, vm, ORDINARY))
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
     assert not (await stored(world, vm)).is_protected
     gate.release()
     await changing
@@ -158,7 +158,7 @@ async def test_repair_takes_it_off_the_record_first(world: World) -> None:
     gate = host.hold("set_vm_protection")
 
     await world.report_everything(vm.node_id)
-    await asyncio.wait_for(gate.entered.wait(), 10)
+    await asyncio.wait_for(gate.entered.wait(), 60)
 
     assert not (await stored(world, vm)).is_protected
     gate.release()

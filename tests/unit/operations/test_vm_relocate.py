@@ -23,6 +23,7 @@ from tests.support.databases import fresh_sqlite
 from tests.support.failover_scene import FailoverScene, failover_scene, protected_spec
 from tests.support.fake_daemons import STOPPED, unreachable
 from tests.support.migration_cluster import node_spec
+from tests.support.stores import PATIENT
 
 NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 NO_KVM = FailedPrecondition(Reason.HYPERVISOR_REFUSED, "no KVM")
@@ -30,7 +31,7 @@ NO_KVM = FailedPrecondition(Reason.HYPERVISOR_REFUSED, "no KVM")
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     choose = failover_chooser(SchedulerConfig(), NodeMemory())
     yield World(store, other_workflows=(RelocateVm(choose),))

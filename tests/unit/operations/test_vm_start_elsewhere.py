@@ -27,6 +27,7 @@ from tests.support.control_plane_world import World
 from tests.support.databases import fresh_sqlite
 from tests.support.failover_scene import FailoverScene, failover_scene, protected_spec
 from tests.support.migration_cluster import node_spec
+from tests.support.stores import PATIENT
 
 UNPROTECTED = VmSpec(cpu=CpuConfig(cores=1), memory=MemoryConfig(size_mib=128))
 NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
@@ -34,7 +35,7 @@ NOTHING, SIZE = Capacity(0, 0), Capacity(1, 128 * 2**20)
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     choose = failover_chooser(SchedulerConfig(), NodeMemory())
     yield World(store, other_workflows=(FailoverVm(choose), StartElsewhere(choose)))
@@ -190,7 +191,7 @@ async def test_of_a_start_and_a_failover_at_once_one_moves_it(world: World) -> N
     with pytest.raises(FailedPrecondition):
         await world.vms.start(scene.vm.id)
 
-    await world.desk.ended(failover.id, 10)
+    await world.desk.ended(failover.id, 60)
     vm = await scene.stored()
     assert (vm.node_id, vm.power_state) == (scene.other.id, PowerState.RUNNING)
     assert await world.allocated(scene.other.id) == SIZE

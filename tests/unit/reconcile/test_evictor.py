@@ -24,6 +24,7 @@ from tests.support.builders import START_OF_TIME, make_node, make_vm
 from tests.support.control_plane_world import World
 from tests.support.databases import fresh_sqlite
 from tests.support.simple_moves import SimpleMigrateVm, Traffic
+from tests.support.stores import PATIENT
 
 LATER = START_OF_TIME + timedelta(days=1)
 GPU = Taint(key="gpu", value="broken", effect=Taint.NO_EXECUTE)
@@ -128,7 +129,7 @@ class EvictionWorld(World):
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[EvictionWorld]:
     """A node on which VMs are made, before another one comes."""
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     traffic = Traffic()
     world = EvictionWorld(store, other_workflows=(SimpleMigrateVm(traffic),))

@@ -15,11 +15,12 @@ from limiquantix.errors import FailedPrecondition, Reason
 from tests.support.control_plane_world import World
 from tests.support.databases import fresh_sqlite
 from tests.support.failover_scene import FailoverScene, failover_scene, world_with_failover
+from tests.support.stores import PATIENT
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = create_store(fresh_sqlite(tmp_path))
+    store = create_store(fresh_sqlite(tmp_path), PATIENT)
     await store.open()
     yield world_with_failover(store)
     await store.close()

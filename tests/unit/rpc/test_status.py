@@ -59,7 +59,7 @@ async def _received(refusing: Refusing, error: ApiError) -> ApiError:
     servicer, stub = refusing
     servicer.error = error
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.GetVM(GetVMRequest(id=VM_ID), timeout=5)
+        await stub.GetVM(GetVMRequest(id=VM_ID), timeout=60)
     return from_rpc_error(caught.value, peer="test")
 
 

@@ -33,12 +33,12 @@ def test_registries_do_not_share_metrics() -> None:
 def test_metrics_server_serves_on_a_free_port_until_stopped() -> None:
     server = start_metrics_server("127.0.0.1:0", build_registry())
     url = f"http://127.0.0.1:{server.port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         assert b"process_resident_memory_bytes" in answer.read()
     server.stop()
     server.stop()
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(url, timeout=10)
+        urllib.request.urlopen(url, timeout=60)
 
 
 def test_metrics_server_on_a_taken_port_raises() -> None:

@@ -43,16 +43,15 @@ async def test_nobody_takes_as_long_as_somebody() -> None:
     passwords = Passwords()
     try:
         stored = await passwords.hash("correct horse battery")
-
-        async def best_s(against: str) -> float:
-            found = float("inf")
-            for _ in range(5):
+        best_s = {"": float("inf"), stored: float("inf")}
+        for round_number in range(200):
+            for against in ("", stored):
                 began_s = time.perf_counter()
                 await passwords.matches("wrong", against)
-                found = min(found, time.perf_counter() - began_s)
-            return found
-
-        assert 0.3 < await best_s("") / await best_s(stored) < 3
+                best_s[against] = min(best_s[against], time.perf_counter() - began_s)
+            if round_number >= 5 and 0.3 < best_s[""] / best_s[stored] < 3:
+                return  # the best of each is what it takes; what else the machine does only adds to it
+        raise AssertionError(best_s)
     finally:
         passwords.close()
 
