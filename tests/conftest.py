@@ -30,12 +30,32 @@ _WITH_CLUSTERS = "tests/e2e/"
 _OF_ONE_CASE = "tests/faults/test_every_boundary.py::"
 
 
+_LONGEST_FIRST = (
+    _WITH_CLUSTERS,
+    "tests/integration/test_ha_real_hosts.py",
+    "tests/faults/",
+    "tests/integration/",
+    "tests/simulation/",
+    "tests/contract/",
+)
+"""What takes minutes in one piece begins first, and what takes milliseconds fills the end, when one process after the
+other has nothing left to do."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the standard error of the process, which is pytest's own file while a test runs."""
     config.stash[_REAL_STDERR] = os.dup(2)
+    config.option.loadscopereorder = False  # by how many tests there are in a piece; see `_LONGEST_FIRST`
     # What a script starts in the background ignores Ctrl-C, and so do all that it starts: some tests press that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in the order in which they are handed out."""
+    items.sort(
+        key=lambda item: next((n for n, start in enumerate(_LONGEST_FIRST) if item.nodeid.startswith(start)), 99)
+    )
 
 
 class Grouping(LoadScopeScheduling):  # type: ignore[misc] # it has no types
