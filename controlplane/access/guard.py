@@ -84,6 +84,11 @@ class Guard:
         except Unauthenticated as error:
             await self._turn_away(method, origin, error)
             raise
+        except ApiError:
+            # Nobody can be known while the database is away; that is no flood of those who try again.
+            if self._noted is not None:
+                self._noted.stranger_called(origin.peer())
+            raise
         if principal is None:
             refusal = access_errors.not_logged_in()
             await self._turn_away(method, origin, refusal)
