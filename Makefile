@@ -27,7 +27,7 @@ demo: setup ## the same, but end once the VM has booted
 
 test: lint ## lint, then all tests, those with real VMs included
 	@echo '· pytest'
-	@$(BIN)/python -m pytest -q -n 3 --dist worksteal --max-worker-restart 2 $(ARGS)
+	@$(BIN)/python -m pytest -q -n 4 --dist worksteal --max-worker-restart 2 $(ARGS)
 
 test-faults: setup ## every fault at every step of every operation, and 250 random kills; prints the table
 	@LIMIQUANTIX_FAULTS=all $(BIN)/python -m pytest -q -n 2 --max-worker-restart 2 tests/faults $(ARGS)
