@@ -40,6 +40,9 @@ class FloodRules:
         most_bytes: of allowance kept; more calls at once do not add to it.
         idle_s: how long a connection may stand without a call, over which nobody known has ever called.
         max_unknown_count: of connections of one address over which nobody known has called; the newest are ended.
+        patience_s: for so long more may have come than is allowed: the call that explains it may be on its way. From
+            where a flood came lately it must be known by the next look.
+        excess_bytes: beyond what is allowed, with which nobody has patience.
         offences: so many connections ended for a flood within `offence_s` bar their address.
         barred_s: for so long.
         shared_barred_s: so long if many share the address who have nothing to do with each other; clients of theirs
@@ -54,14 +57,12 @@ class FloodRules:
     most_bytes: int = 512 * 2**20
     idle_s: float = 120.0
     max_unknown_count: int = 200
+    patience_s: float = 0.5
+    excess_bytes: int = 2**20
     offences: int = 3
     offence_s: float = 60.0
     barred_s: float = 60.0
     shared_barred_s: float = 2.0
-
-
-_OVERDRAWN_COUNT: Final = 2
-"""The call that explains what has come may be known a moment after it."""
 
 
 class Sockets(Protocol):
@@ -86,8 +87,8 @@ class _Account:
     called_s: float
     counted_s: float
     allowance_bytes: float
-    overdrawn_count: int = 0
-    """Looks in a row at which more had come than was allowed."""
+    overdrawn_since_s: float | None = None
+    """Since when more has come than is allowed."""
     received_bytes: int = 0
     sent_bytes: int = 0
     is_known: bool = False
@@ -120,14 +121,14 @@ class FloodBook:
             account = previous.get(connection.id) or _Account(now_s, now_s, now_s, self.rules.burst_bytes)
             self._accounts[connection.id] = account
             self._charge(account, connection, calls.get(Peer(connection.address, connection.port)), now_s)
-            if account.overdrawn_count >= _OVERDRAWN_COUNT or account.allowance_bytes < -self.rules.burst_bytes:
+            if self._is_flood(account, connection.address, now_s):
                 self._offend(connection.address, now_s)
                 ended.append(connection)
             elif not account.is_known:
                 if now_s - account.called_s > self.rules.idle_s:
                     ended.append(connection)
                 else:
-                    unknown[connection.address].append((account.since_s, connection))
+                    unknown[_customer(connection.address)].append((account.since_s, connection))
         for those in unknown.values():
             those.sort(key=lambda each: each[0])
             ended.extend(connection for _, connection in those[self.rules.max_unknown_count :])
@@ -161,25 +162,42 @@ class FloodBook:
         account.allowance_bytes = min(allowance, most_bytes) - received
         account.received_bytes, account.sent_bytes = connection.received_bytes, connection.sent_bytes
         account.counted_s = now_s
-        account.overdrawn_count = account.overdrawn_count + 1 if account.allowance_bytes < 0 else 0
+        if account.allowance_bytes >= 0:
+            account.overdrawn_since_s = None
+        elif account.overdrawn_since_s is None:
+            account.overdrawn_since_s = now_s
+
+    def _is_flood(self, account: _Account, address: str, now_s: float) -> bool:
+        since_s = account.overdrawn_since_s
+        if since_s is None:
+            return False
+        if account.allowance_bytes < -self.rules.excess_bytes or now_s - since_s >= self.rules.patience_s:
+            return True
+        return now_s > since_s and _customer(address) in self._offences
 
     def _offend(self, address: str, now_s: float) -> None:
-        lately = [each for each in self._offences.get(address, ()) if now_s - each < self.rules.offence_s]
+        customer, rules = _customer(address), self.rules
+        lately = [each for each in self._offences.get(customer, ()) if now_s - each < rules.offence_s]
         lately.append(now_s)
-        self._offences[address] = lately[-self.rules.offences :]
-        if len(lately) < self.rules.offences:
+        self._offences[customer] = lately[-rules.offences :]
+        if len(lately) < rules.offences:
             return
-        if address in self._barred_until_s or len(self._barred_until_s) < MAX_BARRED:
-            rules = self.rules
-            self._barred_until_s[address] = now_s + (
-                rules.shared_barred_s if self.is_shared(address) else rules.barred_s
-            )
+        if customer in self._barred_until_s or len(self._barred_until_s) < MAX_BARRED:
+            barred_s = rules.shared_barred_s if self.is_shared(address) else rules.barred_s
+            self._barred_until_s[customer] = now_s + barred_s
 
     def _forget(self, now_s: float) -> None:
         self._barred_until_s = {each: until_s for each, until_s in self._barred_until_s.items() if until_s > now_s}
         self._offences = {
             each: times for each, times in self._offences.items() if now_s - times[-1] < self.rules.offence_s
         }
+
+
+def _customer(address: str) -> str:
+    """Name all addresses of one customer by one: of IPv6 the first of the /64, see `rpc.peers`."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(address)) >> 64 << 64))
 
 
 class FloodWatch:

@@ -195,7 +195,7 @@ def test_most_addresses_at_once_fit_the_kernels_filter(listening: Listening) -> 
 
 def test_whoever_floods_again_and_again_is_kept_out_for_a_while() -> None:
     listening = Listening(socket.AF_INET, "")
-    watch = FloodWatch(OwnSockets, FloodBook(FloodRules(burst_bytes=10_000, barred_s=3.0)))
+    watch = FloodWatch(OwnSockets, FloodBook(FloodRules(burst_bytes=10_000, excess_bytes=20_000, barred_s=3.0)))
     try:
         for _ in range(3):
             assert listening.lets_in("127.0.0.9")
