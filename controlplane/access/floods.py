@@ -22,7 +22,7 @@ from typing import Final, Protocol
 import structlog
 
 from controlplane.access.own_sockets import MAX_BARRED, Accepted, OwnSockets
-from limiquantix.rpc.peers import Peer, peer_of
+from limiquantix.rpc.peers import Peer, customer_of, peer_of
 
 _log = structlog.get_logger(__name__)
 
@@ -128,7 +128,7 @@ class FloodBook:
                 if now_s - account.called_s > self.rules.idle_s:
                     ended.append(connection)
                 else:
-                    unknown[_customer(connection.address)].append((account.since_s, connection))
+                    unknown[customer_of(connection.address)].append((account.since_s, connection))
         for those in unknown.values():
             those.sort(key=lambda each: each[0])
             ended.extend(connection for _, connection in those[self.rules.max_unknown_count :])
@@ -173,10 +173,10 @@ class FloodBook:
             return False
         if account.allowance_bytes < -self.rules.excess_bytes or now_s - since_s >= self.rules.patience_s:
             return True
-        return now_s > since_s and _customer(address) in self._offences
+        return now_s > since_s and customer_of(address) in self._offences
 
     def _offend(self, address: str, now_s: float) -> None:
-        customer, rules = _customer(address), self.rules
+        customer, rules = customer_of(address), self.rules
         lately = [each for each in self._offences.get(customer, ()) if now_s - each < rules.offence_s]
         lately.append(now_s)
         self._offences[customer] = lately[-rules.offences :]
@@ -191,13 +191,6 @@ class FloodBook:
         self._offences = {
             each: times for each, times in self._offences.items() if now_s - times[-1] < self.rules.offence_s
         }
-
-
-def _customer(address: str) -> str:
-    """Name all addresses of one customer by one: of IPv6 the first of the /64, see `rpc.peers`."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(address)) >> 64 << 64))
 
 
 class FloodWatch:

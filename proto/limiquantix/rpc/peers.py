@@ -52,9 +52,15 @@ def counted_address(text: str) -> str:
     """Name the address of a peer as limits count it: of IPv6 the network that one customer has, "2001:db8:1:2::/64"."""
     address = peer_of(text).address
     try:
-        found = ipaddress.ip_address(address)
+        customer = customer_of(address)
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((found, _IPV6_CUSTOMER_BITS), strict=False))
-    return address
+    return f"{customer}/{_IPV6_CUSTOMER_BITS}" if ":" in customer else customer
+
+
+def customer_of(address: str) -> str:
+    """Name all addresses of one customer by one: of IPv6 the first of their network. Raises as `plain_address`."""
+    plain = plain_address(address)
+    if ":" not in plain:
+        return plain
+    return str(ipaddress.IPv6Network((plain, _IPV6_CUSTOMER_BITS), strict=False).network_address)
