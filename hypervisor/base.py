@@ -239,7 +239,8 @@ class Hypervisor(ABC):
 
         Raises:
             ConsoleAbsent: the VM has none of that kind, or is not running.
-            Refused: it cannot be opened, as a serial console that is in use.
+            ConsoleInUse: somebody is at the serial console, and does not leave within a few seconds.
+            Refused: it cannot be opened.
         """
 
     @abstractmethod

@@ -139,6 +139,16 @@ class ConsoleAbsent(HypervisorError):
     """The VM has no console of that kind, or is not running."""
 
 
+class ConsoleInUse(HypervisorError):
+    """Somebody else is at a console that is for one at a time."""
+
+    def __init__(self, vm_id: str) -> None:
+        super().__init__(
+            f"the serial console of VM {vm_id} is in use, and is for one at a time; close the other session first"
+        )
+        self.vm_id = vm_id
+
+
 class Refused(HypervisorError):
     """The backend refused what was asked; the message holds its own words."""
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from hypervisor.errors import HypervisorError
+from hypervisor.errors import ConsoleAbsent, ConsoleInUse, HypervisorError
 from hypervisor.types import ConsoleKind
 from limiquantix.errors import Reason, ResourceExhausted
 from nodedaemon.console_protocols import (
@@ -171,7 +171,8 @@ class ConsoleEntries:
                     console = await self._connect(listener, door)
             except (HypervisorError, NotLetIn, EOFError, OSError, TimeoutError) as error:
                 _log.warning("console_not_opened", vm_id=listener.vm_id, console=listener.kind.value, error=str(error))
-                await door.refuse("the console cannot be opened; it may be in use, or the VM does not run any more")
+                reason = str(error) if isinstance(error, ConsoleAbsent | ConsoleInUse) else "the host's log says why"
+                await door.refuse(f"the console cannot be opened: {reason}")
                 return
             await splice((door.reader, door.writer), console)
         finally:

@@ -29,6 +29,7 @@ _TABLE: tuple[tuple[type[hv.HypervisorError], type[ApiError], Reason], ...] = (
     (hv.GuestAgentSilent, DeadlineExceeded, Reason.GUEST_AGENT_SILENT),
     (hv.GuestAgentRefused, FailedPrecondition, Reason.GUEST_AGENT_REFUSED),
     (hv.ConsoleAbsent, FailedPrecondition, Reason.CONSOLE_ABSENT),
+    (hv.ConsoleInUse, FailedPrecondition, Reason.CONSOLE_IN_USE),
     (hv.SnapshotNotFound, NotFound, Reason.SNAPSHOT_NOT_FOUND),
     (hv.SnapshotNameTaken, AlreadyExists, Reason.SNAPSHOT_NAME_TAKEN),
     (hv.SnapshotUnsupported, FailedPrecondition, Reason.SNAPSHOT_UNSUPPORTED),

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from lxml import etree
 
-from hypervisor.errors import ConsoleAbsent
+from hypervisor.console_turns import in_turn
+from hypervisor.errors import ConsoleAbsent, ConsoleInUse
 from hypervisor.libvirt import domain_xml
 from hypervisor.libvirt.error_map import ErrorCode, has_code
 from hypervisor.libvirt.serial_stream import SerialStream
@@ -42,7 +43,8 @@ class DomainConsoles:
 
     async def open(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
         """See `Hypervisor.open_console`."""
-        return await self._visits.change(vm_id, partial(self._open, vm_id, kind), deadline_s=OPEN_DEADLINE_S)
+        work = partial(self._open, vm_id, kind)
+        return await in_turn(lambda: self._visits.change(vm_id, work, deadline_s=OPEN_DEADLINE_S))
 
     async def set_password(self, vm_id: str, password: str, valid_s: float) -> None:
         """See `Hypervisor.set_console_password`."""
@@ -83,6 +85,8 @@ class DomainConsoles:
         except self._library.libvirtError as error:
             if has_code(error, ErrorCode.OPERATION_INVALID):  # it stopped just now
                 raise ConsoleAbsent(f"VM {vm_id} does not run any more") from error
+            if kind is ConsoleKind.SERIAL and has_code(error, ErrorCode.OPERATION_FAILED):  # "Active console session"
+                raise ConsoleInUse(vm_id) from error
             raise
 
 

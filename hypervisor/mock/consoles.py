@@ -7,9 +7,11 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
-from hypervisor.errors import ConsoleAbsent, Refused
+from hypervisor.console_turns import in_turn
+from hypervisor.errors import ConsoleAbsent, ConsoleInUse
 from hypervisor.mock.faults import Operation
 from hypervisor.mock.host import MockHost
 from hypervisor.types import ConsoleKind, PowerState, VmConfig, VmEvent
@@ -38,10 +40,13 @@ class MockConsoles:
     async def open(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
         """See `Hypervisor.open_console`."""
         await self._host.strike(Operation.CONSOLE, vm_id)
+        return await in_turn(partial(self._open, vm_id, kind))
+
+    async def _open(self, vm_id: str, kind: ConsoleKind) -> socket.socket:
         if kind not in self._kinds(vm_id):
             raise ConsoleAbsent(f"VM {vm_id} has no {kind.value} console")
         if kind is ConsoleKind.SERIAL and (vm_id, kind) in self._sessions.values():
-            raise Refused(f"the serial console of VM {vm_id} is in use")
+            raise ConsoleInUse(vm_id)
         near, far = socket.socketpair()
         near.setblocking(False)
         config = self._host.vm(vm_id).config

@@ -202,7 +202,7 @@ async def test_console_that_is_gone_by_now_is_said_so_in_the_protocol() -> None:
     consoles.fails = True
     async with entries_to(consoles) as entries:
         entry = await entries.make(VM, ConsoleKind.VNC)
-        with pytest.raises(NotLetIn, match="cannot be opened"):
+        with pytest.raises(NotLetIn, match="cannot be opened: gone"):
             await (await RfbClient.dial(entry.host, entry.port)).log_in(entry.secret)
 
 

@@ -26,6 +26,7 @@ CASES: list[tuple[hv.HypervisorError, Code, str]] = [
     (hv.GuestAgentSilent("v", "hangs"), Code.DEADLINE_EXCEEDED, "GUEST_AGENT_SILENT"),
     (hv.GuestAgentRefused("v", "no"), Code.FAILED_PRECONDITION, "GUEST_AGENT_REFUSED"),
     (hv.ConsoleAbsent("none"), Code.FAILED_PRECONDITION, "CONSOLE_ABSENT"),
+    (hv.ConsoleInUse("v"), Code.FAILED_PRECONDITION, "CONSOLE_IN_USE"),
     (hv.HostCannot("no TPM"), Code.FAILED_PRECONDITION, "HOST_LACKS"),
     (hv.Refused("no"), Code.FAILED_PRECONDITION, "HYPERVISOR_REFUSED"),
     (hv.Unavailable("down"), Code.UNAVAILABLE, "HYPERVISOR_UNAVAILABLE"),
