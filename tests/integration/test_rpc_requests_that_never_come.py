@@ -12,7 +12,11 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
+from controlplane.api.http.application import build_application
+from controlplane.api.http.connect import ServiceApplication
+from controlplane.api.http.server import HttpServer
 from limiquantix.compute.v1 import operation_pb2, operation_service_pb2
+from limiquantix.compute.v1.operation_service_pb2 import GetOperationRequest
 from limiquantix.compute.v1.operation_service_pb2_grpc import (
     OperationServiceServicer,
     OperationServiceStub,
@@ -154,3 +158,50 @@ async def test_caller_who_leaves_ends_what_is_done_for_it() -> None:
             await servicer.is_waiting.wait()
             call.cancel()
             await servicer.is_cancelled.wait()
+
+
+@asynccontextmanager
+async def serving_http() -> AsyncIterator[int]:
+    servicer = _Operations()  # type: ignore[abstract] # three of its methods are enough
+    pipeline = CallPipeline({}, RpcMetrics(build_registry()), _Guard())
+    service = ServiceApplication(
+        operation_service_pb2.DESCRIPTOR.services_by_name["OperationService"], servicer, pipeline
+    )
+    server = HttpServer(build_application([service], [], ()))
+    try:
+        yield await server.start("127.0.0.1:0")
+    finally:
+        await server.stop()
+
+
+BODIES = {
+    "application/json": ("GetOperation", b'{"id": "%s"}' % ID.encode(), b"HTTP/1.1 401 "),
+    "application/proto": ("GetOperation", GetOperationRequest(id=ID).SerializeToString(), b"HTTP/1.1 401 "),
+    "application/grpc-web+proto": ("GetOperation", b"", b"grpc-status: 16"),
+    "application/connect+json": ("WatchOperation", b"", b'"code": "unauthenticated"'),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+async def test_stranger_is_turned_away_before_the_body_is_waited_for(kind: str) -> None:
+    method, body, refusal = BODIES[kind]
+    async with serving_http() as port:
+        headers = f"Host: here\r\nContent-Type: {kind}\r\nContent-Length: {len(body) or 1000}\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"POST /{SERVICE}/{method} HTTP/1.1\r\n{headers}\r\n".encode())
+        said = b""
+        async with asyncio.timeout(DEADLINE_S):
+            while refusal not in said:
+                piece = await reader.read(4096)
+                assert piece, said
+                said += piece
+        writer.close()
+        if body:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"POST /{SERVICE}/{method} HTTP/1.1\r\n{headers}Authorization: Bearer right\r\n\r\n".encode())
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):  # that nothing comes is what is tested
+                    await reader.read(1)
+            writer.write(body)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            writer.close()

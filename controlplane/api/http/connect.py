@@ -14,6 +14,7 @@ from urllib.parse import quote
 from connectrpc.code import Code as ConnectCode
 from connectrpc.codec import Codec
 from connectrpc.errors import ConnectError, ErrorDetail
+from connectrpc.interceptor import MetadataInterceptor
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
@@ -130,6 +131,7 @@ class _MethodApplication(ConnectASGIApplication[Any]):
         super().__init__(
             service=behaviour,
             endpoints=lambda _: {self._path: endpoint},
+            interceptors=[_Entrance(self._path, pipeline)],
             read_max_bytes=pipeline.limits.of(self._path).request_bytes,
             codecs=[_InConnectTerms(BinaryCodec()), _InConnectTerms(StrictJsonCodec())],
         )
@@ -138,6 +140,21 @@ class _MethodApplication(ConnectASGIApplication[Any]):
     def path(self) -> str:
         """The only path that is answered."""
         return self._path
+
+
+class _Entrance(MetadataInterceptor[None]):
+    """Asks who calls while the body is still on its way: nobody's is waited for, kept or decoded."""
+
+    def __init__(self, name: str, pipeline: CallPipeline) -> None:
+        self._name = name
+        self._pipeline = pipeline
+
+    async def on_start(self, ctx: RequestContext[Any, Any]) -> None:
+        """Let the call in, or raise what it is answered."""
+        try:
+            await self._pipeline.enter(self._name, ConnectContext(ctx))
+        except ApiError as error:
+            raise to_connect_error(error) from error
 
 
 class _UnknownMethods(ConnectASGIApplication[Any]):
@@ -201,7 +218,10 @@ def _unary(
         adapted = ConnectContext(context)
         try:
             return await pipeline.unary(
-                name, request, lambda: behaviour(request, adapted), _decode_faults(), origin=adapted, filled=filled
+                *(name, request, lambda: behaviour(request, adapted), _decode_faults()),
+                origin=adapted,
+                filled=filled,
+                has_entered=True,
             )
         except ApiError as error:
             raise to_connect_error(error) from error
@@ -218,7 +238,10 @@ def _stream(
         adapted = ConnectContext(context)
         try:
             responses = pipeline.stream(
-                name, request, lambda: behaviour(request, adapted), _decode_faults(), origin=adapted, filled=filled
+                *(name, request, lambda: behaviour(request, adapted), _decode_faults()),
+                origin=adapted,
+                filled=filled,
+                has_entered=True,
             )
             async for response in responses:
                 yield response
