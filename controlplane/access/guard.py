@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from controlplane.access.authorizer import Authorizer
 from controlplane.access.calling import calling
 from controlplane.access.interface import AuditTrail, Authenticator, CallsNoted
-from controlplane.access.limits import CallLimits
+from controlplane.access.limits import CallLimits, Ended
 from controlplane.access.methods import Audience
 from controlplane.access.recorded_reads import RecentReads
 from controlplane.domain import access_errors
@@ -93,7 +93,7 @@ class Guard:
             refusal = access_errors.not_logged_in()
             await self._turn_away(method, origin, refusal)
             raise refusal
-        self._limits.count_principal(principal)
+        _when_it_ends(self._limits.count_principal(principal))
         calling.set(principal)
         if self._noted is not None:
             self._noted.known_called(origin.peer())
@@ -172,7 +172,7 @@ class Guard:
 
     def _count_stranger(self, origin: CallOrigin) -> None:
         peer = origin.peer()
-        self._limits.count_stranger(peer)
+        _when_it_ends(self._limits.count_stranger(peer))
         if self._noted is not None:
             self._noted.stranger_called(peer)
 
@@ -187,6 +187,14 @@ class Guard:
         except ResourceExhausted as error:
             raise error from refusal
         await self._audit.refused(None, method, None, "", origin, refusal.code, refusal.message)
+
+
+def _when_it_ends(ended: Ended) -> None:
+    """Have that done when the call is over: both transports answer each in a task of its own, however it ends."""
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a call is answered outside of any task")
+    task.add_done_callback(lambda _: ended())
 
 
 class _Call:

@@ -1,4 +1,8 @@
-"""How fast callers may ask: a bucket of tokens for all who are known, and for every address of those who are not."""
+"""How fast callers may ask, and how many of their calls may go on: each who is known, and each address of strangers.
+
+A stream lasts as long as its caller likes, and some calls wait; without a bound one caller could have all the calls
+that a control plane answers at a time, be it ever so slow about it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from controlplane.domain import access_errors
@@ -15,13 +20,16 @@ from limiquantix.rpc.peers import counted_address
 MAX_BUCKETS = 20_000
 """About 200 bytes each, of callers who are known, and as many of strangers."""
 
+Ended = Callable[[], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many calls a second on the whole, and so many at once."""
+    """So many calls a second on the whole, so many of them in one moment, and so many that go on at a time."""
 
     per_s: float
     burst_count: float
+    at_a_time_count: int = 500
 
     def __post_init__(self) -> None:
         """Check it.
@@ -29,20 +37,20 @@ class Rate:
         Raises:
             ValueError: it would let nobody call.
         """
-        if not (0 < self.per_s < math.inf and 1 <= self.burst_count < math.inf):
-            raise ValueError(f"{self} lets nobody call; both must be positive, and burst_count at least 1")
+        if not (0 < self.per_s < math.inf and 1 <= self.burst_count < math.inf and self.at_a_time_count >= 1):
+            raise ValueError(f"{self} lets nobody call; all must be positive, and counts at least 1")
 
 
 @dataclass(frozen=True, slots=True)
 class CallRates:
     """Rates of each kind of caller."""
 
-    people: Rate = field(default_factory=lambda: Rate(2_000, 4_000))
+    people: Rate = field(default_factory=lambda: Rate(2_000, 4_000, 500))
     """Of each user or API key: above what one control plane can answer to one, so that no tool meets it by chance, and
     low enough that one caller in a loop leaves room for others."""
-    hosts: Rate = field(default_factory=lambda: Rate(200, 1_000))
+    hosts: Rate = field(default_factory=lambda: Rate(200, 1_000, 100))
     """Of each node: heartbeats every few seconds, and reports of all its VMs after a network was away."""
-    strangers: Rate = field(default_factory=lambda: Rate(10, 60))
+    strangers: Rate = field(default_factory=lambda: Rate(10, 60, 100))
     """Of each address that does not say who calls, or not truly. Logins have limits of their own beside it."""
 
 
@@ -103,6 +111,29 @@ class Buckets:
         self._buckets = dict(islice(kept.items(), max(0, surplus), None))
 
 
+class _Running:
+    """How many calls of each caller go on."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Hashable, int] = {}
+
+    def begin(self, key: Hashable, most: int) -> bool:
+        """Count one more, unless there are so many already."""
+        count = self._counts.get(key, 0)
+        if count >= most:
+            return False
+        self._counts[key] = count + 1
+        return True
+
+    def end(self, key: Hashable) -> None:
+        """Count one less."""
+        left = self._counts[key] - 1
+        if left:
+            self._counts[key] = left
+        else:
+            del self._counts[key]
+
+
 class CallLimits:
     """All buckets of this process; several control planes count each for itself.
 
@@ -114,24 +145,37 @@ class CallLimits:
         self._now_s = now_s
         self._known = Buckets()
         self._strangers = Buckets()
+        self._running = _Running()
 
-    def count_principal(self, principal: Principal) -> None:
-        """Count a call of somebody who is known.
+    def count_principal(self, principal: Principal) -> Ended:
+        """Count a call of somebody who is known; returns what to call when it has ended.
 
         Raises:
             ResourceExhausted: it is one too many; the error says when to come again.
         """
         kind = principal.kind
         if kind is PrincipalKind.SYSTEM or kind is PrincipalKind.CONTROL_PLANE:
-            return
+            return _nothing
         rate = self._rates.hosts if kind is PrincipalKind.NODE else self._rates.people
-        wait_s = self._known.take((kind, principal.id), rate, self._now_s())
+        key = (kind, principal.id)
+        wait_s = self._known.take(key, rate, self._now_s())
         if wait_s:
             raise access_errors.too_many_requests(principal.text, rate.per_s, wait_s)
+        return self._begin(key, rate, principal.text)
 
-    def count_stranger(self, peer: str) -> None:
-        """Count a call from an address that nobody vouches for. Raises as `count_principal`."""
+    def count_stranger(self, peer: str) -> Ended:
+        """Count a call from an address that nobody vouches for; as `count_principal`."""
         address, rate = counted_address(peer), self._rates.strangers
         wait_s = self._strangers.take(address, rate, self._now_s())
         if wait_s:
             raise access_errors.too_many_requests(f"the address {address}", rate.per_s, wait_s)
+        return self._begin(address, rate, f"the address {address}")
+
+    def _begin(self, key: Hashable, rate: Rate, who: str) -> Ended:
+        if not self._running.begin(key, rate.at_a_time_count):
+            raise access_errors.too_many_at_a_time(who, rate.at_a_time_count)
+        return partial(self._running.end, key)
+
+
+def _nothing() -> None:
+    """Nobody counted."""

@@ -84,6 +84,16 @@ def too_many_requests(who: str, per_s: float, retry_after_s: float) -> ResourceE
     )
 
 
+def too_many_at_a_time(who: str, count: int) -> ResourceExhausted:
+    """The caller has more calls and streams open than it may."""
+    return ResourceExhausted(
+        Reason.TOO_MANY_REQUESTS,
+        f"{who} has {count} calls and streams open, and may have no more; end some, or wait until they have ended",
+        metadata={"calls_at_a_time": str(count)},
+        retry_after_s=1.0,
+    )
+
+
 def project_not_found(project_id: str) -> NotFound:
     """No project has that id."""
     return NotFound(

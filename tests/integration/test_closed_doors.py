@@ -11,6 +11,7 @@ import json
 import ssl
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,10 @@ import jwt
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from controlplane.access.limits import CallRates
 from limiquantix import join_token
 from limiquantix.compute.v1 import vm_service_pb2
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
@@ -29,6 +33,7 @@ from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME
 from limiquantix.rpc.status import from_rpc_error
 from nodedaemon.identity.joining import JoinFailed, join
 from tests.support.closed_cluster import ADMINISTRATOR, DEADLINE_S, ClosedCluster, closed_cluster
+from tests.support.private_libvirt_host import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -189,6 +194,45 @@ async def test_packed_request_that_unpacks_to_more_is_refused_on_both_wires(door
     assert answer.code == "resource_exhausted"
     assert error.code is Code.RESOURCE_EXHAUSTED
     assert error.reason != Reason.REQUEST_TOO_LARGE, "the library stops unpacking; we would see what it has unpacked"
+
+
+# -- many
+
+
+async def test_streams_of_one_user_leave_calls_to_others_and_end_when_the_user_leaves(doors: Doors) -> None:
+    cluster, most = doors.cluster, CallRates().people.at_a_time_count
+    greedy, other = await cluster.new_user("mallory"), await cluster.new_user("oscar")
+
+    async def answered(token: str) -> bool | None:
+        answer = await cluster.post("AuthService/WhoAmI", {}, token)
+        assert answer.status in (200, 429), answer.document
+        return True if answer.status == 200 else None
+
+    async with AsyncExitStack() as stack:
+        trusting = grpc.ssl_channel_credentials(cluster.authority_pem)
+        options = (
+            ("grpc.ssl_target_name_override", CONTROL_PLANE_SERVER_NAME),
+            ("grpc.use_local_subchannel_pool", 1),
+        )
+        channels = [
+            await stack.enter_async_context(grpc.aio.secure_channel(cluster.addresses.grpc, trusting, options))
+            for _ in range(most // 100 + 1)
+        ]
+        metadata = (("authorization", f"Bearer {greedy}"),)
+        watches = [
+            HealthStub(channels[number % len(channels)]).Watch(
+                HealthCheckRequest(), metadata=metadata, timeout=DEADLINE_S
+            )
+            for number in range(most + 20)
+        ]
+        first = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
+        refused = [each for each in first if isinstance(each, grpc.aio.AioRpcError)]
+        assert len(refused) == 20
+        assert {each.code() for each in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert "streams open" in (refused[0].details() or "")
+        assert not await answered(greedy)
+        assert await answered(other)
+    await eventually(lambda: answered(greedy), "the user being answered again", DEADLINE_S)
 
 
 # -- browsers

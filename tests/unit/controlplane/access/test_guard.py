@@ -352,6 +352,31 @@ async def test_too_many_calls_are_turned_away_with_a_time(world: World) -> None:
     assert len(door.trail.refusals) == 1
 
 
+async def test_call_counts_until_it_has_ended_however_it_does(world: World) -> None:
+    few = Rate(1000, 1000, 3)
+    door = gate(world.store, EVE, limits=CallLimits(CallRates(people=few)))
+    method, request, hold = METHOD + "VMService/ListVMs", vm_api.ListVMsRequest(), asyncio.Event()
+
+    async def failing() -> object:
+        raise ValueError("by chance")
+
+    async def answer_of(handler: Callable[[], Awaitable[object]] | None = None) -> str:
+        return await call(door, said_by(EVE), method, request, handler)
+
+    for _ in range(4):
+        assert await answer_of(failing) == Reason.INTERNAL
+        assert await answer_of() == ""
+    going_on = [asyncio.create_task(answer_of(hold.wait)) for _ in range(3)]
+    await asyncio.sleep(0.1)  # so that all have begun
+    assert await answer_of() == Reason.TOO_MANY_REQUESTS
+    going_on[0].cancel()
+    await asyncio.wait(going_on[:1])
+    assert await answer_of() == ""
+    hold.set()
+    assert await asyncio.gather(*going_on[1:]) == ["", ""]
+    assert await asyncio.gather(*(answer_of() for _ in range(3))) == ["", "", ""]
+
+
 async def test_caller_is_known_inside_a_call_and_nowhere_else(door: Gate) -> None:
     seen = []
 

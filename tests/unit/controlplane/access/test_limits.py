@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from controlplane.access.limits import MAX_BUCKETS, Buckets, CallLimits, CallRates, Rate
+from controlplane.access.limits import MAX_BUCKETS, Buckets, CallLimits, CallRates, Ended, Rate
 from controlplane.domain.principal import Principal, PrincipalKind
 from limiquantix.errors import Reason, ResourceExhausted
 from tests.support.access_scene import node, user
@@ -105,7 +107,29 @@ def test_strangers_do_not_make_those_who_are_known_be_forgotten() -> None:
         limits.count_principal(node("a"))
 
 
-@pytest.mark.parametrize("rate", [(0, 1), (-1, 1), (1, 0), (float("inf"), 1), (1, float("nan"))])
-def test_rate_that_lets_nobody_call_is_refused(rate: tuple[float, float]) -> None:
+def test_no_more_calls_go_on_at_a_time_than_a_caller_may_have() -> None:
+    few = Rate(1000, 1000, 2)
+    limits = CallLimits(CallRates(people=few, hosts=few, strangers=few), Clock())
+    counts: tuple[Callable[[], Ended], ...] = (
+        lambda: limits.count_principal(user("alice")),
+        lambda: limits.count_principal(node("alice")),
+        lambda: limits.count_stranger("ipv4:192.0.2.1:1"),
+    )
+    for count in counts:
+        first, _ = count(), count()
+        for _ in range(2):
+            with pytest.raises(ResourceExhausted, match="2 calls and streams open") as caught:
+                count()
+            assert caught.value.retry_after_s
+        first()
+        again = count()
+        with pytest.raises(ResourceExhausted):
+            count()
+        again()
+        count()
+
+
+@pytest.mark.parametrize("rate", [(0, 1), (-1, 1), (1, 0), (float("inf"), 1), (1, float("nan")), (1, 1, 0)])
+def test_rate_that_lets_nobody_call_is_refused(rate: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="lets nobody call"):
-        Rate(*rate)
+        Rate(*rate)  # type: ignore[arg-type]
