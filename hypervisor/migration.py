@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -140,13 +142,26 @@ class MigrationLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class RevokedPeer:
+    """A hypervisor that is believed no more, by the common name of its certificates, and since when."""
+
+    common_name: str
+    revoked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """What a hypervisor shows to those of other hosts, whom it believes, and whom not any more (CRL); all PEM."""
+    """What a hypervisor shows to those of other hosts, whom it believes, and whom not any more (CRL); all PEM.
+
+    Attributes:
+        revoked: whose connections are to be ended that were made with what the list names.
+    """
 
     certificate_pem: bytes
     key_pem: bytes
     authority_pem: bytes
     revocation_list_pem: bytes
+    revoked: Sequence[RevokedPeer] = ()
 
     def __repr__(self) -> str:
         return "PeerCertificate(...)"
@@ -159,7 +174,7 @@ class PeerCertificates(ABC):
     async def install(self, certificate: PeerCertificate) -> None:
         """Have it used for connections that are made from now on; those that stand, and what moves by them, go on.
 
-        Idempotent.
+        But for those of revoked peers: what they have open ends, once for each time that one is revoked. Idempotent.
 
         Raises:
             HypervisorError: it is not used; the message says what to do.

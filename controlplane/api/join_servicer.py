@@ -95,6 +95,10 @@ class JoinServicer(JoinServiceServicer):
             certificate=issued.certificate_pem.decode(),
             authority_certificate=issued.authority_pem.decode(),
             revocation_list=issued.revocation_list_pem.decode(),
+            revoked=[
+                api.RevokedHypervisor(common_name=name, revoked_at=timestamp(at))
+                for name, at in issued.revoked_at.items()
+            ],
         )
         if issued.newest_revocation is not None:
             answer.newest_revocation.CopyFrom(timestamp(issued.newest_revocation))

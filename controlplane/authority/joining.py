@@ -134,12 +134,16 @@ class JoiningService:
                 raise machine_errors.hostname_taken(hostname)
             node_id = token.node_id or str(uuid.uuid4())
             known = await tx.get_machine(node_id)
-            issued_at = _issue_time(now, known)
+            earlier = known or await tx.departure(node_id)
+            refused_before = earlier.refused_before if earlier is not None else None
+            issued_at = _issue_time(now, refused_before)
             certificate_pem = self._certify(node_id, request_pem, issued_at)
             if not await tx.use_join_token(token_id, node_id, now):
                 raise machine_errors.join_refused()
             ends_at, labels = issued_at + LEAF_LIFETIME, token.labels if known is None else known.labels
-            await tx.put_machine(MachineRecord(node_id, hostname, now, issued_at, ends_at, labels))
+            await tx.put_machine(
+                MachineRecord(node_id, hostname, now, issued_at, ends_at, labels, refused_before=refused_before)
+            )
             return Joined(node_id, certificate_pem)
 
         try:
@@ -163,7 +167,7 @@ class JoiningService:
             machine = await tx.get_machine(node_id)
             if machine is None:
                 raise machine_errors.certificate_refused(node_id)
-            issued_at = _issue_time(now, machine)
+            issued_at = _issue_time(now, machine.refused_before)
             certificate_pem = self._certify(node_id, request_pem, issued_at)
             await tx.put_machine(replace(machine, issued_at=issued_at, ends_at=issued_at + LEAF_LIFETIME))
             return certificate_pem
@@ -177,9 +181,8 @@ class JoiningService:
             raise machine_errors.request_refused(str(error)) from error
 
 
-def _issue_time(now: datetime, machine: MachineRecord | None) -> datetime:
+def _issue_time(now: datetime, refused_before: datetime | None) -> datetime:
     """Say when a certificate is issued: after those that were revoked, in the whole seconds that certificates have."""
-    refused_before = machine.refused_before if machine is not None else None
     if refused_before is None or now.replace(microsecond=0) >= refused_before:
         return now
     return refused_before.replace(microsecond=0) + timedelta(seconds=1)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
 import structlog
 
-from controlplane.domain.machines import MachineRecord
-from controlplane.state.interface import Store
+from controlplane.domain.machines import MachineRecord, Revocation
+from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import ApiError
 
 REFRESH_S: Final = 2.0
@@ -54,11 +54,10 @@ class MachineMemory:
         revision = await self.store.read(lambda tx: tx.machines_revision())
         if revision != self._revision:
             # The number first: what changes between the two is read again, and nothing is missed.
-            found = await self.store.read(lambda tx: tx.machines())
+            found, revocations = await self.store.read(_machines_and_revocations)
             self._machines = {machine.node_id: machine for machine in found}
             self._revision = revision
-            revoked_at = [each.refused_before for each in found if each.refused_before is not None]
-            self.newest_revocation = max(revoked_at, default=None)
+            self.newest_revocation = max((each.refused_before for each in revocations), default=None)
             self._missed_s.clear()
         self._read_s = began_s
 
@@ -89,3 +88,7 @@ class MachineMemory:
             except ApiError as error:
                 if self._read_s is None or self.clock() - self._read_s > STALE_S:
                     _log.warning("revoked_certificates_not_read", reason=error.reason, message=error.message)
+
+
+async def _machines_and_revocations(tx: Transaction) -> tuple[Sequence[MachineRecord], Sequence[Revocation]]:
+    return await tx.machines(), await tx.revocations()

@@ -28,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from controlplane.authority.certificates import BACKDATE, general_name, key_in
 from controlplane.authority.cluster import Cluster
-from controlplane.domain.machines import MachineRecord
+from controlplane.domain.machines import MachineRecord, Revocation
 
 LIFETIME: Final = timedelta(minutes=30)
 """VMs move only while a control plane is there to say so, and then it can issue new ones, too."""
@@ -79,7 +79,7 @@ class MigrationAuthority:
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, "LimiQuantix"),
-                x509.NameAttribute(NameOID.COMMON_NAME, f"hypervisor of node {node_id}"),
+                x509.NameAttribute(NameOID.COMMON_NAME, common_name(node_id)),
             ]
         )
         both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -96,18 +96,16 @@ class MigrationAuthority:
         )
         return certificate.public_bytes(serialization.Encoding.PEM)
 
-    def revocations(self, machines: Iterable[MachineRecord], now: datetime) -> bytes:
-        """Sign the list of certificates that must not be let in: of those machines, what has not ended by itself.
+    def revocation_list(self, revocations: Iterable[Revocation], now: datetime) -> bytes:
+        """Sign the list of certificates that must not be let in: what has not ended by itself of what was revoked.
 
         It names no end of its own but the authority's: old ones are replaced, and one that ended would keep all out.
         """
         revoked = [
-            (_number(machine.node_id, slot), machine.refused_before)
-            for machine in machines
-            if machine.refused_before is not None and now < machine.refused_before + LIFETIME + 2 * SLOT
-            for slot in range(
-                _slot(machine.refused_before - LIFETIME), _slot(machine.refused_before) + _MARGIN_COUNT + 1
-            )
+            (_number(each.node_id, slot), each.refused_before)
+            for each in revocations
+            if now < each.refused_before + LIFETIME + 2 * SLOT
+            for slot in range(_slot(each.refused_before - LIFETIME), _slot(each.refused_before) + _MARGIN_COUNT + 1)
         ]
         return (
             x509.CertificateRevocationListBuilder(
@@ -123,6 +121,11 @@ class MigrationAuthority:
             .sign(self._key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
         )
+
+
+def common_name(node_id: str) -> str:
+    """Return what certificates of a host's hypervisor call it."""
+    return f"hypervisor of node {node_id}"
 
 
 def wait_s(machine: MachineRecord, now: datetime) -> float:

@@ -10,25 +10,27 @@ from typing import Final
 import structlog
 
 from controlplane.authority.certificates import RequestRefused
-from controlplane.authority.migration_authority import MigrationAuthority, wait_s
+from controlplane.authority.migration_authority import MigrationAuthority, common_name, wait_s
 from controlplane.domain import machine_errors
-from controlplane.domain.machines import MachineRecord
 from controlplane.domain.node import Node
 from controlplane.state.interface import Store, Transaction
 
 TRUSTED_FOR: Final = timedelta(seconds=2)
 """How old may be what is known of the addresses of others: all hosts ask within seconds when one is revoked."""
+ENDED_FOR: Final = timedelta(days=1)
+"""How long hosts are told to end what a revoked one has open: longer than any is likely to be out of reach."""
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationCertificate:
-    """What a host's hypervisor shows, whom it believes, and whom not any more; all PEM."""
+    """What a host's hypervisor shows, whom it believes, and whom not any more; PEM, and by common name since when."""
 
     certificate_pem: bytes
     authority_pem: bytes
     revocation_list_pem: bytes
     newest_revocation: datetime | None
+    revoked_at: Mapping[str, datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class _Revoked:
     made_at: datetime
     list_pem: bytes
     newest: datetime | None
+    revoked_at: Mapping[str, datetime]
 
 
 class MigrationCertificates:
@@ -88,7 +91,9 @@ class MigrationCertificates:
         except RequestRefused as error:
             raise machine_errors.request_refused(str(error)) from error
         _log.info("migration_certificate_issued", node_id=node_id, names=names)
-        return MigrationCertificate(certificate_pem, self._authority.certificate_pem, revoked.list_pem, revoked.newest)
+        return MigrationCertificate(
+            certificate_pem, self._authority.certificate_pem, revoked.list_pem, revoked.newest, revoked.revoked_at
+        )
 
     async def _names(self, tx: Transaction, node: Node, now: datetime) -> Sequence[str]:
         """Say by which names other hosts call this one, all of which are nobody else's."""
@@ -107,10 +112,15 @@ class MigrationCertificates:
         """Return the list as it is now: whoever heard of a revocation and asks gets one that has it."""
         revision, known = await tx.machines_revision(), self._revoked
         if known is None or known.revision != revision or not known.made_at <= now < known.made_at + TRUSTED_FOR:
-            machines: Sequence[MachineRecord] = await tx.machines()
-            revoked_at = [each.refused_before for each in machines if each.refused_before is not None]
-            list_pem = self._authority.revocations(machines, now)
-            self._revoked = known = _Revoked(revision, now, list_pem, max(revoked_at, default=None))
+            revocations = await tx.revocations()
+            list_pem = self._authority.revocation_list(revocations, now)
+            newest = max((each.refused_before for each in revocations), default=None)
+            revoked_at = {
+                common_name(each.node_id): each.refused_before
+                for each in revocations
+                if now < each.refused_before + ENDED_FOR
+            }
+            self._revoked = known = _Revoked(revision, now, list_pem, newest, revoked_at)
         return known
 
 

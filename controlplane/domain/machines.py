@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
+
+REFUSALS_KEPT: Final = timedelta(days=30)
+"""How long it is remembered that a host was forgotten; no certificate is good for as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +76,11 @@ class MachineRecord:
     def accepts(self, issued_at: datetime) -> bool:
         """Whether a certificate of this age is good."""
         return self.refused_before is None or issued_at >= self.refused_before
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """That certificates of a host which were issued before then are good no more, whether or not it is forgotten."""
+
+    node_id: str
+    refused_before: datetime

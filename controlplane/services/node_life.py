@@ -156,8 +156,8 @@ class NodeLifeService:
     async def decommission(self, request: api.DecommissionNodeRequest, caller: Caller = ANYBODY) -> None:
         """Forget a node. With `force` its VMs stay in the inventory, LOST and on no node.
 
-        A host that still runs registers again, as another node; its VMs are found there then. One that has a
-        certificate has to join anew first.
+        A host that still runs has to join anew, and is another node then; its VMs are found there. Until it does, no
+        control plane takes its certificates, and as soon as other hosts hear of it, neither do their hypervisors.
 
         Raises:
             FailedPrecondition: VMs are placed on it, or on their way from or to it, and `force` is not set.
@@ -185,7 +185,7 @@ class NodeLifeService:
         text = f"node {node.hostname} was decommissioned" + (f"; {len(vms)} VMs are LOST with it" if vms else "")
         severity = Severity.WARNING if vms else Severity.INFO
         await tx.delete_node(node.id, Event(EventType.NODE_REMOVED, text, severity, caller.principal))
-        await tx.remove_machine(node.id)
+        await tx.remove_machine(node.id, self.now())
         return len(vms)
 
     async def _lose(self, tx: Transaction, vm: Vm, node: Node, caller: Caller) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from controlplane.domain.machines import JoinToken, MachineRecord, StoredAuthority
+from controlplane.domain.machines import JoinToken, MachineRecord, Revocation, StoredAuthority
 
 
 class AuthorityTransaction(Protocol):
@@ -76,6 +76,14 @@ class AuthorityTransaction(Protocol):
         """Have certificates that were issued before then be good no more; False if no such host joined."""
         ...
 
-    async def remove_machine(self, node_id: str) -> bool:
-        """Forget a host: none of its certificates is good any more. False if there is none."""
+    async def remove_machine(self, node_id: str, now: datetime) -> bool:
+        """Forget a host but for the fact that no certificate from before now is good. False if there is none."""
+        ...
+
+    async def revocations(self) -> Sequence[Revocation]:
+        """Read whose certificates are good no more: of hosts, and of those that were forgotten in the last weeks."""
+        ...
+
+    async def departure(self, node_id: str) -> Revocation | None:
+        """Read what is remembered of a host that was forgotten."""
         ...

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from controlplane.domain.machines import JoinToken, MachineRecord, StoredAuthority
+from controlplane.domain.machines import JoinToken, MachineRecord, Revocation, StoredAuthority
 from controlplane.state import authority_rows
 
 ResultT = TypeVar("ResultT")
@@ -86,6 +86,14 @@ class AuthorityRecords(ABC):
             lambda connection: authority_rows.refuse_certificates(connection, node_id, issued_before)
         )
 
-    async def remove_machine(self, node_id: str) -> bool:
+    async def remove_machine(self, node_id: str, now: datetime) -> bool:
         """Forget a host."""
-        return await self._write(lambda connection: authority_rows.remove_machine(connection, node_id))
+        return await self._write(lambda connection: authority_rows.remove_machine(connection, node_id, now))
+
+    async def revocations(self) -> Sequence[Revocation]:
+        """Read all revocations."""
+        return await self._read(authority_rows.all_revocations)
+
+    async def departure(self, node_id: str) -> Revocation | None:
+        """Read what is left of a host."""
+        return await self._read(lambda connection: authority_rows.get_departure(connection, node_id))

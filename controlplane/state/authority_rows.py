@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, insert, or_, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.domain import machine_errors
-from controlplane.domain.machines import JoinToken, MachineRecord, StoredAuthority
-from controlplane.state.schema_security import authorities, join_tokens, machines
+from controlplane.domain.machines import REFUSALS_KEPT, JoinToken, MachineRecord, Revocation, StoredAuthority
+from controlplane.state.schema_security import authorities, departed_machines, join_tokens, machines
 
 _ONLY = 1
 """The row is there from the start, empty: whoever fills it first made the authority."""
@@ -182,12 +182,38 @@ def refuse_certificates(connection: Connection, node_id: str, issued_before: dat
     return get_machine(connection, node_id) is not None
 
 
-def remove_machine(connection: Connection, node_id: str) -> bool:
-    """Remove one."""
-    is_removed = connection.execute(delete(machines).where(machines.c.node_id == node_id)).rowcount == 1
-    if is_removed:
-        _machines_changed(connection)
-    return is_removed
+def remove_machine(connection: Connection, node_id: str, now: datetime) -> bool:
+    """Replace one by the little that is remembered of it."""
+    machine, before = get_machine(connection, node_id), get_departure(connection, node_id)
+    if machine is None:
+        return False
+    connection.execute(delete(machines).where(machines.c.node_id == node_id))
+    columns = departed_machines.c
+    connection.execute(
+        delete(departed_machines).where(or_(columns.node_id == node_id, columns.refused_before < now - REFUSALS_KEPT))
+    )
+    earlier = (machine.refused_before, before.refused_before if before is not None else None)
+    refused_before = max([now, *(at for at in earlier if at is not None)])
+    connection.execute(insert(departed_machines).values(node_id=node_id, refused_before=refused_before))
+    _machines_changed(connection)
+    return True
+
+
+def all_revocations(connection: Connection) -> Sequence[Revocation]:
+    """Read those of machines and of departed ones; one that came back has the later of its two."""
+    known = select(machines.c.node_id, machines.c.refused_before).where(machines.c.refused_before.is_not(None))
+    found: dict[str, Revocation] = {}
+    for row in connection.execute(union_all(known, select(departed_machines))):
+        other = found.get(row.node_id)
+        if other is None or other.refused_before < row.refused_before:
+            found[row.node_id] = Revocation(row.node_id, row.refused_before)
+    return list(found.values())
+
+
+def get_departure(connection: Connection, node_id: str) -> Revocation | None:
+    """Read what is remembered of a machine that was removed."""
+    row = connection.execute(select(departed_machines).where(departed_machines.c.node_id == node_id)).one_or_none()
+    return Revocation(row.node_id, row.refused_before) if row is not None else None
 
 
 def _machine(row: Row[Any]) -> MachineRecord:

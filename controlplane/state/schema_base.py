@@ -14,7 +14,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-REVISION = "0016"
+REVISION = "0017"
 """Alembic revision these tables belong to: the newest one in `migrations.versions`."""
 
 PLACEMENT_TURN_COUNT = 16

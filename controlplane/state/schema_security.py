@@ -117,6 +117,14 @@ machines = Table(
     UniqueConstraint("hostname"),
 )
 
+departed_machines = Table(
+    "departed_machines",
+    metadata,
+    # Hosts that were forgotten, for as long as something that they were given may still be shown to somebody.
+    Column("node_id", Text, primary_key=True),
+    Column("refused_before", UtcMicroseconds, nullable=False),
+)
+
 projects = Table(
     "projects",
     metadata,

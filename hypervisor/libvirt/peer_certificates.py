@@ -1,7 +1,8 @@
 """Certificates of libvirt and QEMU on the disk, where both look by themselves.
 
 libvirt's daemon reads its own at its start, and again when it is told to (`virt-admin server-update-tls`); that ends
-nothing, but looks at the usual places only, whatever `cert_file` of libvirtd.conf says. As a client it reads them for
+no connection, and looks at the usual places only, whatever `cert_file` of libvirtd.conf says. What a revoked host has
+open is ended by itself, after that: by then it cannot come back. As a client it reads them for
 each connection, and QEMU reads its own for each migration. QEMU looks at the list of revoked ones only where it is
 called; where it calls, libvirt has looked at the same host before.
 
@@ -15,28 +16,27 @@ QEMU's "tls-creds-x509".
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import parse_qs, quote, urlsplit
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
 from lxml import etree
 
 from hypervisor.errors import HypervisorError, Unavailable
+from hypervisor.libvirt.admin_socket import AdminSocket, AdminTrouble, find_admin_sockets
 from hypervisor.libvirt.connection import LibvirtConnection
-from hypervisor.migration import PeerCertificate, PeerCertificates
+from hypervisor.migration import PeerCertificate, PeerCertificates, RevokedPeer
 
 DEFAULT_PKI_PATH: Final = Path("/etc/pki")
 _SOCKET_DIR: Final = Path("/run/libvirt")
-_ADMIN_SOCKETS: Final = (("libvirtd", "libvirt-admin-sock"), ("virtproxyd", "virtproxyd-admin-sock"))
-"""The daemons that may listen for other hosts: the one that does everything, and the modular ones' door."""
-_RELOAD_DEADLINE_S: Final = 15.0
 _MARK: Final = b"# Written by limiquantix-node; changes are lost.\n"
 """Before the first line of PEM, where its readers look at nothing."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class LibvirtPeerCertificates(PeerCertificates):
         self._uri = uri
         self._pki_path = pki_path
         self._obstacle = ""
+        self._ended: dict[AdminSocket, frozenset[RevokedPeer]] = {}
+        """Whose connections were ended; those that came back since have newer certificates."""
 
     def find_obstacle(self) -> str:
         """Say what keeps other hosts from reaching this one, and it them; "" if nothing is known to. Blocks."""
@@ -74,7 +76,7 @@ class LibvirtPeerCertificates(PeerCertificates):
         try:
             owner = await self._connection.run(lambda connection: qemu_owner(connection.getCapabilities()))
             await asyncio.to_thread(write, self._pki_path, certificate, owner)
-            await self._reload()
+            await self._apply(frozenset(certificate.revoked))
         except OSError as error:
             self._obstacle = f"certificates for moving VMs cannot be written: {error}"
             raise Unavailable(self._obstacle) from error
@@ -83,24 +85,32 @@ class LibvirtPeerCertificates(PeerCertificates):
             raise
         self._obstacle = ""
 
-    async def _reload(self) -> None:
-        """Have each daemon that listens for other hosts read its files again."""
-        program = shutil.which("virt-admin")
-        if program is None:
-            raise Unavailable("libvirt cannot be told of new certificates: install virt-admin (libvirt-clients)")
-        directory = _socket_dir(self._uri)
-        found = [(server, directory / name) for server, name in _ADMIN_SOCKETS if (directory / name).is_socket()]
-        if not found:
-            raise Unavailable(
-                f"libvirt cannot be told of new certificates: it has no admin socket in {directory}; "
-                "systemctl enable --now libvirtd-admin.socket"
-            )
-        troubles = [trouble for server, socket in found if (trouble := await _reloaded(program, server, socket))]
-        if len(troubles) == len(found):
+    async def _apply(self, revoked: frozenset[RevokedPeer]) -> None:
+        """Have each daemon that listens for other hosts read its files again, and then end what it let in before."""
+        troubles = []
+        sockets = find_admin_sockets(_socket_dir(self._uri))
+        for socket in sockets:
+            try:
+                await socket.reload_tls()
+            except AdminTrouble as trouble:
+                troubles.append(str(trouble))
+                continue
+            await self._end_connections(socket, revoked - self._ended.get(socket, frozenset()))
+            self._ended[socket] = revoked
+        if len(troubles) == len(sockets):
             raise Unavailable(
                 f"libvirt does not take its new certificates: {'; '.join(troubles)}; if it does not listen for other "
                 "hosts yet, start libvirtd-tls.socket before libvirtd"
             )
+
+    async def _end_connections(self, socket: AdminSocket, revoked: frozenset[RevokedPeer]) -> None:
+        if not revoked:
+            return
+        try:
+            count = await socket.end_connections(frozenset(each.common_name for each in revoked))
+        except AdminTrouble as trouble:
+            raise Unavailable(f"libvirt does not end connections of revoked hosts: {trouble}") from trouble
+        _log.info("connections of revoked hosts were ended", extra={"server": socket.server, "count": count})
 
 
 def write(pki_path: Path, certificate: PeerCertificate, owner: tuple[int, int] | None) -> None:
@@ -194,26 +204,3 @@ def _socket_dir(uri: str) -> Path:
     """Say where the sockets of the daemon are that a URI of this host leads to."""
     sockets = parse_qs(urlsplit(uri).query).get("socket")
     return Path(sockets[0]).parent if sockets else _SOCKET_DIR
-
-
-async def _reloaded(program: str, server: str, socket: Path) -> str:
-    """Have one read its files; returns why it did not."""
-    words: Any = ("-c", f"{server}+unix:///system?socket={quote(str(socket))}", "server-update-tls", server)
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *words,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", os.defpath)},
-    )
-    try:
-        async with asyncio.timeout(_RELOAD_DEADLINE_S):
-            _, complaint = await process.communicate()
-    except TimeoutError:
-        return f"{server} does not answer"
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return "" if process.returncode == 0 else f"{server}: {complaint.decode(errors='replace').strip()}"

@@ -12,7 +12,7 @@ import structlog
 from cryptography import x509
 
 from hypervisor.errors import HypervisorError
-from hypervisor.migration import PeerCertificate, PeerCertificates
+from hypervisor.migration import PeerCertificate, PeerCertificates, RevokedPeer
 from limiquantix.compute.v1.join_service_pb2 import (
     IssueMigrationCertificateRequest,
     IssueMigrationCertificateResponse,
@@ -141,6 +141,7 @@ class MigrationCertificates:
                 key_pem,
                 answer.authority_certificate.encode(),
                 answer.revocation_list.encode(),
+                [RevokedPeer(each.common_name, each.revoked_at.ToDatetime(UTC)) for each in answer.revoked],
             )
         )
         now = self._now()

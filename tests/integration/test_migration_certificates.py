@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import grpc
@@ -14,16 +16,24 @@ import pytest
 import pytest_asyncio
 
 from controlplane.authority.migration_authority import MigrationAuthority
-from controlplane.domain.machines import MachineRecord
+from controlplane.domain.machines import Revocation
 from hypervisor.libvirt.peer_certificates import write
 from hypervisor.migration import PeerCertificate
 from limiquantix.compute.v1.join_service_pb2 import RevokeNodeCertificateRequest
+from limiquantix.compute.v1.node_service_pb2 import DecommissionNodeRequest
 from limiquantix.compute.v1.operation_pb2 import Operation
 from limiquantix.compute.v1.vm_pb2 import VmStatus
 from limiquantix.rpc.identity import CONTROL_PLANE_SERVER_NAME, node_server_name
-from tests.support.hypervisor_peers import joined_peer, own_files, peer_of, refusal
+from tests.support.hypervisor_peers import (
+    StandingConnection,
+    joined_peer,
+    own_files,
+    peer_of,
+    refusal,
+    standing_connection,
+)
 from tests.support.libvirt_cluster import DEADLINE_S, LibvirtCluster, Witness, libvirt_cluster
-from tests.support.libvirt_hosts import migration_hosts
+from tests.support.libvirt_hosts import MigrationHost, migration_hosts
 from tests.support.libvirt_nodes import LibvirtNode
 from tests.support.own_cluster import own_cluster
 from tests.support.private_libvirt_host import eventually, virsh
@@ -79,32 +89,55 @@ async def test_hypervisors_let_in_those_of_their_cluster_and_no_other_certificat
             assert not await is_answered(address, as_hypervisor, name)
 
 
-async def test_host_is_revoked_and_certificates_change_while_a_guest_is_on_its_way(
+async def has_ended(connection: StandingConnection) -> bool | None:
+    return None if await connection.is_let_in() else True
+
+
+async def test_hosts_are_revoked_and_forgotten_and_certificates_change_while_a_guest_is_on_its_way(
     cluster: LibvirtCluster, tmp_path: Path
 ) -> None:
     a, b = cluster.nodes["a"].host, cluster.nodes["b"].host
     vm = await cluster.create("moved", "a", "heavy")
     witness = Witness(list(cluster.nodes.values()), [vm.id])
-    async with joined_peer(cluster.plane.entry, tmp_path / "d", "d", "10.97.0.78") as d:
+    entry = cluster.plane.entry
+    async with (
+        joined_peer(entry, tmp_path / "d", "d", "10.97.0.78") as d,
+        joined_peer(entry, tmp_path / "e", "e", "10.97.0.79") as e,
+        AsyncExitStack() as stack,
+    ):
         with witness.watching():
             await cluster.until(vm, VmStatus.RUNNING)
             await witness.counts_on(vm.id)
             operation = await cluster.begin(vm, "b", SLOW_MBPS)
             before = {host.address: own_files(host) for host in (a, b)}
-            assert await refusal(a, b, d.held, tmp_path) == ""
+            open_before = [
+                await stack.enter_async_context(standing_connection(*way, peer.held, tmp_path))
+                for way, peer in product(((a, b), (b, a)), (d, e))
+            ]
+            for connection in open_before:
+                assert await connection.is_let_in()
 
+            await cluster.plane.nodes.DecommissionNode(DecommissionNodeRequest(id=e.id), timeout=DEADLINE_S)
             await cluster.plane.joining.RevokeNodeCertificate(
                 RevokeNodeCertificateRequest(node_id=d.id), timeout=DEADLINE_S
             )
 
             async def is_kept_out() -> bool | None:
-                calls = (refusal(a, b, d.held, tmp_path), refusal(b, a, d.held, tmp_path))
+                ways = product(((a, b), (b, a)), (d, e))
+                calls = (refusal(*way, peer.held, tmp_path) for way, peer in ways)
                 return True if all(await asyncio.gather(*calls)) else None
 
-            await eventually(is_kept_out, "the revoked host being refused by both", DEADLINE_S)
-            for host in (a, b):
-                assert own_files(host).certificate_pem != before[host.address].certificate_pem
-                assert await refusal(a if host is b else b, host, own_files(host), tmp_path) == ""
+            await eventually(is_kept_out, "the two hosts being refused by both", DEADLINE_S)
+            for connection in open_before:
+                await eventually(partial(has_ended, connection), "what they had open being ended", DEADLINE_S)
+
+            async def is_let_in(caller: MigrationHost, target: MigrationHost) -> bool | None:
+                shown = own_files(target)
+                is_new = shown.certificate_pem != before[target.address].certificate_pem
+                return True if is_new and not await refusal(caller, target, shown, tmp_path) else None
+
+            for caller, target in ((a, b), (b, a)):  # each changes its own twice, at times of its own
+                await eventually(partial(is_let_in, caller, target), "new certificates being taken", DEADLINE_S)
             on_its_way = await cluster.operation(vm)
             assert on_its_way.state == Operation.RUNNING, on_its_way
             ended = await cluster.ended(operation)
@@ -141,8 +174,7 @@ async def test_libvirt_that_calls_refuses_a_revoked_host(cluster: LibvirtCluster
     node, other = cluster.nodes["a"], cluster.nodes["b"].host
     doomed, now = str(uuid.uuid4()), datetime.now(UTC)
     await start_libvirt_with(node, peer_of(own_cluster(), node.host.address, node_id=doomed))
-    machine = MachineRecord(doomed, "a", now, now, now, refused_before=now)
-    listed = MigrationAuthority(own_cluster()).revocations([machine], now)
+    listed = MigrationAuthority(own_cluster()).revocation_list([Revocation(doomed, now)], now)
     shown = peer_of(own_cluster(), other.address)
 
     assert await refusal(other, node.host, shown, tmp_path) == ""

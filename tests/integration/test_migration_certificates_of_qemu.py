@@ -17,7 +17,7 @@ from typing import Final
 from controlplane.authority.certificates import Authority
 from controlplane.authority.cluster import Cluster
 from controlplane.authority.migration_authority import LIFETIME, MigrationAuthority
-from controlplane.domain.machines import MachineRecord
+from controlplane.domain.machines import Revocation
 from hypervisor.libvirt.peer_certificates import write
 from hypervisor.migration import PeerCertificate
 from nodedaemon.identity.requests import new_request
@@ -33,7 +33,7 @@ def peer(cluster: Cluster, node_id: str, issued_at: datetime = NOW) -> PeerCerti
     authority = MigrationAuthority(cluster)
     key_pem, request_pem = new_request()
     certificate_pem = authority.certify(node_id, ["127.0.0.1"], request_pem, issued_at)
-    return PeerCertificate(certificate_pem, key_pem, authority.certificate_pem, authority.revocations([], NOW))
+    return PeerCertificate(certificate_pem, key_pem, authority.certificate_pem, authority.revocation_list([], NOW))
 
 
 def qemu_files(directory: Path, held: PeerCertificate) -> Path:
@@ -89,8 +89,8 @@ def test_qemu_lets_in_hosts_of_its_cluster_but_no_revoked_one_and_no_other(tmp_p
     """Where it is called, that is: as the caller it reads no list, and libvirt has looked at the other side before."""
     doomed, other, here = (str(uuid.uuid4()) for _ in range(3))
     cluster = own_cluster()
-    machine = MachineRecord(doomed, "host-1", NOW, NOW, NOW, refused_before=NOW + timedelta(seconds=1))
-    listing = MigrationAuthority(cluster).revocations([machine], NOW + timedelta(seconds=1))
+    at = NOW + timedelta(seconds=1)
+    listing = MigrationAuthority(cluster).revocation_list([Revocation(doomed, at)], at)
     own = peer(cluster, here)
     stranger_authority, _ = Authority.make(str(uuid.uuid4()), NOW)
     stranger = peer(Cluster(str(uuid.uuid4()), stranger_authority), other)

@@ -65,7 +65,7 @@ def peer_of(cluster: Cluster, address: str, issued_at: datetime | None = None, n
     authority, at = MigrationAuthority(cluster), issued_at or datetime.now(UTC)
     key_pem, request_pem = new_request()
     certificate_pem = authority.certify(node_id or str(uuid.uuid4()), [address], request_pem, at)
-    return PeerCertificate(certificate_pem, key_pem, authority.certificate_pem, authority.revocations([], at))
+    return PeerCertificate(certificate_pem, key_pem, authority.certificate_pem, authority.revocation_list([], at))
 
 
 def own_files(host: MigrationHost) -> PeerCertificate:
@@ -92,6 +92,53 @@ async def refusal(
     Args:
         revoked: list (PEM) of those whom the caller does not believe any more.
     """
+    try:
+        uri = _uri(target, shown, directory, revoked)
+        await asyncio.to_thread(caller.run, "virsh", "--quiet", "--connect", uri, "list", "--all")
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+class StandingConnection:
+    """Somebody's at a host's libvirt, who asks something now and then, and comes back when it is cut off."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._count = 0
+
+    async def is_let_in(self) -> bool:
+        """Ask for the host's name."""
+        self._count += 1
+        end = f"end-{self._count}"
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"hostname\necho {end}\n".encode())
+        said = (await self._process.stdout.readuntil(f"{end}virsh # ".encode())).decode()  # nor is it what was typed
+        return "error:" not in said
+
+
+@asynccontextmanager
+async def standing_connection(
+    caller: MigrationHost, target: MigrationHost, shown: PeerCertificate, directory: Path
+) -> AsyncIterator[StandingConnection]:
+    """Open one from another host's network."""
+    process = await asyncio.create_subprocess_exec(
+        *("ip", "netns", "exec", caller.namespace, "virsh", "--quiet", "--connect", _uri(target, shown, directory)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield StandingConnection(process)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def _uri(
+    target: MigrationHost, shown: PeerCertificate | MachineCertificate | None, directory: Path, revoked: bytes = b""
+) -> str:
     files = directory / uuid.uuid4().hex
     files.mkdir()
     (files / "cacert.pem").write_bytes(own_files(target).authority_pem)
@@ -100,9 +147,4 @@ async def refusal(
     if shown is not None:
         (files / "clientcert.pem").write_bytes(shown.certificate_pem)
         (files / "clientkey.pem").write_bytes(shown.key_pem)
-    try:
-        uri = f"{target.tls_uri}?pkipath={files}&no_sanity=1"  # the other side shall find fault with it
-        await asyncio.to_thread(caller.run, "virsh", "--quiet", "--connect", uri, "list", "--all")
-    except RuntimeError as error:
-        return str(error)
-    return ""
+    return f"{target.tls_uri}?pkipath={files}&no_sanity=1"  # the other side shall find fault with it

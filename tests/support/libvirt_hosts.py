@@ -212,7 +212,7 @@ def _certify(pki: Path, address: str) -> None:
     key_pem, request_pem = new_request()
     now = datetime.now(UTC)
     certificate_pem = authority.certify(node_id, [address], request_pem, now)
-    revocations_pem = authority.revocations([], now)
+    revocations_pem = authority.revocation_list([], now)
     write(pki, PeerCertificate(certificate_pem, key_pem, authority.certificate_pem, revocations_pem), None)
 
 

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from controlplane.domain.machines import JoinToken, MachineRecord, StoredAuthority
+from controlplane.authority.certificates import LEAF_LIFETIME
+from controlplane.domain.machines import REFUSALS_KEPT, JoinToken, MachineRecord, Revocation, StoredAuthority
 from controlplane.state.interface import Store, Transaction
 from limiquantix.errors import AlreadyExists
 from tests.support.builders import START_OF_TIME, make_id
@@ -46,6 +47,10 @@ def _using(token: JoinToken, node_id: str) -> Callable[[Transaction], Awaitable[
 
 def _putting(machine: MachineRecord) -> Callable[[Transaction], Awaitable[None]]:
     return lambda tx: tx.put_machine(machine)
+
+
+def _removing(machine: MachineRecord, at: datetime) -> Callable[[Transaction], Awaitable[bool]]:
+    return lambda tx: tx.remove_machine(machine.node_id, at)
 
 
 async def test_first_authority_stays_however_many_are_made_at_once(store: Store) -> None:
@@ -120,8 +125,8 @@ async def test_machine_is_found_by_node_and_by_name(store: Store) -> None:
     renewed = replace(first, issued_at=NOW + HOUR, ends_at=NOW + 8 * 24 * HOUR)
     await store.run(lambda tx: tx.put_machine(renewed))
     assert await store.read(lambda tx: tx.get_machine(first.node_id)) == renewed
-    assert await store.run(lambda tx: tx.remove_machine(first.node_id))
-    assert not await store.run(lambda tx: tx.remove_machine(first.node_id))
+    assert await store.run(lambda tx: tx.remove_machine(first.node_id, NOW))
+    assert not await store.run(lambda tx: tx.remove_machine(first.node_id, NOW))
 
 
 async def test_no_two_machines_have_one_name(store: Store) -> None:
@@ -142,3 +147,42 @@ async def test_what_is_revoked_stays_so(store: Store) -> None:
     assert not kept.accepts(NOW)
     assert kept.accepts(NOW + HOUR)
     assert not await store.run(lambda tx: tx.refuse_certificates(make_id(), NOW))
+
+
+async def test_machine_that_is_removed_leaves_a_revocation_behind(store: Store) -> None:
+    good, revoked, removed = machine_of("host-1"), machine_of("host-2"), machine_of("host-3")
+    for machine in (good, revoked, removed):
+        await store.run(_putting(machine))
+    assert await store.read(lambda tx: tx.revocations()) == []
+    await store.run(lambda tx: tx.refuse_certificates(revoked.node_id, NOW))
+    revision = await store.read(lambda tx: tx.machines_revision())
+    assert await store.run(lambda tx: tx.remove_machine(removed.node_id, NOW + HOUR))
+    assert await store.read(lambda tx: tx.machines_revision()) > revision
+    assert await store.read(lambda tx: tx.departure(removed.node_id)) == Revocation(removed.node_id, NOW + HOUR)
+    assert await store.read(lambda tx: tx.departure(revoked.node_id)) is None
+    assert {(each.node_id, each.refused_before) for each in await store.read(lambda tx: tx.revocations())} == {
+        (revoked.node_id, NOW),
+        (removed.node_id, NOW + HOUR),
+    }
+
+
+async def test_revocation_of_a_machine_that_came_back_and_left_is_the_latest_of_all(store: Store) -> None:
+    machine = machine_of("host-1")
+    for hours in (3, 1, 2):
+        await store.run(_putting(machine))
+        await store.run(_removing(machine, NOW + hours * HOUR))
+    assert await store.read(lambda tx: tx.revocations()) == [Revocation(machine.node_id, NOW + 3 * HOUR)]
+    await store.run(_putting(replace(machine, refused_before=NOW + 4 * HOUR)))
+    assert await store.read(lambda tx: tx.revocations()) == [Revocation(machine.node_id, NOW + 4 * HOUR)]
+    await store.run(_removing(machine, NOW))
+    assert await store.read(lambda tx: tx.revocations()) == [Revocation(machine.node_id, NOW + 4 * HOUR)]
+
+
+async def test_departures_are_forgotten_when_no_certificate_can_be_good_any_more(store: Store) -> None:
+    old, newer, last = machine_of("host-1"), machine_of("host-2"), machine_of("host-3")
+    for machine, at in ((old, NOW), (newer, NOW + HOUR), (last, NOW + HOUR / 2 + REFUSALS_KEPT)):
+        await store.run(_putting(machine))
+        await store.run(_removing(machine, at))
+    left = await store.read(lambda tx: tx.revocations())
+    assert {each.node_id for each in left} == {newer.node_id, last.node_id}
+    assert REFUSALS_KEPT > LEAF_LIFETIME

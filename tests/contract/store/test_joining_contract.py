@@ -203,6 +203,21 @@ async def test_revoked_host_joins_again_as_the_node_that_it_was(site: Site) -> N
     assert not await site.accepts(node_id, issued_at(old))
 
 
+async def test_host_that_was_forgotten_comes_back_as_itself_without_its_old_certificates(site: Site) -> None:
+    node_id = await site.join(await site.token())
+    old = await site.service.renew(node_id, certificate_request())
+    token = await site.token(node_id=node_id)
+
+    site.now += timedelta(milliseconds=100)
+    await site.store.run(lambda tx: tx.remove_machine(node_id, site.now))
+    assert not await site.accepts(node_id, issued_at(old))
+
+    joined = await site.service.join(token.id, token.secret, "host-1", certificate_request())
+    assert joined.node_id == node_id
+    assert await site.accepts(node_id, issued_at(joined.certificate_pem)), "within the second of the departure"
+    assert not await site.accepts(node_id, issued_at(old))
+
+
 async def test_who_never_joined_has_nothing_to_lose_or_renew(site: Site) -> None:
     with pytest.raises(NotFound):
         await site.service.revoke_certificate(make_id())

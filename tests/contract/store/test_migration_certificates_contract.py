@@ -6,12 +6,13 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from controlplane.authority.cluster import open_cluster
 from controlplane.authority.joining import JoiningService
 from controlplane.authority.machine_memory import MachineMemory
 from controlplane.authority.migration_authority import SLOT, MigrationAuthority
-from controlplane.authority.migration_certificates import MigrationCertificate, MigrationCertificates
+from controlplane.authority.migration_certificates import ENDED_FOR, MigrationCertificate, MigrationCertificates
 from controlplane.domain.node import CapacityPolicy
 from controlplane.secrets.box import SecretBox
 from controlplane.services.nodes import NodeService
@@ -123,6 +124,8 @@ async def test_revoked_host_is_listed_to_all_and_gets_another_after_seconds(site
     told = await site.issue(other)
     await known.refresh()
     assert told.newest_revocation == known.newest_revocation == site.now
+    (name,) = held.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert told.revoked_at == {name.value: site.now}
     listed = x509.load_pem_x509_crl(told.revocation_list_pem)
     assert listed.get_revoked_certificate_by_serial_number(held.serial_number) is not None
     good = x509.load_pem_x509_certificate(told.certificate_pem)
@@ -134,3 +137,25 @@ async def test_revoked_host_is_listed_to_all_and_gets_another_after_seconds(site
     listed = x509.load_pem_x509_crl((await site.issue(other)).revocation_list_pem)
     assert listed.get_revoked_certificate_by_serial_number(again.serial_number) is None
     assert listed.get_revoked_certificate_by_serial_number(held.serial_number) is not None
+
+
+async def test_host_that_was_forgotten_is_listed_to_all(site: Site) -> None:
+    doomed, other = await site.host("host-1", "192.0.2.1"), await site.host("host-2", "192.0.2.2")
+    held = x509.load_pem_x509_certificate((await site.issue(doomed)).certificate_pem)
+    assert (await site.issue(other)).newest_revocation is None
+    known = MachineMemory(site.store)
+
+    site.now += timedelta(minutes=5)
+    assert await site.store.run(lambda tx: tx.remove_machine(doomed, site.now))
+
+    told = await site.issue(other)
+    await known.refresh()
+    assert told.newest_revocation == known.newest_revocation == site.now
+    (name,) = held.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert told.revoked_at == {name.value: site.now}
+    listed = x509.load_pem_x509_crl(told.revocation_list_pem)
+    assert listed.get_revoked_certificate_by_serial_number(held.serial_number) is not None
+    with pytest.raises(Unauthenticated):
+        await site.issue(doomed)
+    site.now += ENDED_FOR
+    assert (await site.issue(other)).revoked_at == {}

@@ -10,7 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from controlplane.domain import node_life
 from controlplane.domain.event import EventFilter, EventType
-from controlplane.domain.machines import MachineRecord
+from controlplane.domain.machines import MachineRecord, Revocation
 from controlplane.domain.migration import Migration
 from controlplane.domain.node import Capacity, CapacityPolicy, Node, Phase
 from controlplane.domain.node_conditions import CORDON_REASON, conditions_of
@@ -291,6 +291,7 @@ async def test_certificates_of_a_node_that_was_forgotten_are_good_no_more(world:
     await world.life.decommission(api.DecommissionNodeRequest(id=node.id))
 
     assert await world.store.read(lambda tx: tx.machines()) == []
+    assert await world.store.read(lambda tx: tx.revocations()) == [Revocation(node.id, world.clock())]
 
 
 async def test_node_that_vms_are_on_their_way_to_is_not_forgotten(world: World) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,8 +17,9 @@ import pytest
 from hypervisor.errors import Unavailable
 from hypervisor.libvirt.connection import LibvirtConnection
 from hypervisor.libvirt.peer_certificates import LibvirtPeerCertificates, qemu_owner, write
-from hypervisor.migration import PeerCertificate
+from hypervisor.migration import PeerCertificate, RevokedPeer
 
+NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 HELD = PeerCertificate(b"certificate\n", b"key\n", b"authority\n", b"list\n")
 CAPABILITIES = """<capabilities><host>
 <secmodel><model>apparmor</model><doi>0</doi></secmodel>
@@ -138,3 +141,86 @@ async def test_libvirt_is_told_by_its_admin_socket(
             called = (tmp_path / "called").read_text().split()
             assert called == ["-c", f"libvirtd+unix:///system?socket={admin}", "server-update-tls", "libvirtd"]
     assert (words in made.find_obstacle()) if words else made.find_obstacle() == ""
+
+
+PRETEND = r"""#!/bin/sh
+here="${0%/*}"
+shift 2
+case $1 in
+client-list) printf ' Id   Transport   Connected since\n---\n'; cat "$here/clients";;
+client-info) test -e "$here/client-$3" || { echo "no client" >&2; exit 1; }; cat "$here/client-$3";;
+client-disconnect) echo "$4" >>"$here/ended"; sed -i "/^ $4 /d" "$here/clients";;
+esac
+"""
+
+
+class PretendedLibvirt:
+    """A daemon with connections, as `virt-admin` shows them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "virt-admin").write_text(PRETEND)
+        (directory / "virt-admin").chmod(0o755)
+        (directory / "clients").write_text("")
+
+    def connect(self, client_id: int, name: str, transport: str = "tls") -> None:
+        with (self.directory / "clients").open("a") as clients:
+            clients.write(f" {client_id}    {transport}         2026-05-04 12:00:03+0000\n")
+        (self.directory / f"client-{client_id}").write_text(
+            f"id             : {client_id}\ntransport      : {transport}\nreadonly       : no\n"
+            f"tls_x509_dname : O=LimiQuantix,CN={name}\n"
+        )
+
+    def take_ended(self) -> list[int]:
+        path = self.directory / "ended"
+        found = [int(line) for line in path.read_text().split()] if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedLibvirt]:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "libvirt-admin-sock"))
+        yield PretendedLibvirt(tmp_path)
+
+
+def holding(*revoked: RevokedPeer) -> PeerCertificate:
+    return replace(HELD, revoked=revoked)
+
+
+async def test_what_revoked_peers_have_open_is_ended_once_for_each_time(
+    tmp_path: Path, libvirt: PretendedLibvirt
+) -> None:
+    made, once, again = peers(tmp_path), RevokedPeer("host one", NOW), RevokedPeer("host one", NOW + timedelta(hours=1))
+    libvirt.connect(3, "host one")
+    libvirt.connect(4, "host one and more")
+    libvirt.connect(5, "host one", transport="unix")
+    libvirt.connect(17, "host one")
+    await made.install(HELD)
+    assert libvirt.take_ended() == []
+    await made.install(holding(once))
+    assert libvirt.take_ended() == [3, 17]
+    libvirt.connect(18, "host one")  # which joined again
+    await made.install(holding(once))
+    assert libvirt.take_ended() == []
+    await made.install(holding(again))
+    assert libvirt.take_ended() == [18]
+
+
+async def test_connection_that_ends_meanwhile_is_no_trouble_but_one_that_cannot_be_looked_at_is(
+    tmp_path: Path, libvirt: PretendedLibvirt
+) -> None:
+    made, revoked = peers(tmp_path), holding(RevokedPeer("host one", NOW))
+    libvirt.connect(3, "host one")
+    (tmp_path / "client-3").unlink()
+    with pytest.raises(Unavailable, match="does not end connections of revoked hosts: libvirtd: no client"):
+        await made.install(revoked)
+    assert "does not end connections" in made.find_obstacle()
+    (tmp_path / "client-3").write_text("transport      : tls\n")
+    with pytest.raises(Unavailable, match="does not say whose connection 3 is"):
+        await made.install(revoked)
+    (tmp_path / "client-3").write_text("tls_x509_dname : CN=host one,O=LimiQuantix\n")
+    await made.install(revoked)
+    assert libvirt.take_ended() == [3]

@@ -421,6 +421,7 @@ class IssueMigrationCertificateResponse(_message.Message):
     AUTHORITY_CERTIFICATE_FIELD_NUMBER: _builtins.int
     REVOCATION_LIST_FIELD_NUMBER: _builtins.int
     NEWEST_REVOCATION_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
     certificate: _builtins.str
     """PEM. It names the host and the address at which others reach its hypervisor."""
     authority_certificate: _builtins.str
@@ -431,6 +432,10 @@ class IssueMigrationCertificateResponse(_message.Message):
     def newest_revocation(self) -> _timestamp_pb2.Timestamp:
         """When a host was last revoked, as the list has it; not given if none ever was. Heartbeats are answered with the same."""
 
+    @_builtins.property
+    def revoked(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevokedHypervisor]:
+        """Hosts that were revoked or decommissioned in the last day: what they have open is to be ended, once for each time."""
+
     def __init__(
         self,
         *,
@@ -438,11 +443,38 @@ class IssueMigrationCertificateResponse(_message.Message):
         authority_certificate: _builtins.str = ...,
         revocation_list: _builtins.str = ...,
         newest_revocation: _timestamp_pb2.Timestamp | None = ...,
+        revoked: _abc.Iterable[Global___RevokedHypervisor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["newest_revocation", b"newest_revocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_certificate", b"authority_certificate", "certificate", b"certificate", "newest_revocation", b"newest_revocation", "revocation_list", b"revocation_list"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_certificate", b"authority_certificate", "certificate", b"certificate", "newest_revocation", b"newest_revocation", "revocation_list", b"revocation_list", "revoked", b"revoked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IssueMigrationCertificateResponse: _TypeAlias = IssueMigrationCertificateResponse  # noqa: Y015
+
+@_typing.final
+class RevokedHypervisor(_message.Message):
+    """A host whose hypervisor others believe no more, if it has nothing newer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMON_NAME_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_FIELD_NUMBER: _builtins.int
+    common_name: _builtins.str
+    """The common name in its certificates."""
+    @_builtins.property
+    def revoked_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        common_name: _builtins.str = ...,
+        revoked_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revoked_at", b"revoked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["common_name", b"common_name", "revoked_at", b"revoked_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokedHypervisor: _TypeAlias = RevokedHypervisor  # noqa: Y015

@@ -125,7 +125,7 @@ async def test_host_is_recognised_until_it_is_revoked_or_forgotten_or_its_certif
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(Origin(newer, NODE.uri))
     now = ISSUED
-    await store.run(lambda tx: tx.remove_machine(NODE.id))
+    await store.run(lambda tx: tx.remove_machine(NODE.id, ISSUED))
     await memory.refresh()
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(Origin(newer, NODE.uri))
@@ -150,7 +150,7 @@ async def test_memory_reads_machines_only_when_they_changed_and_not_for_renewals
     await store.run(lambda tx: tx.refuse_certificates(NODE.id, ISSUED))
     revoked = await store.read(lambda tx: tx.machines_revision())
     assert revoked > joined
-    await store.run(lambda tx: tx.remove_machine(NODE.id))
+    await store.run(lambda tx: tx.remove_machine(NODE.id, ISSUED))
     assert await store.read(lambda tx: tx.machines_revision()) > revoked
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from controlplane.authority.certificates import Authority, RequestRefused
 from controlplane.authority.cluster import Cluster
 from controlplane.authority.migration_authority import LIFETIME, SLOT, MigrationAuthority, wait_s
-from controlplane.domain.machines import MachineRecord
+from controlplane.domain.machines import MachineRecord, Revocation
 from nodedaemon.identity.requests import new_request
 
 NOW = datetime(2026, 5, 4, 12, 0, 3, 500_000, tzinfo=UTC)
@@ -37,7 +37,8 @@ def machine(revoked_at: datetime | None, node_id: str = NODE) -> MachineRecord:
 
 
 def revoked_numbers(machines: Sequence[MachineRecord], at: datetime) -> set[int]:
-    found = x509.load_pem_x509_crl(MIGRATION.revocations(machines, at))
+    revoked = [Revocation(each.node_id, each.refused_before) for each in machines if each.refused_before is not None]
+    found = x509.load_pem_x509_crl(MIGRATION.revocation_list(revoked, at))
     ca = x509.load_pem_x509_certificate(MIGRATION.certificate_pem)
     assert found.is_signature_valid(ca.public_key())  # type: ignore[arg-type]
     assert found.next_update_utc == ca.not_valid_after_utc

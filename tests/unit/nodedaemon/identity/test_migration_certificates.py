@@ -13,7 +13,7 @@ from controlplane.authority.certificates import Authority
 from controlplane.authority.cluster import Cluster
 from controlplane.authority.migration_authority import LIFETIME, MigrationAuthority
 from hypervisor.errors import Unavailable as HypervisorUnavailable
-from hypervisor.migration import PeerCertificate, PeerCertificates
+from hypervisor.migration import PeerCertificate, PeerCertificates, RevokedPeer
 from limiquantix.compute.v1.join_service_pb2 import (
     IssueMigrationCertificateRequest,
     IssueMigrationCertificateResponse,
@@ -77,6 +77,7 @@ class Site(PeerCertificates):
         )
         if self.newest_revocation is not None:
             answer.newest_revocation.FromDatetime(self.newest_revocation)
+            answer.revoked.add(common_name="host two").revoked_at.FromDatetime(self.newest_revocation)
         return answer
 
     async def install(self, certificate: PeerCertificate) -> None:
@@ -148,7 +149,10 @@ async def test_revocation_has_new_ones_asked_for_once() -> None:
     site.task.revoked(site.now - timedelta(days=1))  # another control plane, which has not heard of it yet
     await site.until(site.now + timedelta(seconds=4 * LOOK_S))
 
-    assert len(site.installed) == 2
+    assert [list(each.revoked) for each in site.installed] == [
+        [],
+        [RevokedPeer("host two", site.newest_revocation)],
+    ]
 
 
 async def test_revocation_of_a_host_that_is_forgotten_is_not_asked_for_again_and_again() -> None:
