@@ -1,6 +1,9 @@
 # Every task of a developer; `make` lists them. Arguments for the program behind a target go into ARGS:
 #   make run ARGS="--nodes 3"      make test ARGS="-k name"
 
+# Tests start hundreds of programs; without bytecode on the disk each would compile all of the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 ARGS ?=
 BIN := .venv/bin
 

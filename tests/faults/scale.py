@@ -6,7 +6,7 @@ import os
 
 RUNS_EVERYTHING = os.environ.get("LIMIQUANTIX_FAULTS") == "all"
 
-_STRIDE_OF_SAMPLE = {"sqlite": 12, "postgresql": 60}
+_STRIDE_OF_SAMPLE = {"sqlite": 24, "postgresql": 120}
 """One of how many strikes is in the sample; which ones is always the same."""
 
 _STRIDE_OF_EVERYTHING = {"sqlite": 1, "postgresql": 4}
@@ -33,8 +33,8 @@ def _kills(of_sample: int, of_everything: int) -> int:
 
 
 KILL_COUNTS = {
-    "mock, SQLite": _kills(5, 100),
-    "mock, two control planes on PostgreSQL": _kills(5, 50),
-    "libvirt, SQLite": _kills(4, 100),
+    "mock, SQLite": _kills(3, 100),
+    "mock, two control planes on PostgreSQL": _kills(3, 50),
+    "libvirt, SQLite": _kills(2, 100),
 }
 """SIGKILLs of each test with random ones."""

@@ -15,6 +15,7 @@ from itertools import count
 import psutil
 import pytest
 import pytest_asyncio
+from lxml import etree
 
 from controlplane.cli.dev.guest_image import build_guest_image
 from hypervisor.errors import GuestAgentAbsent, GuestAgentRefused, GuestAgentSilent
@@ -29,6 +30,7 @@ from tests.support.private_libvirt_host import (
     private_libvirt,
     process_name,
     skip_unless_private_libvirt,
+    virsh,
 )
 
 pytest.importorskip("libvirt")
@@ -50,6 +52,7 @@ class Guest:
 
     backend: LibvirtHypervisor
     vm_id: str
+    uri: str
     libvirtd: psutil.Process
     numbers: Iterator[int] = field(default_factory=count)
 
@@ -88,8 +91,14 @@ class Guest:
         held = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q vport"
         await self.by_hand(f"kill $(pidof qemu-ga); while {held}; do sleep 0.1; done; sh /run/bad & bad=$!")
         await self.by_hand(f"until {held}; do sleep 0.1; done")
+        await eventually(self.is_connected, "libvirt seeing the agent's port open")
         yield
         await self.by_hand(f"kill -KILL $bad $(pidof head tr cat sed); while {held}; do sleep 0.1; done; {START_AGENT}")
+
+    async def is_connected(self) -> bool | None:
+        definition = etree.fromstring(await virsh(self.uri, "dumpxml", self.vm_id))
+        found = definition.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
+        return True if found is not None and found.get("state") == "connected" else None
 
     async def outcome(self) -> tuple[str, float]:
         """Ask once; returns what came of it and how long it took."""
@@ -118,7 +127,7 @@ async def guest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guest
         config = VmConfig(str(uuid.uuid4()), "hostile", CpuTopology(), 128, direct_boot=boot)
         await backend.create(config)
         await backend.start(config.vm_id)
-        found = Guest(backend, config.vm_id, libvirtd_of_this_process())
+        found = Guest(backend, config.vm_id, libvirt.uri, libvirtd_of_this_process())
         await found.up()
         yield found
         await backend.force_stop(config.vm_id)
