@@ -6,7 +6,7 @@ import os
 
 RUNS_EVERYTHING = os.environ.get("LIMIQUANTIX_FAULTS") == "all"
 
-_STRIDE_OF_SAMPLE = {"sqlite": 24, "postgresql": 120}
+_STRIDE_OF_SAMPLE = {"sqlite": 36, "postgresql": 180}
 """One of how many strikes is in the sample; which ones is always the same."""
 
 _STRIDE_OF_EVERYTHING = {"sqlite": 1, "postgresql": 4}
