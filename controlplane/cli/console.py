@@ -84,7 +84,8 @@ def _attach(host: str, port: int, secret: str) -> None:
         line.sendall(f"{secret}\n".encode())
         answer = _first_line(line)
         if answer != b"OK":
-            raise click.ClickException(f"the console refused: {answer.decode(errors='replace')}")
+            said = answer.removeprefix(b"ERROR: ").decode(errors="replace")
+            raise click.ClickException(said or "the VM's host hung up; it may have ended the entry, ask for another")
         with _raw_terminal():
             # Only now: keys typed before the terminal is raw would wait for the end of their line, or be dropped.
             click.echo("connected; Ctrl-] leaves\r", err=True)

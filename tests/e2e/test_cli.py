@@ -8,6 +8,7 @@ import pty
 import queue
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -305,6 +306,24 @@ def test_serial_console_is_attached_to_a_terminal_until_the_escape_key(limiquant
     )
     assert status == 0
     assert "left the console" in output
+
+
+def test_serial_console_that_somebody_is_at_says_so_and_is_free_as_soon_as_they_leave(
+    plane: ControlPlaneProcess, limiquantix: Command
+) -> None:
+    limiquantix("vm", "create", "busy", "--cpus", "1", "--memory", "128MiB", "--start")
+    (vm,) = plane.call("VMService", "ListVMs", {})["vms"]
+    entry = plane.call("VMService", "GetConsole", {"vmId": vm["id"], "consoleType": "CONSOLE_TYPE_SERIAL"})
+    with socket.create_connection((entry["host"], entry["port"]), DEADLINE_S) as line:
+        line.sendall(f"{entry['password']}\n".encode())
+        assert line.recv(100).startswith(b"OK\n")
+        status, output = limiquantix.at_terminal("vm", "console", "--attach", "busy", type_after="", keys="")
+        assert status == 1
+        assert f"the serial console of VM {vm['id']} is in use" in output.replace("\r\n", " ")
+    status, output = limiquantix.at_terminal(
+        "vm", "console", "--attach", "busy", type_after="Ctrl-] leaves", keys="\x1d"
+    )
+    assert (status, "left the console" in output) == (0, True)
 
 
 def test_what_vms_and_nodes_use_is_shown(limiquantix: Command) -> None:
