@@ -29,7 +29,7 @@ class Rate:
 
     per_s: float
     burst_count: float
-    at_a_time_count: int = 500
+    at_a_time_count: int = 1_000
 
     def __post_init__(self) -> None:
         """Check it.
@@ -45,9 +45,9 @@ class Rate:
 class CallRates:
     """Rates of each kind of caller."""
 
-    people: Rate = field(default_factory=lambda: Rate(2_000, 4_000, 500))
+    people: Rate = field(default_factory=lambda: Rate(2_000, 4_000, 1_000))
     """Of each user or API key: above what one control plane can answer to one, so that no tool meets it by chance, and
-    low enough that one caller in a loop leaves room for others."""
+    low enough that one caller in a loop leaves room for others; so does a fifth of the calls that gRPC takes at a time."""
     hosts: Rate = field(default_factory=lambda: Rate(200, 1_000, 100))
     """Of each node: heartbeats every few seconds, and reports of all its VMs after a network was away."""
     strangers: Rate = field(default_factory=lambda: Rate(10, 60, 100))
