@@ -47,7 +47,8 @@ class CallRates:
 
     people: Rate = field(default_factory=lambda: Rate(2_000, 4_000, 1_000))
     """Of each user or API key: above what one control plane can answer to one, so that no tool meets it by chance, and
-    low enough that one caller in a loop leaves room for others; so does a fifth of the calls that gRPC takes at a time."""
+    low enough that one caller in a loop leaves room for others. So does a fifth of the calls that gRPC takes at a time,
+    and a program that watches every VM by itself may still watch hundreds."""
     hosts: Rate = field(default_factory=lambda: Rate(200, 1_000, 100))
     """Of each node: heartbeats every few seconds, and reports of all its VMs after a network was away."""
     strangers: Rate = field(default_factory=lambda: Rate(10, 60, 100))
