@@ -39,6 +39,7 @@ class Site:
         self.joining = JoiningService(self.store, cluster, ("cp-1:8081",), lambda: self.now)
         self.certificates = MigrationCertificates(self.store, MigrationAuthority(cluster), lambda: self.now)
         self.nodes = NodeService(self.store, CapacityPolicy(), lambda: self.now)
+        self.known = MachineMemory(self.store)
 
     async def join(self, hostname: str) -> str:
         text, _ = await self.joining.create_token("user:eve")
@@ -58,6 +59,17 @@ class Site:
 
     async def issue(self, node_id: str) -> MigrationCertificate:
         return await self.certificates.issue(node_id, REQUEST)
+
+    async def told_that_it_is_refused(self, held: x509.Certificate, other: str) -> MigrationCertificate:
+        """Have another host ask, and check that it hears of a certificate that is good no more since this moment."""
+        told = await self.issue(other)
+        await self.known.refresh()
+        assert told.newest_revocation == self.known.newest_revocation == self.now
+        (name,) = held.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        assert told.revoked_at == {name.value: self.now}
+        listed = x509.load_pem_x509_crl(told.revocation_list_pem)
+        assert listed.get_revoked_certificate_by_serial_number(held.serial_number) is not None
+        return told
 
     async def names(self, node_id: str) -> set[str]:
         leaf = x509.load_pem_x509_certificate((await self.issue(node_id)).certificate_pem)
@@ -114,20 +126,14 @@ async def test_revoked_host_is_listed_to_all_and_gets_another_after_seconds(site
     doomed, other = await site.host("host-1", "192.0.2.1"), await site.host("host-2", "192.0.2.2")
     held = x509.load_pem_x509_certificate((await site.issue(doomed)).certificate_pem)
     assert (await site.issue(other)).newest_revocation is None
-    known = MachineMemory(site.store)
-    await known.refresh()
-    assert known.newest_revocation is None
+    await site.known.refresh()
+    assert site.known.newest_revocation is None
 
     site.now += timedelta(minutes=5)
     await site.joining.revoke_certificate(doomed)
 
-    told = await site.issue(other)
-    await known.refresh()
-    assert told.newest_revocation == known.newest_revocation == site.now
-    (name,) = held.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    assert told.revoked_at == {name.value: site.now}
+    told = await site.told_that_it_is_refused(held, other)
     listed = x509.load_pem_x509_crl(told.revocation_list_pem)
-    assert listed.get_revoked_certificate_by_serial_number(held.serial_number) is not None
     good = x509.load_pem_x509_certificate(told.certificate_pem)
     assert listed.get_revoked_certificate_by_serial_number(good.serial_number) is None
     with pytest.raises(Unavailable, match=r"in [0-9]+ s"):
@@ -143,18 +149,11 @@ async def test_host_that_was_forgotten_is_listed_to_all(site: Site) -> None:
     doomed, other = await site.host("host-1", "192.0.2.1"), await site.host("host-2", "192.0.2.2")
     held = x509.load_pem_x509_certificate((await site.issue(doomed)).certificate_pem)
     assert (await site.issue(other)).newest_revocation is None
-    known = MachineMemory(site.store)
 
     site.now += timedelta(minutes=5)
     assert await site.store.run(lambda tx: tx.remove_machine(doomed, site.now))
 
-    told = await site.issue(other)
-    await known.refresh()
-    assert told.newest_revocation == known.newest_revocation == site.now
-    (name,) = held.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    assert told.revoked_at == {name.value: site.now}
-    listed = x509.load_pem_x509_crl(told.revocation_list_pem)
-    assert listed.get_revoked_certificate_by_serial_number(held.serial_number) is not None
+    await site.told_that_it_is_refused(held, other)
     with pytest.raises(Unauthenticated):
         await site.issue(doomed)
     site.now += ENDED_FOR
