@@ -3,11 +3,14 @@
 Each call that changes something carries, as metadata, the token of its node's newest fence and the epoch as they were
 when it was decided. They are compared when the call comes, and again when its turn comes, since it may have waited.
 Calls without them, as a person may make, are let through. Nothing is, from when the host ends its VMs to go down.
+
+Nor is a call with them before this daemon knows of fences itself: a host that was fenced by its power and is on again
+remembers the numbers from before, and what was decided then may come only now, held up by a process that stood still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
@@ -51,10 +54,15 @@ _told: ContextVar[Told] = ContextVar("told")
 
 
 class FenceGate:
-    """What every call passes."""
+    """What every call passes.
 
-    def __init__(self, fencing: SelfFencing) -> None:
+    Args:
+        is_ready: whether this daemon can know by now of fences that were decided before it began.
+    """
+
+    def __init__(self, fencing: SelfFencing, is_ready: Callable[[], bool] = lambda: True) -> None:
         self._fencing = fencing
+        self._is_ready = is_ready
         self._is_closed = False
 
     def close(self) -> None:
@@ -70,13 +78,14 @@ class FenceGate:
         Raises:
             Aborted: STALE_EPOCH or STALE_FENCE_TOKEN.
             InvalidArgument: what should be a number is none.
-            Unavailable: it could not be written down, or the host goes down.
+            Unavailable: it could not be written down, the host goes down, or it has not heard of its fences yet.
         """
         if method.rpartition("/")[2] in READS:
             return
         self._require_open()
         told = Told(_number(metadata, EPOCH_KEY), _number(metadata, TOKEN_KEY))
         if told != _NOTHING:
+            self._require_ready()
             await self._fencing.take_told(told.epoch, told.fence_token)
         _told.set(told)
 
@@ -93,6 +102,15 @@ class FenceGate:
         """
         self._require_open()
         self._fencing.require_newest(told.epoch, told.fence_token)
+
+    def _require_ready(self) -> None:
+        if not self._is_ready():
+            raise Unavailable(
+                Reason.NOT_INFORMED_YET,
+                "this host's daemon has just begun, and has not heard from a control plane yet which commands still "
+                "stand; try again in a moment",
+                retry_after_s=1.0,
+            )
 
     def _require_open(self) -> None:
         if self._is_closed:

@@ -96,7 +96,7 @@ class SelfFencing:
     def can_judge(self) -> bool:
         """Whether what was decided before this daemon began can be told from what still holds.
 
-        It can once a control plane answered, and while a lease lasts that was given before.
+        It can once a control plane answered that knows of fences itself, and while a lease lasts that was given before.
         """
         return self._has_heard or self._lease.left_ms(self._now_ns()) > 0
 
@@ -156,7 +156,7 @@ class SelfFencing:
             response.ha_is_armed,
         )
         await self._learn(lambda lease: lease.after(answer))
-        self._has_heard = True
+        self._has_heard = self._has_heard or answer.epoch > 0
 
     async def take_told(self, epoch: int, fence_token: int) -> None:
         """Take what a command carries; see `take_answer`.

@@ -91,6 +91,8 @@ class Commands:
     async def _carry_out(self, command: Command) -> bool:
         host, rules = self._host, self._host.rules
         self._require_open()
+        if not host.fencing.can_judge:
+            raise Unavailable(Reason.NOT_INFORMED_YET, "the daemon has not heard of its fences yet")
         if rules.checks_token:
             await host.fencing.take_told(command.epoch, command.token)
         self._require_newest(command)
