@@ -4,8 +4,10 @@ Each call that changes something carries, as metadata, the token of its node's n
 when it was decided. They are compared when the call comes, and again when its turn comes, since it may have waited.
 Calls without them, as a person may make, are let through. Nothing is, from when the host ends its VMs to go down.
 
-Nor is a call with them before this daemon knows of fences itself: a host that was fenced by its power and is on again
-remembers the numbers from before, and what was decided then may come only now, held up by a process that stood still.
+A call with them waits until this daemon was told of fences since it began: a host that was fenced by its power and is
+on again remembers the numbers from before, and what was decided then may come only now, held up by a process that stood
+still. A host that said that it ended its VMs stays shut in that boot, also for the next daemon, until it takes that
+back.
 """
 
 from __future__ import annotations
@@ -57,17 +59,39 @@ class FenceGate:
     """What every call passes.
 
     Args:
-        is_ready: whether this daemon can know by now of fences that were decided before it began.
+        is_told: whether there is a control plane that tells this host of fences; without one it waits for none.
     """
 
-    def __init__(self, fencing: SelfFencing, is_ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, fencing: SelfFencing, is_told: Callable[[], bool] = lambda: True) -> None:
         self._fencing = fencing
-        self._is_ready = is_ready
+        self._is_told = is_told
         self._is_closed = False
 
     def close(self) -> None:
         """Let no change in any more, nor go on that was let in and looks again."""
         self._is_closed = True
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether a daemon of this boot said that it ended all VMs, and that was not taken back."""
+        return self._is_told() and self._fencing.is_shut
+
+    async def shut(self) -> None:
+        """Close, for all of this boot.
+
+        Raises:
+            Unavailable: it could not be written down.
+        """
+        self.close()
+        await self._fencing.shut()
+
+    async def reopen(self) -> None:
+        """Let changes in again that a daemon before shut out; not what this one closed.
+
+        Raises:
+            Unavailable: it could not be written down.
+        """
+        await self._fencing.reopen()
 
     async def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]] | None) -> None:
         """Let a call in, and remember larger numbers first, on the disk.
@@ -78,14 +102,16 @@ class FenceGate:
         Raises:
             Aborted: STALE_EPOCH or STALE_FENCE_TOKEN.
             InvalidArgument: what should be a number is none.
-            Unavailable: it could not be written down, the host goes down, or it has not heard of its fences yet.
+            Unavailable: it could not be written down, the host goes down, or it was told of no fences in time.
         """
         if method.rpartition("/")[2] in READS:
             return
         self._require_open()
         told = Told(_number(metadata, EPOCH_KEY), _number(metadata, TOKEN_KEY))
         if told != _NOTHING:
-            self._require_ready()
+            if self._is_told():
+                await self._fencing.until_informed()
+            self._require_open()
             await self._fencing.take_told(told.epoch, told.fence_token)
         _told.set(told)
 
@@ -103,17 +129,8 @@ class FenceGate:
         self._require_open()
         self._fencing.require_newest(told.epoch, told.fence_token)
 
-    def _require_ready(self) -> None:
-        if not self._is_ready():
-            raise Unavailable(
-                Reason.NOT_INFORMED_YET,
-                "this host's daemon has just begun, and has not heard from a control plane yet which commands still "
-                "stand; try again in a moment",
-                retry_after_s=1.0,
-            )
-
     def _require_open(self) -> None:
-        if self._is_closed:
+        if self._is_closed or self.is_shut:
             raise Unavailable(
                 Reason.STOPPING, "this host goes down and has ended its VMs; place the VM on another, or wait for it"
             )

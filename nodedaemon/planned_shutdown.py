@@ -22,6 +22,7 @@ STATE_COMMAND: Final = ("systemctl", "is-system-running")
 JOBS_COMMAND: Final = ("systemctl", "list-jobs", "--no-legend", "--plain")
 _ASK_DEADLINE_S: Final = 5.0
 _ANNOUNCE_PAUSE_S: Final = 1.0
+_CALL_OFF_PAUSE_S: Final = 1.0
 _LOOK_S: Final = 0.5
 _IN_MEMORY: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
@@ -82,6 +83,27 @@ async def _nothing() -> None:
     pass
 
 
+class Door(Protocol):
+    """Where changes of VMs come in; see `FenceGate`."""
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether a daemon of this boot said that it ended all VMs."""
+        ...
+
+    def close(self) -> None:
+        """Let no change in, as long as this daemon runs."""
+        ...
+
+    async def shut(self) -> None:
+        """Let none in for all of this boot."""
+        ...
+
+    async def reopen(self) -> None:
+        """Let changes in again that a daemon before shut out."""
+        ...
+
+
 class PlannedShutdown:
     """Carries out what the policy says.
 
@@ -89,7 +111,7 @@ class PlannedShutdown:
         control_plane: None where this host has none; its VMs are then ended in good order.
         stop_s: how long guests have to shut down before their plug is pulled.
         migrate_s: how long VMs may take to be moved away.
-        close: has no change of a VM let in from then on, so that none is started after all have ended.
+        door: has no change of a VM let in from then on, so that none is started after all have ended.
         under_way: marks of changes that were let in before and are not over.
         beat: tells all control planes how this host is now; it raises nothing.
     """
@@ -103,7 +125,7 @@ class PlannedShutdown:
         *,
         stop_s: float,
         migrate_s: float,
-        close: Callable[[], None] = lambda: None,
+        door: Door,
         under_way: Callable[[], Collection[object]] = tuple,
         beat: Callable[[], Awaitable[None]] = _nothing,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -114,7 +136,7 @@ class PlannedShutdown:
         self._boot_id = boot_id
         self._stop_s = stop_s
         self._migrate_s = migrate_s
-        self._close = close
+        self._door = door
         self._under_way = under_way
         self._beat = beat
         self._sleep = sleep
@@ -125,20 +147,29 @@ class PlannedShutdown:
         _log.info("host_goes_down", kind=Kind.Name(kind), policy=Policy.Name(answer.policy) if answer else "unknown")
         if answer is not None and answer.policy == Policy.MIGRATE:
             await self._wait_until_moved(kind, answer)
-        if await self.end_vms():
+        if await self.end_vms() and await self._is_shut():
             await self._beat()  # the one before told of VMs, which every control plane would believe still
             await self._announce(kind, all_vms_ended=True)
 
     async def call_off(self) -> None:
         """Take back what an earlier process of this boot may have said: this one runs, so the machine does not go down.
 
-        Until then the control plane leaves VMs off that ended with the shutdown.
+        Until then the control plane leaves VMs off that ended with the shutdown. If it was said that all of them ended,
+        VMs may have been started elsewhere upon that, so nothing is started here before it is taken back.
         """
-        await self._announce(Kind.CANCELLED, all_vms_ended=False)
+        while await self._announce(Kind.CANCELLED, all_vms_ended=False) is None and self._door.is_shut:
+            await self._sleep(_CALL_OFF_PAUSE_S)
+        while self._door.is_shut:
+            try:
+                await self._door.reopen()
+                _log.warning("host_goes_on", advice="it had ended all its VMs in this boot, since it was to go down")
+            except ApiError as error:
+                _log.error("door_not_reopened", reason=error.reason, message=error.message)
+                await self._sleep(_CALL_OFF_PAUSE_S)
 
     async def end_vms(self) -> bool:
         """Shut every guest down, pull the plug of those that do not; returns whether none is left, or can come."""
-        self._close()
+        self._door.close()
         try:
             await self._end_all()
             has_settled = await self._has_settled()
@@ -150,6 +181,15 @@ class PlannedShutdown:
         if left:
             _log.error("vms_left", vm_ids=left)
         return has_settled and not left
+
+    async def _is_shut(self) -> bool:
+        """Have this host stay shut whatever becomes of this process; returns whether it does, as is to be said."""
+        try:
+            await self._door.shut()
+        except ApiError as error:
+            _log.error("end_of_vms_not_noted", reason=error.reason, message=error.message)
+            return False
+        return True
 
     async def _end_all(self) -> None:
         running = [vm.vm_id for vm in await self._hypervisor.list() if vm.is_managed and vm.state in _IN_MEMORY]

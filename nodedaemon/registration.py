@@ -27,6 +27,8 @@ FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 5.0
 """Not longer than it takes until a silent host is suspected: a control plane that comes back has to hear from it."""
 FAILURES_UNTIL_REGISTRATION = 3
+ASK_AGAIN_S = 0.25
+"""Until this host was told of its fences since its daemon began, which commands wait for."""
 HEARTBEATS_UNTIL_LOOK = 10
 """Looking takes a tenth of a second, and what a host has changes by somebody's hand: minutes are soon enough."""
 
@@ -96,6 +98,7 @@ class Registration:
         self._sleep = sleep
         self._jitter = jitter
         self._told = b""
+        self._asks_soon = False
         self._failure_counts = [0] * len(self._instances)
         self._building: asyncio.Task[UpdateHeartbeatRequest] | None = None
         self._registering: asyncio.Task[None] | None = None
@@ -153,12 +156,12 @@ class Registration:
                 continue
             if min(self._failure_counts) >= FAILURES_UNTIL_REGISTRATION:
                 self._register_again()
-            await self._sleep(self._pause_s(self._failure_counts[number]))
+            await self._sleep(self._pause_s(self._failure_counts[number], asks_soon=self._asks_soon))
 
-    def _pause_s(self, failure_count: int) -> float:
+    def _pause_s(self, failure_count: int, *, asks_soon: bool = False) -> float:
         """Say how long to wait after a heartbeat; soon after one that failed, and until told the interval is long."""
         if failure_count == 0:
-            return self._interval_s
+            return min(self._interval_s, ASK_AGAIN_S) if asks_soon else self._interval_s
         return min(self._interval_s, MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failure_count - 1, 8))
 
     async def _beat_once(self, number: int) -> ApiError | None:
@@ -173,6 +176,8 @@ class Registration:
             response = await self._instances[number].heartbeat(request)
             if self._fencing is not None:
                 await self._fencing.take_answer(sent_ns, response)
+                # Commands wait for a newer reading; where the database is away there will be none soon.
+                self._asks_soon = not self._fencing.is_informed and response.HasField("fences_read_ms_ago")
         except (ApiError, TimeoutError) as error:
             self._failure_counts[number] += 1
             count = self._failure_counts[number]

@@ -146,6 +146,8 @@ class HeartbeatService:
         )
         if self._leases is not None:
             self._leases.answer(heard, response)
+        else:  # nothing is fenced here, so whatever is recorded is as new as it gets
+            response.fence_token, response.fences_read_ms_ago = node.fence_token, 0
         return response
 
     # -- what a heartbeat changes

@@ -8,6 +8,7 @@ comes from a fresh reading of the database, or is not said.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,11 +71,16 @@ class Leases:
         recorded = self.marks.recorded
         if recorded is None:
             return
+        response.fences_read_ms_ago = self._ms_since(self.marks.recorded_began_s)
         response.epoch = recorded.epoch
         response.fence_token = recorded.tokens.get(heard.node_id, 0)
         if is_granted or not recorded.settings.is_armed:
             response.ha_is_armed = recorded.settings.is_armed
             response.ha_version = recorded.settings.version
+
+    def _ms_since(self, at_s: float) -> int:
+        """Return milliseconds, more of them than the clock of any host counts."""
+        return math.ceil((self.clock() - at_s) * (1 + self.times.clock_drift) ** 2 * 1000)
 
     async def object(self) -> None:
         """Say of fenced nodes that were heard since this process read of the fence, or last said so, that they are.

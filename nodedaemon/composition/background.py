@@ -93,7 +93,7 @@ def planned_shutdown(config: NodeConfig, core: Core) -> PlannedShutdown:
         core.fencing.boot_id,
         stop_s=config.shutdown.vm_stop_secs,
         migrate_s=config.shutdown.migrate_secs,
-        close=core.gate.close,
+        door=core.gate,
         under_way=core.commands.under_way,
         beat=beat,
     )

@@ -13,7 +13,7 @@ import structlog
 
 from hypervisor.processes import VmProcesses
 from limiquantix.compute.v1.node_service_pb2 import UpdateHeartbeatRequest, UpdateHeartbeatResponse
-from limiquantix.errors import Aborted, ApiError, FailedPrecondition, Reason
+from limiquantix.errors import Aborted, ApiError, FailedPrecondition, Reason, Unavailable
 from nodedaemon.self_fencing.draining import Draining, UnderWay
 from nodedaemon.self_fencing.guard_link import GuardLink
 from nodedaemon.self_fencing.lease import Answer, Clock, HostLease, boottime_ns
@@ -21,6 +21,9 @@ from nodedaemon.self_fencing.memory import HaMemory
 from nodedaemon.self_fencing.orders import Orders
 
 TEND_S: Final = 0.5
+INFORMED_LIMIT_S: Final = 5.0
+"""How long a command waits for this daemon to be told of fences; control planes read of them twice a second."""
+INFORMED_LOOK_S: Final = 0.05
 KILL_AGAIN_S: Final = 0.1
 MAX_OBSTACLE_LENGTH: Final = 512
 
@@ -62,7 +65,8 @@ class SelfFencing:
         self._now_ns = now_ns
         self._sleep = sleep
         self._learning = asyncio.Lock()
-        self._has_ended = self._has_heard = False
+        self._has_ended = self._is_informed = False
+        self._began_ns = now_ns()
         self._is_unsure, self._is_blank = False, is_blank
         before = guard.last_orders(boot_id) if guard is not None else None
         self._lease = HostLease(memory.known, before.end_ns if before is not None else 0)
@@ -96,9 +100,23 @@ class SelfFencing:
     def can_judge(self) -> bool:
         """Whether what was decided before this daemon began can be told from what still holds.
 
-        It can once a control plane answered that knows of fences itself, and while a lease lasts that was given before.
+        It can once it is informed; and, as for what needs a lease, while one lasts that was given before.
         """
-        return self._has_heard or self._lease.left_ms(self._now_ns()) > 0
+        return self._is_informed or self._lease.left_ms(self._now_ns()) > 0
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether this daemon was told of the fences of this host upon a reading of them that began after itself.
+
+        What proves that nothing runs here rests on an intent that was on record before this host could begin to take
+        commands: it was off, or shut. So whoever is informed knows of each fence upon which its VMs were moved.
+        """
+        return self._is_informed
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether this host said in this boot that it ended all its VMs, and did not take that back."""
+        return bool(self._boot_id) and self._memory.shut_in == self._boot_id
 
     def set_unsure(self, *, is_unsure: bool) -> None:
         """Say from now on that which VMs are protected is not known here, so that nobody relies upon it; or that it is.
@@ -156,7 +174,9 @@ class SelfFencing:
             response.ha_is_armed,
         )
         await self._learn(lambda lease: lease.after(answer))
-        self._has_heard = self._has_heard or answer.epoch > 0
+        if response.HasField("fences_read_ms_ago"):
+            read_ns = sent_ns - response.fences_read_ms_ago * 1_000_000
+            self._is_informed = self._is_informed or read_ns >= self._began_ns
 
     async def take_told(self, epoch: int, fence_token: int) -> None:
         """Take what a command carries; see `take_answer`.
@@ -186,6 +206,41 @@ class SelfFencing:
                     "decide anew",
                     metadata={"told": str(told), "newest": str(newest)},
                 )
+
+    async def until_informed(self, limit_s: float = INFORMED_LIMIT_S) -> None:
+        """Wait until `is_informed`.
+
+        Raises:
+            Unavailable: it takes longer than that.
+        """
+        left_s = limit_s
+        while not self._is_informed:
+            if left_s <= 0:
+                raise Unavailable(
+                    Reason.NOT_INFORMED_YET,
+                    "this host's daemon has just begun, and no control plane that reads the database has told it yet "
+                    "which commands still stand; see that it reaches one, and try again",
+                    retry_after_s=1.0,
+                )
+            await self._sleep(INFORMED_LOOK_S)
+            left_s -= INFORMED_LOOK_S
+
+    async def shut(self) -> None:
+        """Note, durably, that all VMs ended and none is started in this boot any more. Idempotent.
+
+        Raises:
+            Unavailable: it could not be written down.
+        """
+        await self._memory.shut(self._boot_id)
+
+    async def reopen(self) -> None:
+        """Note that this was taken back, by now; from here on fences have to be told anew. Idempotent.
+
+        Raises:
+            Unavailable: it could not be written down.
+        """
+        self._is_informed, self._began_ns = False, self._now_ns()
+        await self._memory.shut("")
 
     async def _learn(self, change: Callable[[HostLease], HostLease]) -> None:
         lease = change(self._lease)

@@ -21,12 +21,15 @@ _FORMAT = 1
 class HaMemory:
     """What was told, and which VMs end with the lease. Owned by the event loop; use `open_memory` to get it."""
 
-    def __init__(self, path: Path, known: Known, protected: Collection[str], *, is_new: bool = False) -> None:
+    def __init__(
+        self, path: Path, known: Known, protected: Collection[str], *, shut_in: str = "", is_new: bool = False
+    ) -> None:
         self._path = path
         self.is_new = is_new
         """Whether there was no file: this host never was told anything, or has lost it."""
         self._known = known
         self._protected = frozenset(protected)
+        self._shut_in = shut_in
         self._lock = asyncio.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ha-memory")
 
@@ -39,6 +42,11 @@ class HaMemory:
     def protected(self) -> frozenset[str]:
         """Ids of VMs that end with the lease, as on the disk; some may not be here any more."""
         return self._protected
+
+    @property
+    def shut_in(self) -> str:
+        """The boot in which this host said that it ended all VMs, since it goes down; "" for none, or taken back."""
+        return self._shut_in
 
     async def remember(self, known: Known) -> None:
         """Take what was told; once this returns, it is on the disk. Never lowers anything.
@@ -56,7 +64,7 @@ class HaMemory:
                 newest.is_armed,
             )
             if wanted != now:
-                await self._write(wanted, self._protected)
+                await self._write(wanted, self._protected, self._shut_in)
                 self._known = wanted
 
     async def protect(self, vm_id: str, *, is_protected: bool) -> None:
@@ -68,17 +76,29 @@ class HaMemory:
         async with self._lock:
             wanted = self._protected | {vm_id} if is_protected else self._protected - {vm_id}
             if wanted != self._protected:
-                await self._write(self._known, wanted)
+                await self._write(self._known, wanted, self._shut_in)
                 self._protected = wanted
+
+    async def shut(self, boot_id: str) -> None:
+        """Note in which boot this host ended all VMs, "" for none; once this returns, it is on the disk. Idempotent.
+
+        Raises:
+            Unavailable: it could not be written.
+        """
+        async with self._lock:
+            if boot_id != self._shut_in:
+                await self._write(self._known, self._protected, boot_id)
+                self._shut_in = boot_id
 
     def close(self) -> None:
         """Let go of the thread; a write that hangs is left to itself."""
         self._executor.shutdown(wait=False)
 
-    async def _write(self, known: Known, protected: Collection[str]) -> None:
+    async def _write(self, known: Known, protected: Collection[str], shut_in: str) -> None:
         try:
             async with asyncio.timeout(WRITE_DEADLINE_S):
-                await asyncio.get_running_loop().run_in_executor(self._executor, _save, self._path, known, protected)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._executor, _save, self._path, known, protected, shut_in)
         except (OSError, TimeoutError) as error:
             words = getattr(error, "strerror", None) or "it takes too long"
             raise Unavailable(
@@ -106,7 +126,8 @@ def open_memory(data_dir: Path) -> HaMemory:
             int(document["ha_version"]),
             bool(document["is_armed"]),
         )
-        return HaMemory(path, known, [str(vm_id) for vm_id in document["protected"]])
+        protected = [str(vm_id) for vm_id in document["protected"]]
+        return HaMemory(path, known, protected, shut_in=str(document.get("shut_in", "")))
     except FileNotFoundError:
         return HaMemory(path, Known(), (), is_new=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -116,7 +137,7 @@ def open_memory(data_dir: Path) -> HaMemory:
         ) from error
 
 
-def _save(path: Path, known: Known, protected: Collection[str]) -> None:
+def _save(path: Path, known: Known, protected: Collection[str], shut_in: str) -> None:
     document = {
         "format": _FORMAT,
         "epoch": known.epoch,
@@ -124,6 +145,7 @@ def _save(path: Path, known: Known, protected: Collection[str]) -> None:
         "ha_version": known.ha_version,
         "is_armed": known.is_armed,
         "protected": sorted(protected),
+        "shut_in": shut_in,
     }
     partial = path.with_suffix(".part")
     with partial.open("w") as file:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +106,10 @@ class HaCluster:
 
     async def until_well(self, *names: str) -> None:
         """Wait until hosts, all if none is named, are registered, ready, healthy and fence themselves."""
-        wanted = set(names or self.hosts)
+        wanted, seen = set(names or self.hosts), ""
 
         async def look() -> bool | None:
+            nonlocal seen
             found = await self.plane.nodes.ListNodes(node_api.ListNodesRequest(page_size=100), timeout=CALL_S)
             self.node_ids = {node.hostname: node.id for node in found.nodes}
             ready = {node.hostname for node in found.nodes if node.status.phase == NodeStatus.READY}
@@ -116,11 +117,18 @@ class HaCluster:
             well = {
                 node.hostname
                 for node in status.nodes
-                if node.is_self_fencing and node.health == ha_api.NODE_HEALTH_HEALTHY and not node.HasField("fence")
+                if node.is_self_fencing is self.hosts[node.hostname].fences_itself
+                and node.health == ha_api.NODE_HEALTH_HEALTHY
+                and not node.HasField("fence")
             }
+            seen = f"ready: {sorted(ready)}, well: {sorted(well)}, status: {status}"
             return True if wanted <= ready & well else None
 
-        await until(look, f"{sorted(wanted)} being well")
+        try:
+            await until(look, f"{sorted(wanted)} being well")
+        except AssertionError as error:
+            error.add_note(seen)
+            raise
 
     async def create(self, name: str, on: str) -> VirtualMachine:
         """Start a VM there that counts on its disk, is restarted elsewhere, and is watched."""
@@ -190,6 +198,10 @@ async def ha_cluster(
     member_count: int = 1,
     plane_count: int = 2,
     power: type[PowerFront] | None = None,
+    operation_lease_s: float = 2,
+    program: str = "controlplane",
+    environment: Mapping[str, str] | None = None,
+    left_alone: Collection[str] = (),
 ) -> AsyncIterator[HaCluster]:
     """Run everything; skips the test where that cannot be.
 
@@ -197,6 +209,9 @@ async def ha_cluster(
         member_count: how many servers of etcd.
         plane_count: how many control planes.
         power: the controller that each host has, if it has one.
+        operation_lease_s: after which an operation is carried on by another control plane.
+        program, environment: as `Plane` has them.
+        left_alone: names of hosts that do not end their VMs themselves.
     """
     require_etcd()
     storage = directory / "images"
@@ -218,11 +233,13 @@ async def ha_cluster(
         doors = stack.enter_context(doors_to(fabric))
         controllers = _controllers(stack, directory, hosts, power) if power else {}
         more = {
+            "operations": {"lease_s": operation_lease_s},
             "ha": settings.model_dump(mode="json", exclude_unset=True),
             **(_power_settings(directory, controllers) if power else {}),
         }
         planes = _planes(directory, fabric, plane_count, etcd, database, doors, more)
         for plane in planes:
+            plane.program, plane.environment = program, dict(environment or {})
             stack.push_async_callback(plane.stop)
         for plane in planes:
             await plane.start()
@@ -231,6 +248,8 @@ async def ha_cluster(
             name: HaHost(name, host, directory / name[-1], storage, addresses)
             for name, host in zip(_NAMES, hosts, strict=True)
         }
+        for name in left_alone:
+            named[name].fences_itself = False
         witness = HaWitness({name: host.watched for name, host in named.items()})
         cluster = HaCluster(named, planes, etcd, database, storage, witness, controllers)
         for host in named.values():
@@ -283,7 +302,6 @@ def _planes(
             "hosts_addresses": [each.hosts for each in all_ports],
         }
         settings = {
-            "operations": {"lease_s": 2},
             "scheduler": {"cpu_overcommit_ratio": 16.0, "reserved_cores": 0, "reserved_memory_mib": 0},
             "coordination": {"backend": "etcd", "endpoints": etcd.endpoints, "session_ttl_s": 2},
             **closed,

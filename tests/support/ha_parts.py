@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from tests.support.node_daemon_process import NodeDaemonProcess, node_daemon
 from tests.support.private_libvirt_host import virsh
 
 PLANES_ADDRESS: Final = "10.97.0.250"
+NODE_PORT: Final = 9090
 CALL_S: Final = 30.0
 DEADLINE_S: Final = 90.0
 _PEOPLE_FROM: Final = 8081
@@ -86,6 +88,8 @@ class Plane:
 
     Attributes:
         token: what this process calls it with, through doors to its ports for people.
+        program: the module that it is started as.
+        environment: what that is told beside the usual.
     """
 
     directory: Path
@@ -96,6 +100,8 @@ class Plane:
     token: str
     door: str
     http_door: str
+    program: str = "controlplane"
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     channel: grpc.aio.Channel | None = None
 
@@ -107,7 +113,7 @@ class Plane:
         config.write_text(yaml.safe_dump(dict(self.settings)))
         flags = ("--config", config, "--database-url", self.database_url, "--ready-file", ready)
         listen = ("--http-listen", self.ports.http, "--grpc-listen", self.ports.people)
-        program = (node_daemon_process.command()[0], "-m", "controlplane", *map(str, flags), *listen)
+        program = (sys.executable, "-m", self.program, *map(str, flags), *listen)
         words = ("setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace, *program)
         self._spawn(words)
 
@@ -130,12 +136,24 @@ class Plane:
 
     def _spawn(self, words: Sequence[str]) -> None:
         with (self.directory / "control-plane.log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=node_daemon_process.environment())
+            environment = node_daemon_process.environment() | self.environment
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
 
     def took_lead(self, leader_id: str) -> bool:
         """Whether this process, or one before it, has logged that it decides by this id, which each start has anew."""
         lines = (self.directory / "control-plane.log").read_text().splitlines()
         return any("ha_leadership_taken" in line and leader_id in line for line in lines)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Stop it, or have it go on."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped, as by SIGSTOP."""
+        assert self.process is not None
+        return "T (stopped)" in Path(f"/proc/{self.process.pid}/status").read_text()
 
     def kill(self) -> None:
         """Kill it as `kill -9` does."""
@@ -165,6 +183,7 @@ class HaHost:
     directory: Path
     storage: Path
     control_planes: str
+    fences_itself: bool = True
     daemon: NodeDaemonProcess | None = None
     boot_count: int = 0
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -199,9 +218,10 @@ class HaHost:
             await self.host.start()
         self._boot_id.write_text(f"{uuid.uuid4()}\n")
         self.boot_count += 1
-        await self._start_daemon()
+        await self.start_daemon()
 
-    async def _start_daemon(self) -> None:
+    async def start_daemon(self) -> None:
+        """Run the daemon, in the boot that this is."""
         hypervisor = {
             "backend": "libvirt",
             "libvirt_uri": self.host.uri,
@@ -217,8 +237,8 @@ class HaHost:
                 hypervisor=hypervisor,
                 migration={"uri": self.host.tls_uri, "pki_path": str(self.host.pki)},
                 node=node,
-                server={"listen_address": f"{self.host.address}:0", "metrics_port": 0},
-                self_fencing={"run_dir": str(self.guard_dir)},
+                server={"listen_address": f"{self.host.address}:{NODE_PORT}", "metrics_port": 0},
+                self_fencing={"run_dir": str(self.guard_dir), "enabled": self.fences_itself},
                 shutdown={"marker_path": str(self._going_down), "vm_stop_secs": 1},
             )
         )
@@ -229,7 +249,7 @@ class HaHost:
         await self._stack.aclose()
         IdentityFile.under(self.data_dir).path.unlink()
         await entry.admit(self.data_dir, self.name, node_id=self.daemon.node_id)
-        await self._start_daemon()
+        await self.start_daemon()
 
     async def die(self) -> None:
         """Lose the power: QEMUs, libvirtd, daemon and guard are gone at once. `boot` brings it back."""
@@ -238,13 +258,23 @@ class HaHost:
 
     async def shut_down(self, how: str) -> None:
         """Go down as a machine does on purpose, "poweroff" or "reboot": the daemon is asked to end first."""
+        await self.end_daemon(how)
+        await self.die()
+
+    async def end_daemon(self, how: str) -> None:
+        """Have the daemon do what it does before that, and no more: the machine does not go."""
         assert self.daemon is not None
         self._going_down.write_text(how)
         try:
             assert await self.daemon.stop() == 0
         finally:
             self._going_down.unlink()
-        await self.die()
+
+    def hear(self, *, may: bool) -> None:
+        """Drop, or no longer drop, all that it asks of control planes; they reach it."""
+        ports = f"{_HOSTS_FROM}:{_HOSTS_FROM + 9}"
+        rule = ("OUTPUT", "-p", "tcp", "--dport", ports, "-j", "DROP")
+        run_tool("ip", "netns", "exec", self.host.namespace, "iptables", "-D" if may else "-A", *rule)
 
     async def let_go(self) -> None:
         """Wait for the ends of what was killed."""

@@ -91,8 +91,9 @@ class Commands:
     async def _carry_out(self, command: Command) -> bool:
         host, rules = self._host, self._host.rules
         self._require_open()
-        if not host.fencing.can_judge:
-            raise Unavailable(Reason.NOT_INFORMED_YET, "the daemon has not heard of its fences yet")
+        if rules.hears_first:
+            await host.fencing.until_informed()
+            self._require_open()
         if rules.checks_token:
             await host.fencing.take_told(command.epoch, command.token)
         self._require_newest(command)
@@ -100,7 +101,7 @@ class Commands:
         return await self._do[command.does](command)
 
     def _require_open(self) -> None:
-        if self._host.is_closed and self._host.rules.shuts_door:
+        if (self._host.is_closed or self._host.fencing.is_shut) and self._host.rules.shuts_door:
             raise Unavailable(Reason.STOPPING, "the host goes down")
 
     def _require_newest(self, command: Command) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest, AnnounceShutdownResponse
+from typing import TYPE_CHECKING
+
+from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest
 from limiquantix.errors import ApiError
-from tests.simulation.cluster.host import Host
 from tests.simulation.cluster.kernel import Ask
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster.host import Host
 
 ANNOUNCE_LIMIT_S = 5.0
 SETTLES_COUNT = 10
 """How often it looks whether starts that are under way are over."""
 UNTRUE_S = 20.0
+CALL_OFF_PAUSE_S = 1.0
 
 
 async def go_down(host: Host, kind: AnnounceShutdownRequest.Kind.ValueType, take_s: float) -> None:
@@ -30,6 +35,8 @@ async def go_down(host: Host, kind: AnnounceShutdownRequest.Kind.ValueType, take
     for _ in range(SETTLES_COUNT):
         if not host.starting or not rules.shuts_door:
             host.end(host.in_memory())
+            if rules.stays_shut:
+                await host.fencing.shut()
             await _announce(host, kind, has_ended=True)
             break
         await host.daemon.sleep(1.0)
@@ -37,6 +44,14 @@ async def go_down(host: Host, kind: AnnounceShutdownRequest.Kind.ValueType, take
         host.end(host.in_memory())
     host.kernel.after(take_s, lambda: host.lose_power() if host.boot_count == boot_count else None)
     host.daemon.die()
+
+
+async def call_off(host: Host) -> None:
+    """Take back, in the next daemon of a boot, that all VMs ended; nothing is started before."""
+    while not await _announce(host, AnnounceShutdownRequest.CANCELLED, has_ended=False):
+        await host.daemon.sleep(CALL_OFF_PAUSE_S)
+    await host.fencing.reopen()
+    host.kernel.note(f"{host.id} takes back that it goes")
 
 
 async def _announce(host: Host, kind: AnnounceShutdownRequest.Kind.ValueType, *, has_ended: bool) -> bool:
@@ -47,8 +62,8 @@ async def _announce(host: Host, kind: AnnounceShutdownRequest.Kind.ValueType, *,
         serve = lambda answer, plane=plane: host.hear_out(plane, request, answer)  # noqa: E731
         try:
             asked: Ask = host.network.call(host.daemon, host.id, plane, serve, ANNOUNCE_LIMIT_S)
-            response: AnnounceShutdownResponse = await asked
+            await asked
         except ApiError:
             continue
-        return response.policy != AnnounceShutdownResponse.POLICY_UNSPECIFIED
+        return True
     return False

@@ -14,10 +14,12 @@ from limiquantix.compute.v1.node_service_pb2 import (
     UpdateHeartbeatResponse,
 )
 from limiquantix.errors import ApiError
+from nodedaemon.registration import ASK_AGAIN_S
 from nodedaemon.self_fencing.keeper import TEND_S, SelfFencing
 from nodedaemon.self_fencing.lease import Known
 from nodedaemon.self_fencing.orders import Orders
 from tests.simulation.cluster.commands import Commands
+from tests.simulation.cluster.going import call_off
 from tests.simulation.cluster.kernel import Ask, Clock, Kernel, Network, Process, Resume
 from tests.simulation.cluster.rules import Rules
 
@@ -36,6 +38,7 @@ class Disk:
 
     known: Known = field(default_factory=Known)
     protected: frozenset[str] = frozenset()
+    shut_in: str = ""
     generations: dict[str, int] = field(default_factory=dict)
     """The newest that was taken, by VM."""
     defined: set[str] = field(default_factory=set)
@@ -68,6 +71,14 @@ class Memory:
             await self._write()
             before = self._host.disk.protected
             self._host.disk.protected = before | {vm_id} if is_protected else before - {vm_id}
+
+    @property
+    def shut_in(self) -> str:
+        return self._host.disk.shut_in
+
+    async def shut(self, boot_id: str) -> None:
+        await self._write()
+        self._host.disk.shut_in = boot_id
 
     async def _write(self) -> None:
         draw = self._host.kernel.random
@@ -314,6 +325,8 @@ class Host:
             sleep=self._sleep,
         )
         self.daemon.keep(self.fencing.run())
+        if self.fencing.is_shut:
+            self.daemon.keep(call_off(self))
         for plane in self.planes:
             self.daemon.keep(self._beat(plane))
 
@@ -339,6 +352,9 @@ class Host:
                 if not self.rules.counts_from_sending:
                     sent_ns = self.clock.now_ns()
                 await self.fencing.take_answer(sent_ns, response)
+                if not self.fencing.is_informed and response.HasField("fences_read_ms_ago"):
+                    await self.daemon.sleep(ASK_AGAIN_S)
+                    continue
             except ApiError:
                 pass
             left_s = interval_s - (self.clock.now_ns() - sent_ns) / 1e9

@@ -42,6 +42,8 @@ class Rules:
         asks_both: a host of a migration that is silent may have the VM.
         stops_source: a guest stands still where it was, from when it is handed over on.
         unprotects_first: a VM is recorded as unprotected before it runs so.
+        hears_first: a daemon takes commands only once it was told of fences since it began.
+        stays_shut: a host that said that it ended its VMs takes that back before it has one started in that boot.
         protects_first: a VM is noted as protected on its host before it is started there.
     """
 
@@ -78,3 +80,5 @@ class Rules:
     asks_both: bool = True
     stops_source: bool = True
     unprotects_first: bool = True
+    hears_first: bool = True
+    stays_shut: bool = True

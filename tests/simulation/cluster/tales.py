@@ -11,6 +11,8 @@ from tests.simulation.cluster.faults import STORY_S
 from tests.simulation.cluster.going import go_down
 from tests.simulation.cluster.host import Host
 
+HOLDS_S = 4.0
+"""How long commands are held, so that one that starts a VM is among them."""
 LOOK_S = 0.2
 """Between looks for what a story waits for."""
 
@@ -44,6 +46,10 @@ class Tales(Doings):
         vms = self.site.database.rows.vms.values()
         return self._is_fenced(host) and not any(vm.node_id == host.id and vm.is_protected for vm in vms)
 
+    def _is_elsewhere(self, vm: VmRow, host: Host) -> bool:
+        row = self.site.database.rows.vms.get(vm.id)
+        return row is not None and row.node_id != host.id
+
     def _links(self, host: Host) -> set[tuple[str, str]]:
         """Return all links between a host and control planes."""
         return {(host.id, name) for name in self.planes} | {(name, host.id) for name in self.planes}
@@ -58,6 +64,13 @@ class Tales(Doings):
         return self.kernel.random.choice(hosts or [None])
 
     # starts
+
+    def _hold_start_of(self, vm: VmRow, host: Host) -> None:
+        """Have a VM crash, and the command that starts it again wait for `release`."""
+        host.end({vm.id})
+        for name in self.planes:
+            self.network.hold(name, host.id)
+        self._later(HOLDS_S, self.network.stop_holding)
 
     def _start_under_fence(self, span_s: float) -> str:
         """Have a person start a VM on a host that is about to be proven dead, and the start hang until it is back.
@@ -107,12 +120,9 @@ class Tales(Doings):
         if host is None or vm is None:
             return self._power_off(span_s)
         links = self._links(host)
-        host.end({vm.id})
-        for name in self.planes:
-            self.network.hold(name, host.id)
+        self._hold_start_of(vm, host)
 
         def lose_power() -> None:
-            self.network.stop_holding()
             host.lose_power()
             self._cut_links(links, STORY_S)
             self._later(draw.uniform(4.5, 6.5), host.boot)
@@ -121,9 +131,62 @@ class Tales(Doings):
             self.network.cut -= links
             self._later(draw.uniform(0.2, 2.0), self.network.release)
 
-        self._later(4.0, lose_power)
+        self._later(HOLDS_S, lose_power)
         self._when(lambda: self._is_fenced(host), mend)
         return f"{vm.id} crashes, {host.id} reboots, and {vm.id} is started late"
+
+    def _start_after_power_off(self, span_s: float) -> str:
+        """Have that command reach its host after that was off, as a person said, and is just on again."""
+        host, draw = self._with_unprotected(), self.kernel.random
+        vm = self._guest_of(host, is_protected=False) if host is not None else None
+        if host is None or vm is None:
+            return self._power_off(span_s)
+        self._hold_start_of(vm, host)
+
+        def boot() -> None:
+            host.is_unplugged = False
+            host.boot()
+            self._later(draw.uniform(0.0, 0.3), self.network.release)
+
+        self._later(HOLDS_S, lambda: self._pull_cords(host, 0.0))
+        self._when(lambda: self._is_elsewhere(vm, host), boot)
+        return f"{vm.id} crashes, {host.id} is off, and {vm.id} is started late"
+
+    def _start_half_way(self, span_s: float) -> str:
+        """Have that command reach its host after that ended its VMs to go, did not go, and has another daemon.
+
+        It is heard once more then, only by a process that does not decide.
+        """
+        host, draw = self._with_unprotected(), self.kernel.random
+        vm = self._guest_of(host, is_protected=False) if host is not None else None
+        if host is None or vm is None or len(self.planes) < 2 or not self.site.etcd.leader:
+            return self._power_off(span_s)
+        self._hold_start_of(vm, host)
+        kept, leader, late_s = self._follower(), self.planes[self.site.etcd.leader], draw.uniform(4.5, 7.0)
+
+        def go() -> None:
+            host.daemon.spawn(go_down(host, _KINDS.POWER_OFF, STORY_S))
+            self._when(lambda: not host.daemon.is_up, part)
+
+        def part() -> None:
+            self._cut_both([(host.id, name) for name in self.planes if name != kept], STORY_S)
+            self._when(is_late, begin)
+
+        def is_late() -> bool:
+            heard = leader.hearing.of(host.id)
+            silent_s = leader.process.clock.now() - heard.at_s if heard is not None else 0.0
+            return not host.daemon.is_up and silent_s > late_s
+
+        def begin() -> None:
+            host.begin_daemon()
+            self._when(lambda: host.fencing.is_informed, start)
+
+        def start() -> None:
+            self._cut_links({(host.id, kept)}, STORY_S)
+            self._later(draw.uniform(0.0, 1.5), self.network.release)
+
+        self._later(HOLDS_S, go)
+        return f"{vm.id} crashes, {host.id} does not quite go, and {vm.id} is started late"
 
     # people
 
@@ -186,17 +249,13 @@ class Tales(Doings):
         if host is None or vm is None:
             return self._power_off(span_s)
 
-        def is_moved() -> bool:
-            row = self.site.database.rows.vms.get(vm.id)
-            return row is not None and row.node_id != host.id
-
         def cut_off() -> None:
             host.is_unplugged = False
             host.boot()
             target_id = self.site.database.rows.vms[vm.id].node_id
             self._cut_links({(target_id, name) for name in self.planes}, STORY_S)
 
-        self._when(is_moved, cut_off)
+        self._when(lambda: self._is_elsewhere(vm, host), cut_off)
         return f"{vm.id} will be unprotected elsewhere, {self._pull_cords(host, 0.0)}"
 
     # migrations

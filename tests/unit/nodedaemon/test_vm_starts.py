@@ -99,7 +99,7 @@ async def world(directory: Path, hypervisor: MockHypervisor | None = None) -> As
     await hypervisor.open()
     memory = open_memory(directory)
     fencing = SelfFencing(memory, hypervisor.processes, None, boot_id="boot")
-    gate = FenceGate(fencing)
+    gate = FenceGate(fencing, is_told=lambda: False)
     generations = await open_generations(directory)
     actors = VmActors(max_concurrent=4, max_queued=4)
     commands = Commands(actors, generations, gate)

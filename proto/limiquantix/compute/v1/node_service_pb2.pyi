@@ -822,6 +822,7 @@ class UpdateHeartbeatResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FENCE_TOKEN_FIELD_NUMBER: _builtins.int
     NEWEST_REVOCATION_FIELD_NUMBER: _builtins.int
+    FENCES_READ_MS_AGO_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.bool
     server_time_unix: _builtins.int
     """Unix time in seconds, to notice clocks that differ."""
@@ -835,6 +836,10 @@ class UpdateHeartbeatResponse(_message.Message):
     epoch: _builtins.int
     fence_token: _builtins.int
     """Of the node's last fence; 0 if it never was fenced."""
+    fences_read_ms_ago: _builtins.int
+    """How long ago the reading of the database began that epoch and fence token are from; not given if they are not. A daemon
+    takes commands once it was told upon a reading that began after itself.
+    """
     @_builtins.property
     def assigned_pool_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """UUIDs of all storage pools that the host should have ready."""
@@ -861,12 +866,15 @@ class UpdateHeartbeatResponse(_message.Message):
         epoch: _builtins.int = ...,
         fence_token: _builtins.int = ...,
         newest_revocation: _timestamp_pb2.Timestamp | None = ...,
+        fences_read_ms_ago: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "newest_revocation", b"newest_revocation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fences_read_ms_ago", b"_fences_read_ms_ago", "fences_read_ms_ago", b"fences_read_ms_ago", "lease", b"lease", "newest_revocation", b"newest_revocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "assigned_pool_ids", b"assigned_pool_ids", "epoch", b"epoch", "fence_token", b"fence_token", "ha_is_armed", b"ha_is_armed", "ha_version", b"ha_version", "heartbeat_interval_secs", b"heartbeat_interval_secs", "lease", b"lease", "newest_revocation", b"newest_revocation", "request_full_sync", b"request_full_sync", "server_time_unix", b"server_time_unix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fences_read_ms_ago", b"_fences_read_ms_ago", "acknowledged", b"acknowledged", "assigned_pool_ids", b"assigned_pool_ids", "epoch", b"epoch", "fence_token", b"fence_token", "fences_read_ms_ago", b"fences_read_ms_ago", "ha_is_armed", b"ha_is_armed", "ha_version", b"ha_version", "heartbeat_interval_secs", b"heartbeat_interval_secs", "lease", b"lease", "newest_revocation", b"newest_revocation", "request_full_sync", b"request_full_sync", "server_time_unix", b"server_time_unix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__fences_read_ms_ago: _TypeAlias = _typing.Literal["fences_read_ms_ago"]  # noqa: Y015
+    _WhichOneofArgType__fences_read_ms_ago: _TypeAlias = _typing.Literal["_fences_read_ms_ago", b"_fences_read_ms_ago"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fences_read_ms_ago) -> _WhichOneofReturnType__fences_read_ms_ago | None: ...
 
 Global___UpdateHeartbeatResponse: _TypeAlias = UpdateHeartbeatResponse  # noqa: Y015
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.ns = 1_000 * SECOND
+        self.on_sleep: Callable[[float], Awaitable[None]] | None = None
 
     def __call__(self) -> int:
         return self.ns
@@ -37,6 +38,8 @@ class Clock:
     async def sleep(self, duration_s: float) -> None:
         self.ns += int(duration_s * 1e9)
         await asyncio.sleep(0)
+        if self.on_sleep is not None:
+            await self.on_sleep(duration_s)
 
 
 @dataclass
@@ -85,6 +88,11 @@ def fencing_of(
 ) -> SelfFencing:
     guard = GuardLink(directory / "guard", directory / "boot-id", starts=False, now_ns=clock)
     return SelfFencing(memory, hypervisor.processes, guard, boot_id=boot_id, now_ns=clock, sleep=clock.sleep)
+
+
+async def inform(fencing: SelfFencing, clock: Clock, *, read_ms_ago: int = 0, fence_token: int = 0) -> None:
+    answer = pb.UpdateHeartbeatResponse(fences_read_ms_ago=read_ms_ago, epoch=1, fence_token=fence_token)
+    await fencing.take_answer(clock.ns, answer)
 
 
 @asynccontextmanager
@@ -181,9 +189,11 @@ async def test_heartbeat_says_what_is_known_and_how_long_the_lease_lasts(tmp_pat
 
 async def test_command_from_before_a_fence_is_refused_also_by_the_next_daemon(tmp_path: Path) -> None:
     async with host(tmp_path) as node:
-        gate = FenceGate(node.fencing)
-        await gate.admit("/x/StartVM", ((TOKEN_KEY, "8"), (EPOCH_KEY, "3")))
-        for fencing in (node.fencing, node.again()):
+        await inform(node.fencing, node.clock)
+        await FenceGate(node.fencing).admit("/x/StartVM", ((TOKEN_KEY, "8"), (EPOCH_KEY, "3")))
+        next_fencing = node.again()
+        await inform(next_fencing, node.clock)
+        for fencing in (node.fencing, next_fencing):
             for metadata, reason in (
                 (((TOKEN_KEY, "7"), (EPOCH_KEY, "3")), Reason.STALE_FENCE_TOKEN),
                 (((TOKEN_KEY, "8"), (EPOCH_KEY, "2")), Reason.STALE_EPOCH),
@@ -208,8 +218,96 @@ async def test_host_that_goes_down_lets_in_no_change_and_none_go_on(tmp_path: Pa
         await gate.admit("/x/GetVMStatus", ())
 
 
+async def test_daemon_that_just_began_takes_a_command_once_it_was_told_of_fences(tmp_path: Path) -> None:
+    """It remembers token 0; the fence came after, and the command is of before that."""
+    async with host(tmp_path) as node:
+        fencing = node.again()
+        answers = iter(
+            [
+                pb.UpdateHeartbeatResponse(epoch=1),  # of one that does not know of fences
+                pb.UpdateHeartbeatResponse(epoch=1, fence_token=6, fences_read_ms_ago=0),
+            ]
+        )
+
+        async def hear(duration_s: float) -> None:
+            await fencing.take_answer(node.clock.ns, next(answers))
+
+        node.clock.on_sleep = hear
+        with pytest.raises(Aborted) as refused:
+            await FenceGate(fencing).admit("/x/StartVM", ((TOKEN_KEY, "0"), (EPOCH_KEY, "1")))
+        assert refused.value.reason == Reason.STALE_FENCE_TOKEN
+        assert next(answers, None) is None
+        await FenceGate(fencing).admit("/x/StartVM", ((TOKEN_KEY, "6"),))
+
+
+@pytest.mark.parametrize("metadata", [((TOKEN_KEY, "0"),), ((EPOCH_KEY, "1"),)])
+async def test_daemon_that_is_told_nothing_takes_no_command_of_a_control_plane(
+    tmp_path: Path, metadata: tuple[tuple[str, str]]
+) -> None:
+    async with host(tmp_path) as node:
+        began_ns = node.clock.ns
+        with pytest.raises(Unavailable) as refused:
+            await FenceGate(node.fencing).admit("/x/StartVM", metadata)
+        assert refused.value.reason == Reason.NOT_INFORMED_YET
+        assert 5 * SECOND <= node.clock.ns - began_ns < 6 * SECOND
+        await FenceGate(node.fencing).admit("/x/StartVM", ())  # a person's
+        await FenceGate(node.fencing).admit("/x/GetVMStatus", metadata)
+        await FenceGate(node.fencing, is_told=lambda: False).admit("/x/StartVM", metadata)
+
+
+@pytest.mark.parametrize(("read_ms_ago", "is_informed"), [(501, False), (500, True)])
+async def test_what_was_read_before_the_daemon_began_tells_it_nothing(
+    tmp_path: Path, read_ms_ago: int, is_informed: bool
+) -> None:
+    async with host(tmp_path) as node:
+        fencing = node.again()
+        node.clock.ns += SECOND // 2
+        await inform(fencing, node.clock, read_ms_ago=read_ms_ago)
+        assert fencing.is_informed is is_informed
+        await inform(fencing, node.clock, read_ms_ago=10_000)
+        assert fencing.is_informed is is_informed
+
+
+async def test_host_that_said_that_it_ended_all_vms_stays_shut_for_the_next_daemon_of_that_boot(tmp_path: Path) -> None:
+    async with host(tmp_path) as node:
+        await FenceGate(node.fencing).shut()
+        for fencing in (node.fencing, node.again()):
+            await inform(fencing, node.clock)
+            for metadata in ((), ((TOKEN_KEY, "5"),)):
+                with pytest.raises(Unavailable) as refused:
+                    await FenceGate(fencing).admit("/x/StartVM", metadata)
+                assert refused.value.reason == Reason.STOPPING
+        gate = FenceGate(fencing)
+        node.clock.ns += SECOND
+        await gate.reopen()
+        assert not gate.is_shut
+        await inform(fencing, node.clock, read_ms_ago=1)
+        assert not fencing.is_informed  # the VMs may have been moved before it was taken back
+        await inform(fencing, node.clock)
+        await gate.admit("/x/StartVM", ((TOKEN_KEY, "5"),))
+        assert not node.again().is_shut
+
+
+async def test_host_is_open_again_in_its_next_boot(tmp_path: Path) -> None:
+    async with host(tmp_path) as node:
+        await FenceGate(node.fencing).shut()
+        memory = open_memory(tmp_path)
+        assert not fencing_of(tmp_path, memory, node.hypervisor, node.clock, "the-next-boot").is_shut
+        memory.close()
+
+
+async def test_host_that_takes_back_that_it_goes_opens_nothing_that_this_daemon_closed(tmp_path: Path) -> None:
+    async with host(tmp_path) as node:
+        gate = FenceGate(node.fencing)
+        await gate.shut()
+        await gate.reopen()
+        with pytest.raises(Unavailable):
+            await gate.admit("/x/StartVM", ())
+
+
 async def test_command_that_waited_is_looked_at_again(tmp_path: Path) -> None:
     async with host(tmp_path) as node:
+        await inform(node.fencing, node.clock)
         gate = FenceGate(node.fencing)
         await gate.admit("/x/StartVM", ((TOKEN_KEY, "5"),))
         told = gate.told()
@@ -222,6 +320,7 @@ async def test_command_that_waited_is_looked_at_again(tmp_path: Path) -> None:
 
 async def test_reads_are_answered_whatever_they_carry(tmp_path: Path) -> None:
     async with host(tmp_path) as node:
+        await inform(node.fencing, node.clock)
         gate = FenceGate(node.fencing)
         await gate.admit("/x/StartVM", ((TOKEN_KEY, "5"),))
         await gate.admit("/x/GetVMStatus", ((TOKEN_KEY, "4"),))
