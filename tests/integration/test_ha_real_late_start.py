@@ -1,6 +1,6 @@
 """A control plane that stood still gives a command of long ago to a host that was proven to run nothing since.
 
-The host ends no VMs by itself, so no lease keeps one from running there; it runs elsewhere by then.
+The VM runs elsewhere by then. The host ends none by itself, so that its power is what proves it dead.
 `LIMIQUANTIX_HA=all` (`make test-ha`) runs it, on real guests.
 """
 
@@ -19,6 +19,7 @@ from limiquantix.compute.v1 import ha_service_pb2 as ha_api
 from limiquantix.compute.v1 import vm_service_pb2 as api
 from limiquantix.compute.v1.vm_pb2 import VirtualMachine, VmStatus
 from limiquantix.errors import Reason
+from nodedaemon.self_fencing.memory import FILE_NAME
 from tests.support import plane_that_stops
 from tests.support.ha_cluster import HaCluster, ha_cluster
 from tests.support.ha_parts import CALL_S, HaHost, Plane, until
@@ -116,10 +117,12 @@ async def late(tmp_path: Path) -> AsyncIterator[Late]:
 
 
 async def test_start_of_before_a_fence_does_nothing_on_the_host_that_is_just_on_again(late: Late) -> None:
+    """It knows neither of leases nor of fences: its file was damaged, and moved away as it says then."""
     victim = late.victim
     victim.host.unplug()  # before the other control plane carries on
     there, fence = await late.until_moved(ha_api.FENCE_METHOD_POWER_OFF)
     await victim.let_go()
+    (victim.data_dir / FILE_NAME).unlink()
     victim.hear(may=False)
     victim.host.plug()
     await victim.boot()
