@@ -109,6 +109,7 @@ class FenceGate:
         self._require_open()
         told = Told(_number(metadata, EPOCH_KEY), _number(metadata, TOKEN_KEY))
         if told != _NOTHING:
+            self._fencing.require_newest(told.epoch, told.fence_token)  # what is known now needs no waiting
             if self._is_told():
                 await self._fencing.until_informed()
             self._require_open()
@@ -130,9 +131,16 @@ class FenceGate:
         self._fencing.require_newest(told.epoch, told.fence_token)
 
     def _require_open(self) -> None:
-        if self._is_closed or self.is_shut:
+        if self._is_closed:
             raise Unavailable(
                 Reason.STOPPING, "this host goes down and has ended its VMs; place the VM on another, or wait for it"
+            )
+        if self.is_shut:
+            raise Unavailable(
+                Reason.STOPPING,
+                "this host said that it goes down and ended its VMs, but its daemon was started again; VMs can be "
+                "started here once it has told a control plane that it goes on: see that it reaches one",
+                retry_after_s=1.0,
             )
 
 

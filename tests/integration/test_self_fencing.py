@@ -42,7 +42,8 @@ pytestmark = pytest.mark.timeout(300)
 
 def answer(lease_ms: int = LEASE_MS, **fields: Any) -> pb.UpdateHeartbeatResponse:
     told = {"acknowledged": True, "epoch": 1, "ha_version": 1, "ha_is_armed": True, "heartbeat_interval_secs": 1}
-    return pb.UpdateHeartbeatResponse(lease=pb.NodeLease(duration_ms=lease_ms), **(told | fields))
+    lease = pb.NodeLease(duration_ms=lease_ms)
+    return pb.UpdateHeartbeatResponse(lease=lease, fences_read_ms_ago=0, **(told | fields))
 
 
 def _says_so(plane: FakeControlPlane, before: int) -> bool:

@@ -36,7 +36,7 @@ class FakeControlPlane(node_service_pb2_grpc.NodeServiceServicer, join_service_p
         default_factory=lambda: pb.AnnounceShutdownResponse(policy=pb.AnnounceShutdownResponse.FREEZE)
     )
     heartbeat_answer: pb.UpdateHeartbeatResponse = field(
-        default_factory=lambda: pb.UpdateHeartbeatResponse(acknowledged=True)
+        default_factory=lambda: pb.UpdateHeartbeatResponse(acknowledged=True, fences_read_ms_ago=0)
     )
     failing: dict[str, grpc.StatusCode] = field(default_factory=dict)
     """Methods that fail, by name."""
