@@ -17,6 +17,7 @@ from hypervisor.errors import HypervisorError
 from hypervisor.types import PowerState
 from limiquantix.compute.v1.node_service_pb2 import AnnounceShutdownRequest, AnnounceShutdownResponse
 from limiquantix.errors import ApiError
+from nodedaemon.self_fencing.lease import Clock, boottime_ns
 
 STATE_COMMAND: Final = ("systemctl", "is-system-running")
 JOBS_COMMAND: Final = ("systemctl", "list-jobs", "--no-legend", "--plain")
@@ -128,6 +129,7 @@ class PlannedShutdown:
         door: Door,
         under_way: Callable[[], Collection[object]] = tuple,
         beat: Callable[[], Awaitable[None]] = _nothing,
+        now_ns: Clock = boottime_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._hypervisor = hypervisor
@@ -139,6 +141,7 @@ class PlannedShutdown:
         self._door = door
         self._under_way = under_way
         self._beat = beat
+        self._now_ns = now_ns
         self._sleep = sleep
 
     async def carry_out(self, kind: AnnounceShutdownRequest.Kind.ValueType) -> None:
@@ -235,7 +238,11 @@ class PlannedShutdown:
         if self._control_plane is None or not self._node_id():
             return None
         request = AnnounceShutdownRequest(
-            node_id=self._node_id(), kind=kind, boot_id=self._boot_id, all_vms_ended=all_vms_ended
+            node_id=self._node_id(),
+            kind=kind,
+            boot_id=self._boot_id,
+            all_vms_ended=all_vms_ended,
+            said_at_ms=self._now_ns() // 1_000_000,
         )
         for pause_s in (_ANNOUNCE_PAUSE_S, 0.0):
             try:

@@ -12,7 +12,7 @@ from controlplane.domain import errors
 from controlplane.domain.event import Event, EventType, Severity
 from controlplane.domain.migration import MigrationWish
 from controlplane.domain.node import Node
-from controlplane.domain.node_shutdown import NotedShutdown, ShutdownKind, shutdown_of, with_shutdown
+from controlplane.domain.node_shutdown import NotedShutdown, ShutdownKind, last_word, shutdown_of, with_shutdown
 from controlplane.domain.vm import ALIVE_STATES, PowerState, Vm
 from controlplane.ha.model import ShutdownPolicy
 from controlplane.operations.desk import Caller
@@ -64,7 +64,7 @@ def is_over(node: Node, boot_id: str) -> bool:
 
 
 async def note(tx: Transaction, node_id: str, noted: NotedShutdown | None, now: datetime) -> Node:
-    """Note what a node said, or that it is over. Idempotent.
+    """Note what a node said, or that it is over. Idempotent; what comes late changes nothing.
 
     Raises:
         NotFound: no such node.
@@ -72,16 +72,23 @@ async def note(tx: Transaction, node_id: str, noted: NotedShutdown | None, now: 
     node = await tx.get_node(node_id)
     if node is None:
         raise errors.node_not_found(node_id)
+    before = last_word(node.annotations)
+    if noted is not None and (noted.is_overtaken_by(before) or noted.repeats(before)):
+        return node
     changed = with_shutdown(node, noted, now)
     if changed is node:
         return node
-    if noted is None:
-        event = Event(EventType.NODE_SHUTDOWN_CANCELLED, f"node {node.hostname} no longer shuts down")
-    else:
-        what = "reboots" if noted.kind == ShutdownKind.REBOOT else "is shut down"
-        ended = "; it ended all VMs" if noted.all_vms_ended else ""
-        event = Event(EventType.NODE_SHUTTING_DOWN, f"node {node.hostname} {what}, on purpose{ended}", Severity.WARNING)
-    return await tx.update_node(changed, event)
+    return await tx.update_node(changed, _event(node, noted))
+
+
+def _event(node: Node, noted: NotedShutdown | None) -> Event | None:
+    if noted is None or noted.kind == ShutdownKind.CANCELLED:
+        if shutdown_of(node.annotations) is None:
+            return None
+        return Event(EventType.NODE_SHUTDOWN_CANCELLED, f"node {node.hostname} no longer shuts down")
+    what = "reboots" if noted.kind == ShutdownKind.REBOOT else "is shut down"
+    ended = "; it ended all VMs" if noted.all_vms_ended else ""
+    return Event(EventType.NODE_SHUTTING_DOWN, f"node {node.hostname} {what}, on purpose{ended}", Severity.WARNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +102,21 @@ class ShutdownService:
     now: Callable[[], datetime]
     clock: Callable[[], float] = clock_s
 
-    async def _call_off(self, node_id: str, boot_id: str) -> None:
-        """Forget what a host said, unless that was in another boot: of that, its heartbeats tell the end."""
+    async def _call_off(self, node_id: str, said: NotedShutdown) -> None:
+        """Take what a host said for over, unless that was in another boot: of that, its heartbeats tell the end.
 
-        async def forget(tx: Transaction) -> bool:
+        When it called it off is kept, since what it said before may still be on its way.
+        """
+
+        async def call_off(tx: Transaction) -> Node | None:
             node = await tx.get_node(node_id)
             noted = shutdown_of(node.annotations) if node is not None else None
-            if noted is not None and boot_id != noted.boot_id:
-                return False
-            await note(tx, node_id, None, self.now())
-            return True
+            if noted is not None and said.boot_id != noted.boot_id:
+                return node
+            return await note(tx, node_id, said if said.said_at_ms else None, self.now())
 
-        if await self.store.run(forget):
-            self.hearing.announce(node_id, None)
+        if (node := await self.store.run(call_off)) is not None:
+            sync_announced(self.hearing, node, self.clock())
 
     async def announce(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
         """Take note that a host goes, and say what it shall do with its VMs. Idempotent: hosts ask again and again.
@@ -116,12 +125,12 @@ class ShutdownService:
             NotFound: no such node.
         """
         node_id = request.node_id
+        said = NotedShutdown(request.kind, request.boot_id, request.all_vms_ended, request.said_at_ms)
         if request.kind == ShutdownKind.CANCELLED:
-            await self._call_off(node_id, request.boot_id)
+            await self._call_off(node_id, said)
             return AnnounceShutdownResponse()
-        said = NotedShutdown(request.kind, request.boot_id, request.all_vms_ended)
         node = await self.store.run(lambda tx: note(tx, node_id, said, self.now()))
-        self._remember(node, said)
+        self._remember(node)
         policy = resolved(self.policy, request.kind)
         answer = AnnounceShutdownResponse(policy=_ANSWERS[policy])
         if policy is ShutdownPolicy.MIGRATE and not request.all_vms_ended:
@@ -129,8 +138,11 @@ class ShutdownService:
             answer.ask_again_ms = ASK_AGAIN_MS if answer.vm_ids_left else 0
         return answer
 
-    def _remember(self, node: Node, said: NotedShutdown) -> None:
-        known = self.hearing.announced(node.id)
+    def _remember(self, node: Node) -> None:
+        said, known = shutdown_of(node.annotations), self.hearing.announced(node.id)
+        if said is None:
+            self.hearing.announce(node.id, None)
+            return
         at_s = known.at_s if known is not None and known.boot_id == said.boot_id else self.clock()
         self.hearing.announce(node.id, Announced(said.kind, said.boot_id, at_s, said.all_vms_ended))
 

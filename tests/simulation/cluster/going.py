@@ -57,7 +57,11 @@ async def call_off(host: Host) -> None:
 async def _announce(host: Host, kind: AnnounceShutdownRequest.Kind.ValueType, *, has_ended: bool) -> bool:
     """Tell any control plane; returns whether one took it."""
     boot_id = f"{host.id}-{host.boot_count}"
-    request = AnnounceShutdownRequest(node_id=host.id, kind=kind, boot_id=boot_id, all_vms_ended=has_ended)
+    said_at_ms = host.clock.now_ns() // 1_000_000 if host.rules.orders_words else 0
+    request = AnnounceShutdownRequest(
+        node_id=host.id, kind=kind, boot_id=boot_id, all_vms_ended=has_ended, said_at_ms=said_at_ms
+    )
+    host.last_word = request
     for plane in host.kernel.random.sample(list(host.planes), len(host.planes)):
         serve = lambda answer, plane=plane: host.hear_out(plane, request, answer)  # noqa: E731
         try:

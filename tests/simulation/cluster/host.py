@@ -180,6 +180,8 @@ class Host:
     """Whether no change of a VM is let in any more, since it goes down."""
     is_mute: bool = False
     """Whether its heartbeats say nothing of VMs, as while the hypervisor does not answer."""
+    last_word: AnnounceShutdownRequest | None = None
+    """What it said last of going down."""
     is_unplugged: bool = False
     """Whether somebody sees to it that it stays off."""
     frozen_until_s: float = 0.0

@@ -44,6 +44,7 @@ class Rules:
         unprotects_first: a VM is recorded as unprotected before it runs so.
         hears_first: a daemon takes commands only once it was told of fences since it began.
         stays_shut: a host that said that it ended its VMs takes that back before it has one started in that boot.
+        orders_words: what a host said before it took it back counts for nothing, however late it comes.
         protects_first: a VM is noted as protected on its host before it is started there.
     """
 
@@ -82,3 +83,4 @@ class Rules:
     unprotects_first: bool = True
     hears_first: bool = True
     stays_shut: bool = True
+    orders_words: bool = True

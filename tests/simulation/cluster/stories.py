@@ -35,6 +35,7 @@ class Stories(Tales):
             self._arm_unheard,
             self._go_unheard,
             self._start_as_it_goes,
+            self._say_late,
             self._die_twice,
             self._die_migrating,
             self._die_migrating,

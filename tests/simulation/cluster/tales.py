@@ -242,6 +242,26 @@ class Tales(Doings):
         self._when(lambda: host.is_closed, lambda: self.people.start(vm.id))
         return f"{host.id} goes, and a person starts {vm.id}"
 
+    def _say_late(self, span_s: float) -> str:
+        """Have a host that ended its VMs go on, its word that it did come again as it runs one, and cut it off."""
+        host, draw = self._with_unprotected(), self.kernel.random
+        if host is None or not host.daemon.is_up:
+            return self._power_off(span_s)
+
+        def go_on() -> None:
+            word = host.last_word
+            host.begin_daemon()
+            self._when(lambda: bool(host.running), lambda: part(word))
+
+        def part(word: AnnounceShutdownRequest | None) -> None:
+            self._cut_links(self._links(host), STORY_S)
+            if word is not None and word.all_vms_ended:
+                host.hear_out(self._plane().process.name, word, lambda answer: None)
+
+        host.daemon.spawn(go_down(host, _KINDS.POWER_OFF, STORY_S))
+        self._when(lambda: not host.daemon.is_up, lambda: self._later(draw.uniform(0.2, 2.0), go_on))
+        return f"{host.id} does not quite go, is said to have ended its VMs once more, and is cut off"
+
     def _die_twice(self, span_s: float) -> str:
         """Have a VM that no lease ends be started elsewhere, and that host cut off before it can say so."""
         host = self._with_unprotected()

@@ -58,8 +58,10 @@ def service_of(world: World, policy: ShutdownPolicy, hearing: Hearing | None = N
     return ShutdownService(world.store, hearing or Hearing(0.0), Movers(), policy, world.clock, lambda: 5.0)
 
 
-def says(node_id: str, kind: AnnounceShutdownRequest.Kind.ValueType, *, ended: bool = False) -> AnnounceShutdownRequest:
-    return AnnounceShutdownRequest(node_id=node_id, kind=kind, boot_id=BOOT, all_vms_ended=ended)
+def says(
+    node_id: str, kind: AnnounceShutdownRequest.Kind.ValueType, *, ended: bool = False, at_ms: int = 0
+) -> AnnounceShutdownRequest:
+    return AnnounceShutdownRequest(node_id=node_id, kind=kind, boot_id=BOOT, all_vms_ended=ended, said_at_ms=at_ms)
 
 
 async def noted(world: World, node_id: str) -> NotedShutdown | None:
@@ -126,6 +128,50 @@ async def test_shutdown_that_is_called_off_is_forgotten(world: World, node_id: s
 
     assert hearing.announced(node_id) is None
     assert other.hearing.announced(node_id) is None
+    assert await noted(world, node_id) is None
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["said to another one too", "said to this one only"])
+async def test_word_that_comes_after_it_was_called_off_counts_for_nothing(
+    world: World, node_id: str, is_noted: bool
+) -> None:
+    """As one does that a control plane had before it was stopped, and looks at when it goes on."""
+    site = LeaseSite(world.store)
+    service = service_of(world, ShutdownPolicy.FAILOVER, site.hearing)
+    if is_noted:
+        await service.announce(says(node_id, ShutdownKind.POWER_OFF, ended=True, at_ms=1000))
+    await service.announce(says(node_id, ShutdownKind.CANCELLED, at_ms=2000))
+
+    late = says(node_id, ShutdownKind.POWER_OFF, ended=True, at_ms=1000)
+    assert (await service.announce(late)).policy == AnnounceShutdownResponse.FAILOVER
+    await site.heartbeats.refresh()
+
+    assert await noted(world, node_id) is None
+    assert site.hearing.announced(node_id) is None
+    await service.announce(says(node_id, ShutdownKind.POWER_OFF, at_ms=3000))
+    assert await noted(world, node_id) == NotedShutdown(ShutdownKind.POWER_OFF, BOOT, said_at_ms=3000)
+
+
+async def test_late_word_takes_nothing_back(world: World, node_id: str) -> None:
+    service = service_of(world, ShutdownPolicy.FAILOVER)
+    ended = says(node_id, ShutdownKind.POWER_OFF, ended=True, at_ms=2000)
+    await service.announce(ended)
+    version = (await world.node(node_id)).version
+
+    await service.announce(says(node_id, ShutdownKind.POWER_OFF, at_ms=1000))
+    await service.announce(says(node_id, ShutdownKind.CANCELLED, at_ms=1500))
+    ended.said_at_ms = 2500
+    await service.announce(ended)
+
+    assert await noted(world, node_id) == NotedShutdown(ShutdownKind.POWER_OFF, BOOT, True, 2000)
+    assert (await world.node(node_id)).version == version
+
+
+async def test_each_daemon_that_begins_is_remembered(world: World, node_id: str) -> None:
+    service = service_of(world, ShutdownPolicy.FAILOVER)
+    for at_ms in (1000, 3000):
+        await service.announce(says(node_id, ShutdownKind.CANCELLED, at_ms=at_ms))
+    await service.announce(says(node_id, ShutdownKind.POWER_OFF, at_ms=2000))
     assert await noted(world, node_id) is None
 
 

@@ -31,6 +31,7 @@ class Scripted:
 
     async def announce_shutdown(self, request: AnnounceShutdownRequest) -> AnnounceShutdownResponse:
         assert violations_of(request) == []
+        assert request.said_at_ms > 0
         self.log.append(f"{Kind.Name(request.kind)}{' ended' if request.all_vms_ended else ''}")
         answer = next(self.answers, FREEZE)
         if answer is None:

@@ -932,11 +932,16 @@ class AnnounceShutdownRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
     ALL_VMS_ENDED_FIELD_NUMBER: _builtins.int
+    SAID_AT_MS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     kind: Global___AnnounceShutdownRequest.Kind.ValueType
     boot_id: _builtins.str
     all_vms_ended: _builtins.bool
     """All its VMs have ended: said once more, last of all."""
+    said_at_ms: _builtins.int
+    """When it was said, in milliseconds since the host's boot, which go on while it sleeps. What comes late, after a newer word of
+    the same boot, counts for nothing.
+    """
     def __init__(
         self,
         *,
@@ -944,10 +949,11 @@ class AnnounceShutdownRequest(_message.Message):
         kind: Global___AnnounceShutdownRequest.Kind.ValueType = ...,
         boot_id: _builtins.str = ...,
         all_vms_ended: _builtins.bool = ...,
+        said_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_vms_ended", b"all_vms_ended", "boot_id", b"boot_id", "kind", b"kind", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_vms_ended", b"all_vms_ended", "boot_id", b"boot_id", "kind", b"kind", "node_id", b"node_id", "said_at_ms", b"said_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
