@@ -37,6 +37,7 @@ class Stories(Tales):
             self._start_as_it_goes,
             self._say_late,
             self._die_twice,
+            self._die_twice,
             self._die_migrating,
             self._die_migrating,
         ]
