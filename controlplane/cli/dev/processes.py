@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from controlplane.cli.dev.reaper import reaper_command
 
+_KERNELS_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_OWN_PORT: Final = 20_000
+_TRIED_PORTS: Final = 100
 _STOP_DEADLINE_S: Final = 30.0
 _LOG_TAIL_LINES: Final = 12
 _RESTART_DELAY_S: Final = 0.5
@@ -110,6 +115,23 @@ def require_free_port(port: int, flag: str) -> int:
     Raises:
         PortInUse: names the flag that chooses another.
     """
+    return _probed(port, flag) if port else _any_free_port()
+
+
+def _any_free_port() -> int:
+    """Pick one that the kernel gives to nobody who asks for any: it is a moment until a program listens there."""
+    try:
+        end = int(_KERNELS_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        end = 0
+    own = range(_FIRST_OWN_PORT, end)
+    for port in random.sample(own, min(_TRIED_PORTS, len(own))):
+        with suppress(PortInUse):
+            return _probed(port, "")
+    return _probed(0, "")
+
+
+def _probed(port: int, flag: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
