@@ -133,7 +133,8 @@ class ShutdownService:
         self._remember(node)
         policy = resolved(self.policy, request.kind)
         answer = AnnounceShutdownResponse(policy=_ANSWERS[policy])
-        if policy is ShutdownPolicy.MIGRATE and not request.all_vms_ended:
+        goes = shutdown_of(node.annotations) is not None  # or else it called that off since
+        if policy is ShutdownPolicy.MIGRATE and goes and not request.all_vms_ended:
             answer.vm_ids_left.extend(await self._move_away(node, request.boot_id))
             answer.ask_again_ms = ASK_AGAIN_MS if answer.vm_ids_left else 0
         return answer

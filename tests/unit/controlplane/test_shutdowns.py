@@ -152,6 +152,18 @@ async def test_word_that_comes_after_it_was_called_off_counts_for_nothing(
     assert await noted(world, node_id) == NotedShutdown(ShutdownKind.POWER_OFF, BOOT, said_at_ms=3000)
 
 
+async def test_late_word_has_no_vm_moved_away(world: World, node_id: str) -> None:
+    service = service_of(world, ShutdownPolicy.MIGRATE)
+    await add_vm(world, node_id, "web")
+    await service.announce(says(node_id, ShutdownKind.CANCELLED, at_ms=2000))
+
+    answer = await service.announce(says(node_id, ShutdownKind.POWER_OFF, at_ms=1000))
+
+    assert isinstance(service.moves, Movers)
+    assert service.moves.request_ids == {}
+    assert (list(answer.vm_ids_left), answer.ask_again_ms) == ([], 0)
+
+
 async def test_late_word_takes_nothing_back(world: World, node_id: str) -> None:
     service = service_of(world, ShutdownPolicy.FAILOVER)
     ended = says(node_id, ShutdownKind.POWER_OFF, ended=True, at_ms=2000)
