@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -101,6 +101,9 @@ class Calls:
     stranger_count: int = 0
     known_count: int = 0
 
+    def __add__(self, other: Calls) -> Calls:
+        return Calls(self.stranger_count + other.stranger_count, self.known_count + other.known_count)
+
 
 @dataclass
 class FloodBook:
@@ -109,12 +112,16 @@ class FloodBook:
     rules: FloodRules = field(default_factory=FloodRules)
     is_shared: Callable[[str], bool] = lambda _: False
     _accounts: dict[int, _Account] = field(default_factory=dict)
+    _early: dict[Peer, tuple[float, Calls]] = field(default_factory=dict)
+    """Calls over connections that no look has seen yet, and since when: accepted after the sockets were looked at."""
     _offences: dict[str, list[float]] = field(default_factory=dict)
     _barred_until_s: dict[str, float] = field(default_factory=dict)
 
     def look(self, now_s: float, connections: Iterable[Accepted], calls: Mapping[Peer, Calls]) -> Sequence[Accepted]:
         """Bring all accounts up to date; returns the connections to end."""
         previous, self._accounts = self._accounts, {}
+        connections = list(connections)
+        calls = self._with_early({Peer(each.address, each.port) for each in connections}, calls, now_s)
         ended: list[Accepted] = []
         unknown: dict[str, list[tuple[float, Accepted]]] = defaultdict(list)
         for connection in connections:
@@ -146,6 +153,18 @@ class FloodBook:
     def barred(self) -> frozenset[str]:
         """Addresses that get no new connections now."""
         return frozenset(self._barred_until_s)
+
+    def _with_early(self, seen: Set[Peer], calls: Mapping[Peer, Calls], now_s: float) -> Mapping[Peer, Calls]:
+        """Add the calls that came before their connection was seen; keep those of connections that still are not."""
+        early, self._early = self._early, {}
+        found = dict(calls)
+        for peer, (_, before) in early.items():
+            found[peer] = before + found.get(peer, Calls())
+        for peer in found.keys() - seen:
+            since_s = early[peer][0] if peer in early else now_s
+            if peer not in early or now_s - since_s < self.rules.patience_s:
+                self._early[peer] = (since_s, found[peer])
+        return found
 
     def _charge(self, account: _Account, connection: Accepted, calls: Calls | None, now_s: float) -> None:
         rules = self.rules

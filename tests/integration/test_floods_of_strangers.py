@@ -22,13 +22,15 @@ from typing import Any
 import grpc
 import pytest
 
+from controlplane.access.floods import FloodRules
 from limiquantix.compute.v1 import vm_service_pb2
 from limiquantix.compute.v1.vm_service_pb2_grpc import VMServiceStub
 from limiquantix.rpc.server import MAX_HEADER_FIELDS
 from tests.integration.test_http2_abuse import ATTACKS
-from tests.support.raw_http2 import RawConnection
+from tests.support.raw_http2 import ACK, SETTINGS, WINDOW_UPDATE, RawConnection
 
 LIMIT_S = 60.0
+_INITIAL_WINDOW_SIZE = b"\0\4"
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -162,9 +164,27 @@ def test_call_of_very_many_header_fields_is_refused_and_says_how_many_there_may_
 
 
 def test_large_requests_of_somebody_known_are_no_flood(plane: Plane) -> None:
-    with plane.channel() as channel:
-        for _ in range(40):
-            assert refusal(plane, channel, "WriteGuestFile", b"\xff" * (4 * 2**20)) is grpc.StatusCode.INVALID_ARGUMENT
+    for _ in range(20):
+        with plane.channel() as channel:
+            for _ in range(2):
+                code = refusal(plane, channel, "WriteGuestFile", b"\xff" * (4 * 2**20))
+                assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_nobody_is_asked_to_send_what_would_be_a_flood_before_the_call_is_looked_at(plane: Plane) -> None:
+    window_bytes, connection_bytes = 65_535, 65_535  # RFC 9113, section 6.9.2
+    with Stranger(plane) as connection:
+        connection.open()
+        for kind, flags, _, payload in connection.frames():
+            if kind == SETTINGS and flags & ACK:
+                break
+            if kind == SETTINGS:
+                settings = [payload[at : at + 6] for at in range(0, len(payload), 6)]
+                found = [int.from_bytes(each[2:]) for each in settings if each[:2] == _INITIAL_WINDOW_SIZE]
+                window_bytes = found[0] if found else window_bytes
+            elif kind == WINDOW_UPDATE:
+                connection_bytes += int.from_bytes(payload)
+    assert max(window_bytes, connection_bytes) < FloodRules().burst_bytes
 
 
 @pytest.mark.parametrize("method", ["GetVM", "CreateVM", "DeleteVM", "WatchVM", "ListVMs", "CloneVM", "WriteGuestFile"])

@@ -45,6 +45,8 @@ REQUEST_DEADLINE_S = 10.0
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server on the same port silently takes half of the calls
+    # Else it lets each connection send 4 MiB, and more as it measures, before anybody has looked at the call's headers.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_permit_without_calls", 1),

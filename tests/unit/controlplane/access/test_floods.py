@@ -106,6 +106,29 @@ def test_call_that_is_known_a_look_later_explains_what_came_before(site: Site) -
     assert all(site.look(known=1) == [] for _ in range(3))
 
 
+@pytest.mark.parametrize("look_s", [0.02, ONE_LOOK_S, 2.0])
+def test_call_over_a_connection_that_no_look_has_seen_yet_explains_what_comes_over_it(look_s: float) -> None:
+    site = Site()
+    site.connect(2)
+    site.flood()
+    new = site.connect()
+    del site.connections[1]  # accepted after the sockets were looked at
+    early = {Peer(new.address, new.port): Calls(known_count=1)}
+    assert site.book.look(site.now_s, list(site.connections.values()), early) == []
+    site.connections[1] = new
+    assert [site.look(4 * MIB, after_s=look_s) for _ in range(4)] == [[]] * 4
+    assert site.is_ended_by(4 * MIB, looks=2)
+
+
+def test_calls_over_connections_that_are_never_seen_are_forgotten(site: Site) -> None:
+    gone = {Peer(ADDRESS, port): Calls(known_count=1) for port in range(1_000)}
+    site.book.look(site.now_s, list(site.connections.values()), gone)
+    for _ in range(10):
+        assert site.look() == []
+    site.connections[2] = Accepted(2, ADDRESS, 999, 0, 0)
+    assert site.look(4 * MIB, number=2) == [2]
+
+
 def test_largest_messages_of_somebody_known_may_come_one_after_the_other(site: Site) -> None:
     for _ in range(50):
         assert site.look(16 * MIB + 16 * KIB, known=1) == []
