@@ -55,11 +55,20 @@ def read(path: Path, offset: int, max_bytes: int) -> ConsoleLog:
     except FileNotFoundError:
         return ConsoleLog(data=b"", next_offset=0, size_bytes=0)
     try:
-        size_bytes = os.fstat(descriptor).st_size
-        begin = _first_kept(descriptor, offset, size_bytes)
-        data = os.pread(descriptor, min(max_bytes, size_bytes - begin), begin) if begin < size_bytes else b""
+        while (piece := _read_once(descriptor, offset, max_bytes)) is None:
+            continue
+        return piece
     finally:
         os.close(descriptor)
+
+
+def _read_once(descriptor: int, offset: int, max_bytes: int) -> ConsoleLog | None:
+    """Read a piece; None if its beginning was dropped meanwhile: what is dropped while it is read comes as zeros."""
+    size_bytes = os.fstat(descriptor).st_size
+    begin = _first_kept(descriptor, offset, size_bytes)
+    data = os.pread(descriptor, min(max_bytes, size_bytes - begin), begin) if begin < size_bytes else b""
+    if data and _first_kept(descriptor, begin, size_bytes) != begin:
+        return None
     return ConsoleLog(data=data, next_offset=begin + len(data), size_bytes=size_bytes)
 
 

@@ -60,6 +60,30 @@ def test_log_above_its_bound_loses_its_beginning_and_keeps_offsets(log: Path) ->
     assert console_log.read(log, size_bytes, 100).data == b"%015d\n" % next_number
 
 
+@pytest.mark.parametrize("more", [0, 2**16])
+def test_log_that_loses_its_beginning_while_it_is_read_gives_what_is_kept_and_no_zeros(
+    log: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    next_number = append(log, 0, 2**16)
+    really_read, times = os.pread, 0
+
+    def read_late(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal times
+        times += 1
+        if times == 1:
+            append(log, next_number, more)
+            assert bound(log)
+        return really_read(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", read_late)
+    piece = console_log.read(log, 0, 2**20)
+    begin = piece.next_offset - len(piece.data)
+    assert piece.data == b"".join(b"%015d\n" % number for number in range(begin // 16, piece.next_offset // 16))
+    assert begin > 0
+    assert len(piece.data) >= KEPT
+    assert piece.next_offset == (next_number + more) * 16
+
+
 def test_log_stays_small_while_much_more_is_written_than_it_may_hold(log: Path) -> None:
     number = 0
     for _ in range(50):
