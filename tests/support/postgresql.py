@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -40,7 +41,9 @@ _START_DEADLINE_S = 60.0
 _STOP_DEADLINE_S = 60.0
 _POLL_S = 0.02
 _KEPT_DATABASE_COUNT = 20
-"""A database takes 8 MB of disk. Those of tests that ended long ago are dropped."""
+"""A database takes 8 MB. Those of tests that ended long ago are dropped."""
+_ROOM_BYTES = 4 * 2**30
+"""Four test processes have a server each, with that many databases and 256 MB of its log."""
 
 _FAST_BUT_NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 _SMALL = {"shared_buffers": "32MB", "max_wal_size": "256MB", "jit": "off", "autovacuum": "off"}
@@ -272,9 +275,18 @@ def empty_postgresql(_directory: Path) -> str:
 def new_server(**options: Any) -> PostgresqlServer:
     """Make a server, not yet created, in a new directory that its account can reach; `options` are its fields."""
     require_programs()
-    parent = Path(tempfile.mkdtemp(prefix="limiquantix-pg-"))
+    parent = Path(tempfile.mkdtemp(prefix="limiquantix-pg-", dir=_memory()))
     parent.rmdir()  # only its name is wanted
     return PostgresqlServer(parent, **options)
+
+
+def _memory() -> Path | None:
+    """Where files stay in memory, if there is room: a database is made there in a tenth of the time; else None."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        return None
+    room_bytes = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
+    return memory if room_bytes >= _ROOM_BYTES else None
 
 
 def _account() -> pwd.struct_passwd | None:
