@@ -16,6 +16,8 @@ from controlplane.coordination.local import LocalCoordinator, LocalSite
 from tests.simulation.product.coordination import SimCoordinator, Site
 from tests.support.etcd import EtcdCluster, etcd_cluster
 
+SESSION_S = 60
+"""None ends here while it is waited for."""
 MakeCoordinator = Callable[[], Coordinator]
 
 
@@ -37,7 +39,7 @@ async def make_coordinator(request: pytest.FixtureRequest) -> AsyncIterator[Make
             made.append(LocalCoordinator(site))
             return made[-1]
     elif request.param == "simulated":
-        place = Site(time.monotonic, random.Random(0))
+        place = Site(time.monotonic, random.Random(0), SESSION_S)
 
         def make() -> Coordinator:
             made.append(SimCoordinator(place, f"plane-{len(made)}"))
@@ -47,7 +49,7 @@ async def make_coordinator(request: pytest.FixtureRequest) -> AsyncIterator[Make
         prefix = f"/{uuid.uuid4()}/"
 
         def make() -> Coordinator:
-            made.append(EtcdCoordinator(EtcdClient(cluster.endpoints), prefix, session_ttl_s=5))
+            made.append(EtcdCoordinator(EtcdClient(cluster.endpoints), prefix, session_ttl_s=SESSION_S))
             return made[-1]
 
     yield make

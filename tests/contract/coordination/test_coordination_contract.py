@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from controlplane.coordination.interface import RevocationMark
-from tests.contract.coordination.conftest import MakeCoordinator
+from tests.contract.coordination.conftest import SESSION_S, MakeCoordinator
 from tests.support.elections import candidate, listening, until, until_elected, until_not_elected
 
 
@@ -48,7 +48,7 @@ async def test_resign_elects_the_next_at_once_and_for_good(make_coordinator: Mak
             await a.resign()
 
             assert not a.is_elected
-            await until_elected(b, patience_s=4)  # less than a session
+            await until_elected(b, patience_s=SESSION_S / 2)
             assert await first.leader() == candidate("b")
         await a.resign()  # once more is harmless
         assert await first.leader() is None
@@ -67,7 +67,7 @@ async def test_elect_end_of_the_context_resigns(make_coordinator: MakeCoordinato
     assert not b.is_elected
     assert not a.is_elected
     async with first.elect(candidate("a")) as again:
-        await until_elected(again, patience_s=4)
+        await until_elected(again, patience_s=SESSION_S / 2)
 
 
 async def test_changed_ends_the_wait_of_whoever_resigns(make_coordinator: MakeCoordinator) -> None:

@@ -23,6 +23,7 @@ class Site:
 
     now_s: Callable[[], float]
     random: random.Random
+    session_s: float = SESSION_S
     marks: dict[str, int] = field(default_factory=dict)
     is_away: bool = False
     cut: set[str] = field(default_factory=set)
@@ -75,7 +76,7 @@ class SimElection:
                     break
                 if self not in site.elections:
                     site.elections.append(self)
-                self.ends_s = site.now_s() + SESSION_S
+                self.ends_s = site.now_s() + site.session_s
                 is_first = site.elected() is self
                 await reach(site, self._machine)
             except CoordinationAway as error:
@@ -83,7 +84,7 @@ class SimElection:
             else:
                 self.obstacle = ""
                 believes = is_first and not self._has_resigned
-                self._believes_until_s = sent_s + SESSION_S - MARGIN_S if believes else -1.0
+                self._believes_until_s = sent_s + site.session_s - MARGIN_S if believes else -1.0
             if before != (self.is_elected, self.obstacle):
                 self._news.set()
             await asyncio.sleep(RENEW_S)
