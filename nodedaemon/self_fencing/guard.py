@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -36,6 +37,10 @@ SCAN_S = 0.2
 SCAN_HURRY_S = 0.02
 REPORT_NS = 250_000_000
 FEED_NS = 1_000_000_000
+WATCHDOG_S = 10
+"""As in the unit of systemd. Whoever does not run for so long has lost its lease."""
+_WDIOC_SETTIMEOUT = 0xC0045706
+"""Source: linux/watchdog.h, _IOWR('W', 6, int)."""
 IDLE_NS = 2_000_000_000
 """How long it outlives a daemon that has left it nothing to guard."""
 _SLOW_SCAN_NS = 2_000_000_000
@@ -108,10 +113,17 @@ class Scanner(threading.Thread):
 
 
 class Watchdog:
-    """What resets the host unless it is fed: a device, systemd, or both."""
+    """What resets the host unless it is fed: a device, systemd, or both.
+
+    A device is told to do so after `WATCHDOG_S`; one whose driver does not take that keeps its own time, often 30 or
+    60 s. Source: the kernel's watchdog-api.rst, "WDIOC_SETTIMEOUT".
+    """
 
     def __init__(self, path: str, notify_address: str = "") -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC) if path else -1
+        if path:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._descriptor, _WDIOC_SETTIMEOUT, struct.pack("i", WATCHDOG_S))
         self._notify_address = "\0" + notify_address[1:] if notify_address.startswith("@") else notify_address
 
     def feed(self) -> None:
