@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -120,14 +120,13 @@ class FloodBook:
     def look(self, now_s: float, connections: Iterable[Accepted], calls: Mapping[Peer, Calls]) -> Sequence[Accepted]:
         """Bring all accounts up to date; returns the connections to end."""
         previous, self._accounts = self._accounts, {}
-        connections = list(connections)
-        calls = self._with_early({Peer(each.address, each.port) for each in connections}, calls, now_s)
+        unclaimed = self._with_early(calls)
         ended: list[Accepted] = []
         unknown: dict[str, list[tuple[float, Accepted]]] = defaultdict(list)
         for connection in connections:
             account = previous.get(connection.id) or _Account(now_s, now_s, now_s, self.rules.burst_bytes)
             self._accounts[connection.id] = account
-            self._charge(account, connection, calls.get(Peer(connection.address, connection.port)), now_s)
+            self._charge(account, connection, unclaimed.pop(Peer(connection.address, connection.port), None), now_s)
             if self._is_flood(account, connection.address, now_s):
                 self._offend(connection.address, now_s)
                 ended.append(connection)
@@ -141,6 +140,7 @@ class FloodBook:
             ended.extend(connection for _, connection in those[self.rules.max_unknown_count :])
         for connection in ended:
             del self._accounts[connection.id]
+        self._keep_early(unclaimed, now_s)
         self._forget(now_s)
         return ended
 
@@ -154,17 +154,20 @@ class FloodBook:
         """Addresses that get no new connections now."""
         return frozenset(self._barred_until_s)
 
-    def _with_early(self, seen: Set[Peer], calls: Mapping[Peer, Calls], now_s: float) -> Mapping[Peer, Calls]:
-        """Add the calls that came before their connection was seen; keep those of connections that still are not."""
-        early, self._early = self._early, {}
+    def _with_early(self, calls: Mapping[Peer, Calls]) -> dict[Peer, Calls]:
+        """Add the calls of earlier looks whose connections were not seen then."""
         found = dict(calls)
-        for peer, (_, before) in early.items():
+        for peer, (_, before) in self._early.items():
             found[peer] = before + found.get(peer, Calls())
-        for peer in found.keys() - seen:
-            since_s = early[peer][0] if peer in early else now_s
-            if peer not in early or now_s - since_s < self.rules.patience_s:
-                self._early[peer] = (since_s, found[peer])
         return found
+
+    def _keep_early(self, unclaimed: Mapping[Peer, Calls], now_s: float) -> None:
+        """Keep the calls whose connections are not seen yet; what has been kept for long is of one that is gone."""
+        before, self._early = self._early, {}
+        for peer, calls in unclaimed.items():
+            since_s, _ = before.get(peer, (now_s, calls))
+            if since_s == now_s or now_s - since_s < self.rules.patience_s:
+                self._early[peer] = (since_s, calls)
 
     def _charge(self, account: _Account, connection: Accepted, calls: Calls | None, now_s: float) -> None:
         rules = self.rules
