@@ -7,14 +7,13 @@ really loads come along, and the libraries those are linked with.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from controlplane.cli.dev.cpio import Archive
+from controlplane.cli.dev.guest_image import linked_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "/python"
@@ -44,7 +43,7 @@ def python_archive(modules: Sequence[str]) -> Archive:
         archive.add_file(_place(path), path.read_bytes(), 0o755)
         if path.suffix == ".so":
             linked.append(path)
-    for library in _libraries(linked):
+    for library in linked_libraries(linked):
         archive.add_file(str(library), library.read_bytes(), 0o755)
     return archive
 
@@ -67,12 +66,3 @@ def _place(path: Path) -> str:
         return f"{HOME}/app/{path.relative_to(ROOT)}"
     library = Path(os.path.realpath(os.__file__)).parent
     return f"{LIBRARY}/{path.resolve().relative_to(library)}"
-
-
-def _libraries(programs: Sequence[Path]) -> list[Path]:
-    """Find what the dynamic loader would load for them, the loader itself included."""
-    ldd = shutil.which("ldd")
-    assert ldd is not None
-    done = subprocess.run([ldd, *map(str, programs)], capture_output=True, text=True, check=True)
-    found = re.findall(r"(?:=> |^\s*)(/\S+) \(0x", done.stdout, re.MULTILINE)
-    return [Path(path) for path in dict.fromkeys(found)]

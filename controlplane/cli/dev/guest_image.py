@@ -14,7 +14,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,6 +57,10 @@ _READY_LINE: Final = re.compile(
 
 class GuestImageError(Exception):
     """The image cannot be made here; the text says why and what to do."""
+
+
+class LibraryError(Exception):
+    """Libraries that a program is linked with cannot be had here; the text says which or why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,17 +286,32 @@ def _add_agent(archive: Archive, source: PackageSource, unpacked: Path, progress
         progress(f"the guest has no agent: {error}")
         return False
     agent = next((path for path in sorted(unpacked.glob("usr/*bin/qemu-ga")) if path.is_file()), None)
-    ldd = shutil.which("ldd")
-    if agent is None or ldd is None:
-        progress(f"the guest has no agent: {'the package holds no qemu-ga' if agent is None else 'ldd is missing'}")
+    if agent is None:
+        progress("the guest has no agent: the package holds no qemu-ga")
         return False
-    listed = subprocess.run([ldd, str(agent)], check=False, capture_output=True, text=True, timeout=10)
-    missing = re.findall(r"(\S+) => not found", listed.stdout)
-    if listed.returncode != 0 or missing:
-        progress(f"the guest has no agent: this machine lacks {', '.join(missing) or 'the libraries it needs'}")
+    try:
+        libraries = linked_libraries([agent])
+    except LibraryError as error:
+        progress(f"the guest has no agent: {error}")
         return False
     archive.add_file("/sbin/qemu-ga", agent.read_bytes(), 0o755)
-    for library in re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed.stdout, re.MULTILINE):
-        path = Path(library)
-        archive.add_file(library, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+    for library in libraries:
+        archive.add_file(str(library), library.read_bytes(), stat.S_IMODE(library.stat().st_mode))
     return True
+
+
+def linked_libraries(programs: Sequence[Path]) -> Sequence[Path]:
+    """Find what the dynamic loader would load for some programs, the loader itself included, each once.
+
+    Raises:
+        LibraryError: this machine lacks some, or cannot tell.
+    """
+    ldd = shutil.which("ldd")
+    if ldd is None:
+        raise LibraryError("ldd is missing")
+    listed = subprocess.run([ldd, *map(str, programs)], check=False, capture_output=True, text=True, timeout=10)
+    missing = re.findall(r"(\S+) => not found", listed.stdout)
+    if listed.returncode != 0 or missing:
+        raise LibraryError(f"this machine lacks {', '.join(missing) or 'the libraries it needs'}")
+    found = re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed.stdout, re.MULTILINE)
+    return [Path(path) for path in dict.fromkeys(found)]
