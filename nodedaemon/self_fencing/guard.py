@@ -38,7 +38,7 @@ SCAN_HURRY_S = 0.02
 REPORT_NS = 250_000_000
 FEED_NS = 1_000_000_000
 WATCHDOG_S = 10
-"""As in the unit of systemd. Whoever does not run for so long has lost its lease."""
+"""As in the unit of systemd. With the default times, whoever does not run for so long has lost its lease."""
 _WDIOC_SETTIMEOUT = 0xC0045706
 """Source: linux/watchdog.h, _IOWR('W', 6, int)."""
 IDLE_NS = 2_000_000_000
