@@ -28,7 +28,7 @@ from hypervisor.libvirt.peer_certificates import write
 from hypervisor.migration import PeerCertificate
 from nodedaemon.identity.requests import new_request
 from tests.support.own_cluster import own_cluster
-from tests.support.private_libvirt_host import TEST_CACHE_DIR, leave_out
+from tests.support.private_libvirt_host import TEST_CACHE_DIR, leave_out, virsh
 
 _PREFIX: Final = "lqt"
 _NETWORK: Final = "10.97.0"
@@ -84,6 +84,11 @@ class MigrationHost(PrivateLibvirt):
     def run(self, *words: str) -> str:
         """Run a program in the host's network; returns what it printed."""
         return _run("ip", "netns", "exec", self.namespace, *words)
+
+    async def hurry_migration(self, vm_id: str) -> None:
+        """Let a VM's migration from here end now, however much its guest writes meanwhile."""
+        await virsh(self.uri, "migrate-setmaxdowntime", vm_id, "2000")
+        await virsh(self.uri, "migrate-setspeed", vm_id, "1000")
 
     def unplug(self) -> None:
         """Cut its network cable."""

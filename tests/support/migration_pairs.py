@@ -18,7 +18,7 @@ from tests.support.libvirt_hosts import MigrationHost
 
 MEMORY_MIB = 16
 SLOW_BYTES_S = 2**20
-"""So slow that a heavy guest's memory takes a quarter of a minute."""
+"""So slow that a heavy guest's migration does not end by itself."""
 
 
 class Pair(Protocol):
