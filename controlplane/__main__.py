@@ -1,4 +1,4 @@
-"""`limiquantix-controlplane`, or `python -m controlplane`: settles how gRPC waits, then runs `controlplane.app`."""
+"""`limiquantix-controlplane`, or `python -m controlplane`: settles how gRPC works, then runs `controlplane.app`."""
 
 import os
 
@@ -7,6 +7,7 @@ import os
 # 592 us a beat, against 440 us in the way it waited before it had those threads. See docs/performance.md.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client,-event_engine_callback_cq")
 
+import limiquantix.rpc  # noqa: F401
 from controlplane.app import main
 
 if __name__ == "__main__":

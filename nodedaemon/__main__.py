@@ -1,5 +1,7 @@
-"""`python -m nodedaemon` is `limiquantix-node`."""
+"""`limiquantix-node`, or `python -m nodedaemon`: settles how gRPC forks, and runs `nodedaemon.app`."""
 
+import limiquantix.rpc  # noqa: F401 - before anything imports gRPC
 from nodedaemon.app import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from limiquantix.rpc.server import AddressInUse
 from nodedaemon.change_count import DataDirError
 from nodedaemon.composition.background import catch_up, planned_shutdown, run_background
 from nodedaemon.composition.core import open_core, open_servicer
+from nodedaemon.composition.ending import END_LIMIT_S, SILENT_END_LIMIT_S, end_within
 from nodedaemon.composition.listening import StartError, listen, warn_of_plaintext
 from nodedaemon.composition.machine import open_machine
 from nodedaemon.config import ConfigError, NodeConfig, load_config
@@ -115,6 +117,7 @@ async def run(config: NodeConfig) -> None:
         _log.info("stopping")
         if (kind := await read_host_end(config.shutdown.marker_path)) is not None:
             await shutdown.carry_out(kind)
+        end_within(END_LIMIT_S)
 
 
 async def _start(config: NodeConfig, stack: AsyncExitStack) -> tuple[list[asyncio.Task[None]], PlannedShutdown]:
@@ -125,14 +128,10 @@ async def _start(config: NodeConfig, stack: AsyncExitStack) -> tuple[list[asynci
     """
     machine = await asyncio.to_thread(open_machine, config)
     warn_of_plaintext(config)
-    core = await open_core(config, stack, machine)
+    core = await open_core(config, stack, machine, partial(end_within, SILENT_END_LIMIT_S))
     servicer = await open_servicer(config, stack, core)
     await catch_up(core, servicer)
     port = await listen(config, stack, servicer, core.gate, machine)
     core.report.serve_at(config.server.listen_address, port, config.server.advertise_address)
     background = run_background(config, stack, core, servicer, machine)
     return background, planned_shutdown(config, core)
-
-
-if __name__ == "__main__":
-    main()

@@ -227,8 +227,7 @@ class DiskImages:
 class _Process:
     """One run of a program, from a thread.
 
-    Not by the event loop: uvloop forks where the standard library's subprocess uses vfork, and gRPC's fork handlers
-    do not go well with the calls that are under way meanwhile.
+    Not by the event loop: uvloop forks where the standard library's subprocess uses vfork.
     """
 
     def __init__(

@@ -58,8 +58,13 @@ class Core:
     """Each tells all control planes how this host is now; empty where there are none."""
 
 
-async def open_core(config: NodeConfig, stack: AsyncExitStack, machine: Machine) -> Core:
+async def open_core(
+    config: NodeConfig, stack: AsyncExitStack, machine: Machine, once_silent: Callable[[], None] = lambda: None
+) -> Core:
     """Open files and hypervisor, and look at what is there; `stack` undoes it in reverse.
+
+    Args:
+        once_silent: called when `stack` is about to end what goes on longest, heartbeats among it.
 
     Raises:
         DataDirError, HypervisorError, OSError: something it needs is not there.
@@ -76,6 +81,7 @@ async def open_core(config: NodeConfig, stack: AsyncExitStack, machine: Machine)
     planes = ControlPlanes(machine, stack)
     lasting: list[asyncio.Task[None]] = []
     stack.push_async_callback(cancel, lasting)
+    stack.callback(once_silent)
     guests: dict[str, GuestFacts] = {}
     observer = VmObserver(hypervisor, StateChanges(boot_number), generations.newest, guests=guests)
     with suppress(ApiError, TimeoutError):  # what exists now began before us; if nothing answers, so be it

@@ -18,7 +18,7 @@ from nodedaemon.servicer import SERVICE, NodeDaemonServicer
 from telemetry.metrics import RpcMetrics, build_registry, start_metrics_server
 
 STOP_GRACE_S: Final = 10.0
-"""For calls under way when the daemon is told to end; systemd waits 90 s before it kills."""
+"""For calls under way when the daemon is told to end."""
 
 _log = structlog.get_logger(__name__)
 
