@@ -222,6 +222,7 @@ def test_machine_that_is_shut_down_moves_its_vm_away_first_though_it_has_the_dat
         machine.run("systemctl restart limiquantix-controlplane")
     until(cluster.is_well, "the new policy")
     move(cluster, first)
+    first.run("systemctl unmask libvirt-guests; systemctl start libvirt-guests")  # as where nobody masked it
 
     first.run("systemctl poweroff")
     first.until_off()
@@ -231,6 +232,12 @@ def test_machine_that_is_shut_down_moves_its_vm_away_first_though_it_has_the_dat
     assert "-incoming" in running_vms(places[0])[vm_id]  # it was not started, it came
     first.switch_on()
     until(cluster.is_well, "the return of the database")
+    ended = first.run("journalctl --boot=-1 --no-pager --output=cat --identifier=systemd").splitlines()
+    gone = next(n for n, line in enumerate(ended) if line.startswith("Stopped limiquantix-node.service"))
+    for unit in ("libvirt-guests.service", "limiquantix-controlplane.service", "postgresql@15-main.service"):
+        begins = [n for n, line in enumerate(ended) if line.startswith(f"Stopping {unit}")]
+        assert begins, f"{unit} did not run"
+        assert begins[-1] > gone, f"{unit} was stopped before the node daemon had ended"
     assert cluster.place() is places[0]
 
 
