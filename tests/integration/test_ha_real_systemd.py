@@ -46,6 +46,8 @@ CALLER = "export LIMIQUANTIX_SERVER=https://10.0.0.1:8080 LIMIQUANTIX_CA=/etc/li
 SHELL_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STEP = re.compile(r"^\*\*(\d)\. ", re.MULTILINE)
 VM = "db-1"
+QUIET_S = 20.0
+"""Longer than a lease and its proof."""
 
 
 @dataclass
@@ -213,6 +215,20 @@ def test_guard_that_stands_still_is_replaced_by_systemd_and_the_vm_lives(cluster
     assert "Watchdog timeout" in place.run("journalctl --unit limiquantix-guard --no-pager")
     until(cluster.is_well, "the host fencing itself again")
     assert running_vms(place)[vm_id] == before
+
+
+def test_programs_that_are_restarted_as_for_an_upgrade_leave_the_vm_alone(cluster: Cluster) -> None:
+    place, vm_id = cluster.place(), cluster.vm()["id"]
+    before, fences = running_vms(place)[vm_id], cluster.call("ha fences").splitlines()
+
+    for unit in ("limiquantix-controlplane", "limiquantix-node", "limiquantix-guard", "libvirtd"):
+        place.run(f"systemctl restart {unit}")
+        until(cluster.is_well, f"all being well after the restart of {unit}")
+    time.sleep(QUIET_S)
+
+    assert cluster.is_well()
+    assert running_vms(place)[vm_id] == before
+    assert len(cluster.call("ha fences").splitlines()) == len(fences)
 
 
 def test_machine_that_is_shut_down_moves_its_vm_away_first_though_it_has_the_database(cluster: Cluster) -> None:
