@@ -221,9 +221,14 @@ def test_programs_that_are_restarted_as_for_an_upgrade_leave_the_vm_alone(cluste
     place, vm_id = cluster.place(), cluster.vm()["id"]
     before, fences = running_vms(place)[vm_id], cluster.call("ha fences").splitlines()
 
-    for unit in ("limiquantix-controlplane", "limiquantix-node", "limiquantix-guard", "libvirtd"):
-        place.run(f"systemctl restart {unit}")
-        until(cluster.is_well, f"all being well after the restart of {unit}")
+    for command in (
+        "restart limiquantix-controlplane",
+        "restart limiquantix-node",
+        "kill --signal=KILL limiquantix-guard",
+        "restart libvirtd",
+    ):
+        place.run(f"systemctl {command}")
+        until(cluster.is_well, f"all being well after systemctl {command}")
     time.sleep(QUIET_S)
 
     assert cluster.is_well()
