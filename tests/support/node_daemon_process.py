@@ -49,8 +49,12 @@ class NodeDaemonProcess:
         """Ask it to end; returns its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(DEADLINE_S):
-            return await self.process.wait()
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                return await self.process.wait()
+        except TimeoutError:
+            await self.kill()
+            raise
 
 
 def command(*flags: str) -> list[str]:
