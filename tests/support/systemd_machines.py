@@ -58,7 +58,7 @@ def bare_debian() -> Path:
     if not kept.exists():
         new = kept.with_name(f"new-{uuid.uuid4()}")
         new.mkdir(parents=True)
-        _do("debootstrap", "--variant=minbase", f"--include={_BARE}", SUITE, str(new), "http://deb.debian.org/debian")
+        _do("debootstrap", "--variant=minbase", f"--include={_BARE}", SUITE, str(new))
         new.replace(kept)
     return kept
 
