@@ -140,6 +140,7 @@ async def test_vm_that_is_off_moves_with_its_disk_as_it_was_and_starts(cluster: 
 
     assert moved.vm.status.node_id == cluster.node_ids["c"]
     await cluster.until(vm, VmStatus.STOPPED)  # the answer may still tell of the machine that took the disk in
+    assert cluster.nodes["c"].console_bytes(vm.id) == b""  # and that never ran
     assert not before.exists()
     await check_left(cluster, vm, "a")
     comparing = await asyncio.create_subprocess_exec(
